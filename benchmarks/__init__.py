@@ -1,0 +1,1 @@
+"""What is measured: whole stacks, on real prompts, ratios within one run."""

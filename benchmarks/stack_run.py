@@ -1,0 +1,178 @@
+"""Runs the prompts through whole stacks, as the client starts them, over gRPC.
+
+Two stacks stand side by side: the one under test, whose requests choose their draft length, and one that was started
+without a drafter, in case a drafter's mere presence slows plain decoding down. One request runs at a time, and for each
+prompt all configurations run one after the other, so that slow drift of the machine hits all of them alike. The order
+is fixed, and moves on by one from prompt to prompt, so that none of them is always first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import grpc
+
+from benchmarks.memory import ProcessMemory, descendants, read_memory
+from benchmarks.samples import Sample, Speculation
+from coordinator.client.answer import Answer
+from coordinator.client.generate import wait_until_serving
+from coordinator.private_stack import PrivateStack
+from qspec.config import StackConfig
+from qspec.errors import QspecError
+from qspec.quant.methods import NO_DRAFTER
+from qspec.rpc.channel import channel_options
+from qspec.rpc.errors import from_rpc_error
+from qspec.v1 import generation_pb2 as pb
+from qspec.v1 import generation_pb2_grpc as pb_grpc
+
+WARM_UP_TOKENS = 16
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """One way to decode."""
+
+    name: str
+    draft_length: int | None
+    """Tokens per round; None leaves it to the server."""
+    drafter: bool = True
+    """Whether its stack has a drafter."""
+
+
+PLAIN = Configuration(name="plain", draft_length=0)
+PLAIN_ALONE = Configuration(name="plain, no drafter", draft_length=0, drafter=False)
+AUTO = Configuration(name="auto", draft_length=None)
+CONFIGURATIONS = (PLAIN, PLAIN_ALONE, *(Configuration(name=f"k = {k}", draft_length=k) for k in (1, 2, 3, 4)), AUTO)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackRun:
+    """What the stacks yielded."""
+
+    prompts: tuple[tuple[int, ...], ...]
+    """Tokens of each prompt as it was fed, chat template included."""
+    samples: dict[str, tuple[Sample, ...]]
+    """By the configuration's name, one for each prompt."""
+    info: pb.GetServerInfoResponse
+    """What the stack under test says of itself after its last text."""
+    memory: tuple[ProcessMemory, ...]
+    """Every process of the stack under test after its last text, while no other stack is up."""
+
+
+async def run_stacks(
+    config: StackConfig, prompts: Iterable[str], *, prompt_tokens: int, max_tokens: int, tell: Tell
+) -> StackRun:
+    """Generate for every prompt, cut to ``prompt_tokens`` tokens, in every configuration.
+
+    Raises ``QspecError`` when a stack fails, and when a draft was missing because the drafter was away.
+    """
+    async with _stack(config, tell) as tested:
+        async with _stack(replace(config, draft_quantization=NO_DRAFTER), tell) as alone:
+            cut = tuple([await _tokenize(tested, prompt, prompt_tokens) for prompt in prompts])
+            stacks = {configuration: tested if configuration.drafter else alone for configuration in CONFIGURATIONS}
+            for configuration, stub in stacks.items():
+                tell(f"warm-up: {configuration.name}")
+                await _generate(stub, configuration, cut[0], min(WARM_UP_TOKENS, max_tokens))
+            samples: dict[str, list[Sample]] = {configuration.name: [] for configuration in CONFIGURATIONS}
+            for index, prompt in enumerate(cut):
+                shift = index % len(CONFIGURATIONS)
+                for configuration in CONFIGURATIONS[shift:] + CONFIGURATIONS[:shift]:
+                    tell(f"prompt {index + 1} of {len(cut)}: {configuration.name}")
+                    samples[configuration.name].append(
+                        await _generate(stacks[configuration], configuration, prompt, max_tokens))
+        info: pb.GetServerInfoResponse = await tested.GetServerInfo(pb.GetServerInfoRequest())
+        memory = tuple(read_memory(pid) for pid in descendants(os.getpid()))
+    return StackRun(
+        prompts=cut, samples={name: tuple(found) for name, found in samples.items()}, info=info, memory=memory)
+
+
+@contextlib.asynccontextmanager
+async def _stack(config: StackConfig, tell: Tell) -> AsyncIterator[Any]:
+    """A private stack that serves, as a stub."""
+    tell(f"starting a stack, drafter: {config.draft_quantization}")
+
+    def ignore(stage: str, fraction: float) -> None:
+        """The start's details are not of interest here."""
+
+    async with (
+        PrivateStack(config, ignore) as address,
+        grpc.aio.insecure_channel(address, options=channel_options(address)) as channel,
+    ):
+        stub = pb_grpc.GenerationServiceStub(channel)
+        await wait_until_serving(stub, address, ignore)
+        yield stub
+
+
+async def _tokenize(stub: Any, prompt: str, most: int) -> tuple[int, ...]:
+    """Tokens of a prompt in the chat template; a longer one loses the end of what the user said, never the template."""
+    tokens = await _chat_tokens(stub, prompt)
+    if len(tokens) <= most:
+        return tokens
+    closing = common_end(await _chat_tokens(stub, "a"), await _chat_tokens(stub, "b"))
+    if len(closing) >= most:
+        raise QspecError(f"--prompt-tokens: must be more than the chat template's {len(closing)}, got {most}")
+    return tokens[: most - len(closing)] + closing
+
+
+def common_end(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...]:
+    """The longest end that both have."""
+    length = 0
+    for ours, theirs in zip(reversed(left), reversed(right), strict=False):
+        if ours != theirs:
+            break
+        length += 1
+    return left[len(left) - length :]
+
+
+async def _chat_tokens(stub: Any, prompt: str) -> tuple[int, ...]:
+    message = pb.ChatMessage(role=pb.CHAT_ROLE_USER, content=prompt)
+    try:
+        answer = await stub.Tokenize(pb.TokenizeRequest(chat=pb.ChatPrompt(messages=[message])))
+    except grpc.RpcError as error:
+        raise from_rpc_error(error, "the server") from error
+    return tuple(answer.token_ids)
+
+
+async def _generate(stub: Any, configuration: Configuration, prompt: tuple[int, ...], max_tokens: int) -> Sample:
+    """One greedy text, alone in its stack."""
+    request = pb.GenerateRequest(
+        tokens=pb.TokenPrompt(token_ids=prompt), max_tokens=max_tokens, temperature=0.0,
+        draft_length=configuration.draft_length)
+    answer = Answer("")
+    started = time.perf_counter()
+    try:
+        async for piece in stub.Generate(request):
+            answer.add(piece)
+    except grpc.RpcError as error:
+        raise from_rpc_error(error, "the server") from error
+    wall_s = time.perf_counter() - started
+    if answer.last is None:
+        raise QspecError("the server ended the text without a reason")
+    usage, stats = answer.last.usage, answer.last.speculation
+    if stats.rounds_without_drafter or stats.recomputations:
+        raise QspecError(f"{configuration.name}: a worker was lost meanwhile, so this run says nothing")
+    return Sample(
+        prompt_tokens=usage.prompt_tokens,
+        token_ids=tuple(answer.token_ids),
+        first_token_s=usage.time_to_first_token_s,
+        total_s=usage.total_s,
+        wall_s=wall_s,
+        speculation=Speculation(
+            rounds=stats.rounds,
+            drafted=stats.drafted,
+            accepted=stats.accepted,
+            accepted_per_position=tuple(stats.accepted_per_position),
+            drafted_per_position=tuple(stats.drafted_per_position),
+            rounds_per_draft_length=tuple(stats.rounds_per_draft_length),
+            draft_s=stats.draft_s,
+            verify_s=stats.verify_s,
+            rpc_s=stats.rpc_s,
+            round_s=stats.round_s,
+        ),
+    )

@@ -1,0 +1,61 @@
+"""``python -m coordinator``: the public server, and the supervisor of its two workers.
+
+With ``--verifier-address`` or ``--drafter-address`` that worker is somebody else's process (a container of the same
+pod, say); it is waited for and connected to, never started or stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+
+from qspec.cli import EXIT_ERROR, add_process_arguments, add_stack_arguments, run_program, stack_config
+from qspec.errors import InvalidInput, QspecError
+from qspec.rpc.options import quieten_grpc
+from qspec.status import Status
+
+DEFAULT_LISTEN = "127.0.0.1:50051"
+EXIT_FAILURE = 1
+"""Exit code when the server could not go on for another reason than what it was given."""
+
+
+def main() -> int:
+    """Parse the command line and serve until told to stop."""
+    parser = argparse.ArgumentParser(prog="python -m coordinator", description="Serves text, and runs its two workers.")
+    add_process_arguments(parser, listen=DEFAULT_LISTEN)
+    workers = parser.add_argument_group("workers")
+    workers.add_argument("--verifier-address", metavar="ADDRESS", help="use this verifier instead of starting one")
+    workers.add_argument("--drafter-address", metavar="ADDRESS", help="use this drafter instead of starting one")
+    workers.add_argument("--max-waiting", type=int, default=256, metavar="INT", help=(
+        "requests that may wait for a slot; more get RESOURCE_EXHAUSTED (default: %(default)s)"
+    ))
+    add_stack_arguments(parser)
+    args = parser.parse_args()
+    status = Status(args.status_fd)
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    quieten_grpc()
+
+    from coordinator.program import Options, serve_coordinator  # late: gRPC reads the environment that was just set
+
+    try:
+        if args.max_waiting < 0:
+            raise InvalidInput.field("max_waiting", f"must be at least 0, got {args.max_waiting}")
+        asyncio.run(serve_coordinator(Options(
+            config=stack_config(args),
+            listen=args.listen,
+            runtime_dir=args.runtime_dir,
+            lifeline_fd=args.lifeline_fd,
+            verifier_address=args.verifier_address,
+            drafter_address=args.drafter_address,
+            max_waiting=args.max_waiting,
+            announce=args.status_fd is None,
+        ), status))
+    except QspecError as error:
+        status.error(error)
+        return EXIT_ERROR if isinstance(error, InvalidInput) else EXIT_FAILURE
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,124 @@
+"""Runs prompts against a server: several at once, each to its answer or its error."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from coordinator.client.answer import Answer
+from coordinator.client.options import ClientOptions
+from coordinator.client.output import Output
+from qspec.errors import InvalidInput, QspecError, WorkerLost
+from qspec.rpc.errors import from_rpc_error
+from qspec.v1 import generation_pb2 as pb
+from qspec.v1 import generation_pb2_grpc as pb_grpc
+
+INFO_TIMEOUT_S = 10.0
+LOOK_EVERY_S = 0.5
+
+
+async def wait_until_serving(
+    stub: pb_grpc.GenerationServiceStub, address: str, show: Callable[[str, float], None]
+) -> pb.GetServerInfoResponse:
+    """What runs at ``address``, once it is loaded; raises ``WorkerLost`` when nobody answers there."""
+    while True:
+        try:
+            info: pb.GetServerInfoResponse = await stub.GetServerInfo(
+                pb.GetServerInfoRequest(), timeout=INFO_TIMEOUT_S)
+        except grpc.RpcError as error:
+            text = f"nobody answers at {address} ({error.code().name})"
+            raise WorkerLost(
+                f"--address: {text}; start a server there (python -m coordinator --listen {address}), or leave "
+                "--address out") from error
+        if info.state == pb.SERVER_STATE_SERVING:
+            return info
+        if info.state == pb.SERVER_STATE_DRAINING:
+            raise WorkerLost(f"--address: the server at {address} is shutting down")
+        show(f"waiting for the server at {address} to load", 0.0)
+        await asyncio.sleep(LOOK_EVERY_S)
+
+
+async def generate_all(
+    stub: pb_grpc.GenerationServiceStub, options: ClientOptions, output: Output, *, at_once: int
+) -> QspecError | None:
+    """Answer every prompt, ``at_once`` at a time, telling ``output``. Returns the first error; others still ran.
+
+    A server that is gone ends the run: ``WorkerLost`` is raised.
+    """
+    room = asyncio.Semaphore(at_once)
+    errors: list[QspecError] = []
+
+    async def run(index: int, prompt: str) -> None:
+        async with room:
+            try:
+                output.answer(index, await _generate(stub, options.request_for(prompt), index, prompt, output))
+            except WorkerLost:
+                raise
+            except QspecError as error:
+                errors.append(error)
+                output.failure(index, prompt, str(error))
+
+    tasks = [asyncio.ensure_future(run(index, prompt)) for index, prompt in enumerate(options.prompts)]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return errors[0] if errors else None
+
+
+async def _generate(
+    stub: pb_grpc.GenerationServiceStub, request: pb.GenerateRequest, index: int, prompt: str, output: Output
+) -> Answer:
+    """One answer; a full server is asked again when it said that it may have room."""
+    while True:
+        answer = Answer(prompt)
+        try:
+            async for piece in stub.Generate(request):
+                answer.add(piece)
+                output.piece(index, piece.text)
+        except grpc.RpcError as error:
+            delay = _retry_delay(error)
+            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and delay is not None:
+                await asyncio.sleep(delay)
+                continue
+            raise _named_by_option(from_rpc_error(error, "the server")) from error
+        if not answer.ended:
+            raise QspecError("the server ended the text without a reason")
+        return answer
+
+
+def _retry_delay(error: grpc.RpcError) -> float | None:
+    """Seconds after which the server wants to be asked again, if it said so (``google.rpc.RetryInfo``)."""
+    try:
+        status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    except (ValueError, DecodeError):
+        return None
+    for detail in status.details if status is not None else ():
+        info = error_details_pb2.RetryInfo()
+        if detail.Unpack(info):
+            return float(info.retry_delay.ToNanoseconds()) / 1e9
+    return None
+
+
+_OPTIONS = {
+    "text": "--prompt", "chat": "--prompt", "prompt": "--prompt", "chat.messages[0].content": "--prompt",
+    "max_tokens": "--max-tokens", "temperature": "--temperature", "top_k": "--top-k", "top_p": "--top-p",
+    "seed": "--seed", "draft_length": "--draft-length",
+}
+
+
+def _named_by_option(error: QspecError) -> QspecError:
+    """The same error, with the fields of the request named as the options that they came from."""
+    if not isinstance(error, InvalidInput):
+        return error
+    return InvalidInput(*(
+        type(v)(_OPTIONS.get(v.field, "--stop" if v.field.startswith("stop") else v.field), v.description)
+        for v in error.violations
+    ))

@@ -1,0 +1,108 @@
+"""One run of the client, from the command line to the exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+
+import grpc
+
+from coordinator.client.generate import generate_all, wait_until_serving
+from coordinator.client.options import ClientOptions, parse_options
+from coordinator.client.output import OrderedOutput, Output, StreamedOutput
+from coordinator.client.progress import ProgressDisplay
+from coordinator.memory_budget import budget_line
+from coordinator.private_stack import PrivateStack
+from qspec.cli import EXIT_ERROR
+from qspec.errors import InvalidInput, QspecError, WorkerLost
+from qspec.rpc.addresses import parse_address
+from qspec.rpc.channel import channel_options
+from qspec.rpc.options import quieten_grpc
+from qspec.v1 import generation_pb2 as pb
+from qspec.v1 import generation_pb2_grpc as pb_grpc
+
+EXIT_FAILURE = 1
+"""Exit code of what is not the user's doing: nobody listens, a server that fails."""
+_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def run() -> int:
+    """Parse the command line, generate, print; returns the exit code."""
+    quieten_grpc()
+    try:
+        options = parse_options(sys.argv[1:])
+        return asyncio.run(_run_until_signal(options))
+    except QspecError as error:
+        return _report(error)
+
+
+def _report(error: QspecError) -> int:
+    sys.stderr.write(f"error: {error}\n")
+    return EXIT_ERROR if isinstance(error, InvalidInput) else EXIT_FAILURE
+
+
+async def _run_until_signal(options: ClientOptions) -> int:
+    """Run; a signal cancels what runs, lets it clean up, and decides the exit code."""
+    event_loop = asyncio.get_running_loop()
+    running = asyncio.ensure_future(_run(options))
+    received: list[signal.Signals] = []
+
+    def end(number: signal.Signals) -> None:
+        received.append(number)
+        running.cancel()
+
+    for number in _ENDING_SIGNALS:
+        event_loop.add_signal_handler(number, end, number)
+    try:
+        return await asyncio.wait_for(running, options.timeout_s)
+    except asyncio.CancelledError:
+        if not received:
+            raise
+        sys.stderr.write("interrupted\n" if received[0] is signal.SIGINT else f"ended by {received[0].name}\n")
+        return 128 + received[0]
+    except asyncio.TimeoutError:
+        raise QspecError(f"--timeout: not finished within {options.timeout_s:g} s") from None
+
+
+async def _run(options: ClientOptions) -> int:
+    async with contextlib.AsyncExitStack() as cleanup:
+        display = ProgressDisplay()
+        cleanup.callback(display.close)
+        stack: PrivateStack | None = None
+        if options.address is None:
+            stack = PrivateStack(options.stack, display.show)
+            address = await cleanup.enter_async_context(stack)
+        else:
+            address = parse_address(options.address, "--address")
+        channel = await cleanup.enter_async_context(
+            grpc.aio.insecure_channel(address, options=channel_options(address)))
+        stub = pb_grpc.GenerationServiceStub(channel)
+        try:
+            info = await wait_until_serving(stub, address, display.show)
+            display.close()
+            if stack is not None:
+                sys.stderr.write(f"{_description(info)}\n")
+            output = _output(options)
+            cleanup.callback(output.close)
+            error = await generate_all(stub, options, output, at_once=max(1, info.max_slots))
+        except WorkerLost:
+            if stack is not None and (failure := stack.failure()) is not None:
+                raise failure from None
+            raise
+    if error is None:
+        return 0
+    return EXIT_ERROR if isinstance(error, InvalidInput) else EXIT_FAILURE
+
+
+def _description(info: pb.GetServerInfoResponse) -> str:
+    """What the private stack runs, in one line."""
+    drafter = f"drafter {info.draft_method}" if info.draft_method else "no drafter"
+    return f"{info.model}: verifier {info.verify_method}, {drafter}; memory {budget_line(info.memory)}"
+
+
+def _output(options: ClientOptions) -> Output:
+    if len(options.prompts) == 1 and not options.as_json:
+        return StreamedOutput()
+    return OrderedOutput(len(options.prompts), as_json=options.as_json)

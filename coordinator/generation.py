@@ -1,0 +1,111 @@
+"""One running request: from committed tokens to pieces of text, and the count of what it took.
+
+The engine's thread is the only one that uses a ``Generation``. Tokens are looked at one by one, so that where a text
+ends, and which tokens it has, does not depend on how many of them a round committed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence as ReadOnlySequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from coordinator.stop_strings import StopScanner
+from qspec.sequence import FinishReason, Sequence, SequenceStats
+
+
+class TextSource(Protocol):
+    """What a generation needs of ``qspec.models.text_stream.TextStream``."""
+
+    def push(self, token_ids: ReadOnlySequence[int]) -> str:
+        """Text that these tokens complete, in whole characters."""
+        ...
+
+    def flush(self) -> str:
+        """What is left when no more tokens come."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Token counts and times (seconds) of one request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    time_to_first_token_s: float
+    total_s: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens made after the first, over the time since the first; 0 when all came at once."""
+        elapsed = self.total_s - self.time_to_first_token_s
+        return (self.completion_tokens - 1) / elapsed if elapsed > 0 and self.completion_tokens > 1 else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """What the last piece carries."""
+
+    reason: FinishReason
+    matched_stop: str | None
+    usage: Usage
+    stats: SequenceStats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """Text and tokens decided since the piece before; ``ending`` is set on the last one."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    ending: Ending | None = None
+
+
+class Generation:
+    """The text side of one sequence."""
+
+    def __init__(self, sequence: Sequence, text: TextSource, stops: ReadOnlySequence[str]) -> None:
+        self.sequence = sequence
+        self._text = text
+        self._scanner = StopScanner(stops)
+        self._completion_tokens = 0
+        self._admitted = time.perf_counter()
+        self._first_token: float | None = None
+
+    def take(self, token_ids: ReadOnlySequence[int]) -> Piece:
+        """Turn newly committed tokens into a piece; drops what comes after a stop string."""
+        now = time.perf_counter()
+        if self._first_token is None:
+            self._first_token = now
+        taken: list[int] = []
+        text: list[str] = []
+        for token in token_ids:
+            taken.append(token)
+            if token in self.sequence.eos_token_ids:
+                continue  # ends the sequence; it has no text
+            text.append(self._scanner.push(self._text.push([token])))
+            if self._scanner.matched is not None:
+                break
+        self._completion_tokens += len(taken)
+        if self.sequence.finish is not None and self._scanner.matched is None:
+            text.append(self._scanner.push(self._text.flush()))
+            text.append(self._scanner.flush())
+        return Piece(text="".join(text), token_ids=tuple(taken), ending=self._ending(now))
+
+    def _ending(self, now: float) -> Ending | None:
+        reason = FinishReason.STOP_STRING if self._scanner.matched is not None else self.sequence.finish
+        if reason is None:
+            return None
+        first = self._first_token if self._first_token is not None else now
+        return Ending(
+            reason=reason,
+            matched_stop=self._scanner.matched,
+            usage=Usage(
+                prompt_tokens=self.sequence.prompt_len,
+                completion_tokens=self._completion_tokens,
+                time_to_first_token_s=first - self._admitted,
+                total_s=now - self._admitted,
+            ),
+            stats=self.sequence.stats,
+        )

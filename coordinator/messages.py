@@ -1,0 +1,99 @@
+"""From the coordinator's own data to the messages of ``qspec.v1.GenerationService``."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from coordinator.generation import Ending, Piece
+from coordinator.serving import ServerState, Serving
+from qspec.interfaces import MemoryItem
+from qspec.sequence import FinishReason
+from qspec.v1 import generation_pb2 as pb
+
+_FINISH_REASONS = {
+    FinishReason.END_OF_SEQUENCE: pb.FINISH_REASON_END_OF_SEQUENCE,
+    FinishReason.STOP_STRING: pb.FINISH_REASON_STOP_STRING,
+    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+}
+_STATES = {
+    ServerState.LOADING: pb.SERVER_STATE_LOADING,
+    ServerState.SERVING: pb.SERVER_STATE_SERVING,
+    ServerState.DRAINING: pb.SERVER_STATE_DRAINING,
+}
+
+
+def piece_message(piece: Piece) -> pb.GenerateResponse:
+    """One piece of a stream."""
+    message = pb.GenerateResponse(text=piece.text, token_ids=piece.token_ids)
+    if piece.ending is not None:
+        _add_ending(message, piece.ending)
+    return message
+
+
+def info_message(serving: Serving) -> pb.GetServerInfoResponse:
+    """What runs here."""
+    message = pb.GetServerInfoResponse(
+        version=_version(),
+        state=_STATES[serving.state],
+        model=serving.model,
+        verifier_restarts=serving.verifier_restarts,
+        drafter_restarts=serving.drafter_restarts,
+    )
+    if (engine := serving.engine) is not None:
+        message.running, message.waiting = engine.running, engine.waiting
+        message.verify_s[:] = engine.costs.verify_s
+        message.draft_step_s = engine.costs.draft_step_s
+    if (verifier := serving.verifier) is not None:
+        message.verify_method = verifier.method
+        message.verify_kernel = verifier.kernel
+        message.max_model_len = verifier.max_model_len
+        message.max_slots = verifier.max_slots
+        message.max_draft_length = verifier.max_draft_length
+        message.row_invariant = verifier.row_invariant
+        _add_memory(message, "verifier", verifier.memory)
+    if (drafter := serving.drafter) is not None:
+        message.draft_method = drafter.method
+        message.draft_kernel = drafter.kernel
+        _add_memory(message, "drafter", drafter.memory)
+    return message
+
+
+def _add_ending(message: pb.GenerateResponse, ending: Ending) -> None:
+    message.finish_reason = _FINISH_REASONS[ending.reason]
+    if ending.matched_stop is not None:
+        message.matched_stop = ending.matched_stop
+    usage, stats = ending.usage, ending.stats
+    message.usage.CopyFrom(pb.Usage(
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        time_to_first_token_s=usage.time_to_first_token_s,
+        total_s=usage.total_s,
+        tokens_per_second=usage.tokens_per_second,
+    ))
+    message.speculation.CopyFrom(pb.SpeculationStats(
+        rounds=stats.rounds,
+        drafted=stats.drafted,
+        accepted=stats.accepted,
+        accepted_per_position=stats.accepted_per_position,
+        drafted_per_position=stats.drafted_per_position,
+        rounds_per_draft_length=stats.rounds_per_draft_length,
+        draft_s=stats.draft_s,
+        verify_s=stats.verify_s,
+        rpc_s=stats.rpc_s,
+        round_s=stats.round_s,
+        rounds_without_drafter=stats.rounds_without_drafter,
+        recomputations=stats.recomputations,
+    ))
+
+
+def _add_memory(message: pb.GetServerInfoResponse, worker: str, items: tuple[MemoryItem, ...]) -> None:
+    for item in items:
+        owner = "arena" if item.shared else worker
+        message.memory.add(owner=owner, name=item.name, bytes=item.bytes, shared=item.shared)
+
+
+def _version() -> str:
+    try:
+        return version("qspec-serve")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "unknown"

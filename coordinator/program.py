@@ -1,0 +1,144 @@
+"""The coordinator's server program: tokenizer, engine, workers and the public service put together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from coordinator.engine import Engine
+from coordinator.memory_budget import budget_table
+from coordinator.messages import info_message
+from coordinator.runtime_directory import runtime_directory
+from coordinator.service import GenerationService
+from coordinator.serving import ServerState, Serving
+from coordinator.stack import Stack
+from coordinator.start_progress import StartProgress
+from qspec.config import StackConfig
+from qspec.errors import InvalidInput
+from qspec.interfaces import VerifierDescription
+from qspec.lifeline import watch_lifeline
+from qspec.models.converted import prepare_tokenizer
+from qspec.models.text_stream import TextStream
+from qspec.models.tokenizer import Tokenizer
+from qspec.quant.methods import NO_DRAFTER, Backend, check_draft_method, check_verify_method
+from qspec.rpc.server import Service, serve
+from qspec.speculation import SpeculationLoop
+from qspec.status import Status
+from qspec.v1 import generation_pb2_grpc
+
+SERVICE_NAME = "qspec.v1.GenerationService"
+DRAIN_S = 25.0
+"""Seconds that running requests get after SIGTERM (Kubernetes kills after 30)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What one coordinator was started with."""
+
+    config: StackConfig
+    """The stack's configuration."""
+    listen: str
+    """Public address."""
+    runtime_dir: Path | None
+    """Directory for the workers' sockets; made when missing, temporary when None."""
+    lifeline_fd: int | None
+    """Pipe whose end means that the parent is gone."""
+    verifier_address: str | None
+    """A verifier that somebody else runs."""
+    drafter_address: str | None
+    """A drafter that somebody else runs."""
+    max_waiting: int
+    """Requests that may wait for a slot."""
+    announce: bool
+    """Print the memory budget: no parent asks for it."""
+
+
+async def serve_coordinator(options: Options, status: Status) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. Raises what keeps the stack from starting or from going on."""
+    if options.verifier_address is None:
+        check_verify_method(options.config.verify_quantization, Backend.CPU)
+    if options.drafter_address is None:
+        check_draft_method(options.config.draft_quantization, Backend.CPU)
+    with runtime_directory(options.runtime_dir) as (directory, made):
+        if options.lifeline_fd is not None:
+            watch_lifeline(options.lifeline_fd, runtime_dir=directory if made else None)
+        await _serve(options, directory, status)
+
+
+async def _serve(options: Options, directory: Path, status: Status) -> None:
+    config, event_loop = options.config, asyncio.get_running_loop()
+    serving = Serving(model=config.model)
+    drafting = options.drafter_address is not None or config.draft_quantization != NO_DRAFTER
+    roles = ("verifier", "drafter") if drafting else ("verifier",)
+    stop = asyncio.Event()
+    failures: list[BaseException] = []
+
+    def tell(text: str, fraction: float) -> None:
+        serving.stage = text
+        status.stage(text, fraction)
+
+    def make_engine(observer: Stack, description: VerifierDescription) -> Engine:
+        tokenizer = Tokenizer.load(prepare_tokenizer(config.model))
+        if tokenizer.vocab_fingerprint != description.vocab_fingerprint:
+            raise InvalidInput.field(
+                "model", f"the verifier's model ({description.model}) has another vocabulary than {config.model}; give "
+                         "coordinator and verifier the same --model")
+        serving.tokenizer = tokenizer
+        engine = Engine(
+            SpeculationLoop(), eos_token_ids=tokenizer.eos_token_ids, text_source=lambda: TextStream(tokenizer),
+            observer=observer, max_active=description.max_slots + options.max_waiting,
+        )
+        engine.start(event_loop)
+        return engine
+
+    def fail(error: BaseException) -> None:
+        failures.append(error)
+        stop.set()
+
+    stack = Stack(
+        config, serving, StartProgress(roles, tell), runtime_dir=directory,
+        verifier_address=options.verifier_address, drafter_address=options.drafter_address, make_engine=make_engine,
+    )
+    stack.on_failure = lambda error: _call_soon(event_loop, fail, error)
+
+    async def prepare() -> None:
+        await asyncio.to_thread(stack.start)
+        serving.state, serving.stage = ServerState.SERVING, "ready"
+
+    async def drain() -> None:
+        serving.state = ServerState.DRAINING
+        if serving.engine is not None:
+            if not failures:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(serving.engine.drain(), DRAIN_S)
+            await asyncio.to_thread(serving.engine.close)  # ends what is left with UNAVAILABLE
+
+    def on_serving(address: str) -> None:
+        if options.announce:
+            sys.stderr.write(f"memory of the stack:\n{budget_table(info_message(serving).memory)}\n")
+        status.ready(address, model=config.model)
+
+    def register(server: grpc.aio.Server) -> None:
+        generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationService(serving), server)
+
+    try:
+        await serve(
+            [Service(name=SERVICE_NAME, register=register)], options.listen, prepare=prepare,
+            on_serving=on_serving, drain=drain, stop=stop, grace_s=1.0,
+            public=True,
+        )
+    finally:
+        await asyncio.to_thread(stack.stop)
+    if failures:
+        raise failures[0]
+
+
+def _call_soon(event_loop: asyncio.AbstractEventLoop, call: object, error: BaseException) -> None:
+    """Call ``call(error)`` on the event loop unless that is over."""
+    with contextlib.suppress(RuntimeError):
+        event_loop.call_soon_threadsafe(call, error)  # type: ignore[arg-type]

@@ -1,0 +1,200 @@
+"""From a ``GenerateRequest`` to a request that the engine can run, or to *every* reason why it cannot.
+
+Defaults are applied here and nowhere else. A request with a seed, and a greedy one, is decided by coupling, so that
+its text does not depend on speculation; any other draws a seed of its own and is decided by rejection
+(``qspec.acceptance``).
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from qspec.errors import FieldViolation, InvalidInput
+from qspec.interfaces import AcceptanceRule, Sampling
+from qspec.v1 import generation_pb2 as pb
+
+DEFAULT_MAX_TOKENS = 256
+"""Tokens to make when a request does not say, or what the context still holds if that is less."""
+MIN_TEMPERATURE = 1e-3
+"""Smallest temperature above 0: below it, logits divided by it leave the range of fp32."""
+MAX_STOPS = 16
+"""Most stop strings in a request."""
+MAX_STOP_LENGTH = 256
+"""Most characters of a stop string."""
+
+_ROLES = {pb.CHAT_ROLE_SYSTEM: "system", pb.CHAT_ROLE_USER: "user", pb.CHAT_ROLE_ASSISTANT: "assistant"}
+
+
+class PromptTokenizer(Protocol):
+    """What validation needs of ``qspec.models.tokenizer.Tokenizer``."""
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a plain text."""
+        ...
+
+    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """Tokens of a conversation, laid out by the model's template."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestLimits:
+    """What the running stack can take."""
+
+    max_model_len: int
+    """Most positions of a sequence, prompt and completion together."""
+    max_draft_length: int
+    """Longest draft per round."""
+    vocab_size: int
+    """Token ids are below this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidRequest:
+    """A request with every default applied."""
+
+    prompt: tuple[int, ...]
+    """Token ids, at least one, leaving room for at least one more."""
+    max_tokens: int
+    """Most tokens to make, at least 1, never more than the context holds."""
+    sampling: Sampling
+    """How tokens are drawn."""
+    stop: tuple[str, ...]
+    """Stop strings."""
+    draft_length: int | None
+    """Tokens drafted per round; None leaves it to the policy."""
+
+
+def validate_request(message: pb.GenerateRequest, tokenizer: PromptTokenizer, limits: RequestLimits) -> ValidRequest:
+    """The request, or ``InvalidInput`` naming every offending field at once."""
+    violations: list[FieldViolation] = []
+    prompt: list[int] = []
+    try:
+        prompt = encode_prompt(message, tokenizer, limits.vocab_size)
+        if len(prompt) + 1 > limits.max_model_len:
+            violations.append(FieldViolation(
+                _prompt_field(message),
+                f"is {len(prompt)} tokens long, and a sequence holds {limits.max_model_len} including at least one new "
+                f"token: shorten it to {limits.max_model_len - 1} tokens, or start the server with more"))
+    except InvalidInput as error:
+        violations += error.violations
+    violations += _number_violations(message, limits)
+    violations += stop_violations(message.stop)
+    if violations:
+        raise InvalidInput(*violations)
+    room = limits.max_model_len - len(prompt)
+    wanted = message.max_tokens if message.HasField("max_tokens") else DEFAULT_MAX_TOKENS
+    return ValidRequest(
+        prompt=tuple(prompt),
+        max_tokens=min(wanted, room),
+        sampling=_resolve_sampling(message),
+        stop=tuple(message.stop),
+        draft_length=message.draft_length if message.HasField("draft_length") else None,
+    )
+
+
+def encode_prompt(
+    message: pb.GenerateRequest | pb.TokenizeRequest, tokenizer: PromptTokenizer, vocab_size: int
+) -> list[int]:
+    """Token ids of the prompt, at least one; raises ``InvalidInput`` naming every offending part."""
+    field = _prompt_field(message)
+    if field == "prompt":
+        raise InvalidInput.field("prompt", "is missing: give one of text, chat and tokens")
+    if isinstance(message, pb.GenerateRequest) and field == "tokens":
+        return _checked_token_ids(message.tokens.token_ids, vocab_size)
+    if field == "text":
+        if not message.text:
+            raise InvalidInput.field("text", "is empty: give at least one character")
+        tokens = tokenizer.encode(message.text)
+    else:
+        tokens = tokenizer.encode_chat(_checked_messages(message.chat))
+    if not tokens:
+        raise InvalidInput.field(field, "has no tokens: give a text that the model's vocabulary can express")
+    return tokens
+
+
+def temperature_problem(temperature: float) -> str | None:
+    """What is wrong with a temperature, if anything."""
+    if not math.isfinite(temperature) or temperature < 0 or 0 < temperature < MIN_TEMPERATURE:
+        return f"must be 0 (greedy) or a finite number of at least {MIN_TEMPERATURE:g}, got {temperature:g}"
+    return None
+
+
+def top_p_problem(top_p: float) -> str | None:
+    """What is wrong with a top-p, if anything."""
+    if not 0 < top_p <= 1:  # NaN compares false
+        return f"must be above 0 and at most 1 (1 keeps all), got {top_p:g}"
+    return None
+
+
+def stop_violations(stops: Sequence[str]) -> Iterator[FieldViolation]:
+    """What is wrong with the stop strings."""
+    if len(stops) > MAX_STOPS:
+        yield FieldViolation("stop", f"at most {MAX_STOPS} stop strings, got {len(stops)}")
+    for index, stop in enumerate(stops[:MAX_STOPS]):
+        if not stop:
+            yield FieldViolation(f"stop[{index}]", "must not be empty: leave it out instead")
+        elif len(stop) > MAX_STOP_LENGTH:
+            yield FieldViolation(f"stop[{index}]", f"at most {MAX_STOP_LENGTH} characters, got {len(stop)}")
+
+
+def _number_violations(message: pb.GenerateRequest, limits: RequestLimits) -> Iterator[FieldViolation]:
+    if message.HasField("max_tokens") and message.max_tokens < 1:
+        yield FieldViolation("max_tokens", f"must be at least 1, got {message.max_tokens}")
+    if message.HasField("temperature") and (problem := temperature_problem(message.temperature)):
+        yield FieldViolation("temperature", problem)
+    if message.HasField("top_p") and (problem := top_p_problem(message.top_p)):
+        yield FieldViolation("top_p", problem)
+    if message.HasField("draft_length") and message.draft_length > limits.max_draft_length:
+        yield FieldViolation(
+            "draft_length",
+            f"this server drafts at most {limits.max_draft_length} tokens per round, got {message.draft_length}")
+
+
+def _resolve_sampling(message: pb.GenerateRequest) -> Sampling:
+    temperature = message.temperature if message.HasField("temperature") else 0.0
+    seeded = message.HasField("seed")
+    by_rejection = temperature > 0 and not seeded
+    return Sampling(
+        temperature=temperature,
+        top_k=message.top_k,
+        top_p=message.top_p if message.HasField("top_p") else 1.0,
+        seed=message.seed if seeded else secrets.randbits(64),
+        rule=AcceptanceRule.REJECTION if by_rejection else AcceptanceRule.COUPLED,
+    )
+
+
+def _prompt_field(message: pb.GenerateRequest | pb.TokenizeRequest) -> str:
+    """The prompt's field that is set, or ``prompt`` when none is."""
+    return message.WhichOneof("prompt") or "prompt"
+
+
+def _checked_token_ids(token_ids: Sequence[int], vocab_size: int) -> list[int]:
+    if not token_ids:
+        raise InvalidInput.field("tokens.token_ids", "is empty: give at least one token")
+    foreign = [(index, token) for index, token in enumerate(token_ids) if token >= vocab_size]
+    if foreign:
+        index, token = foreign[0]
+        more = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
+        raise InvalidInput.field(
+            f"tokens.token_ids[{index}]", f"{token} is outside the vocabulary of {vocab_size} tokens{more}")
+    return list(token_ids)
+
+
+def _checked_messages(chat: pb.ChatPrompt) -> list[dict[str, str]]:
+    violations: list[FieldViolation] = []
+    if not chat.messages:
+        violations.append(FieldViolation("chat.messages", "is empty: give at least one message"))
+    for index, message in enumerate(chat.messages):
+        if message.role not in _ROLES:
+            violations.append(FieldViolation(
+                f"chat.messages[{index}].role", f"unknown role {message.role}: use system, user or assistant"))
+        if not message.content:
+            violations.append(FieldViolation(f"chat.messages[{index}].content", "must not be empty"))
+    if violations:
+        raise InvalidInput(*violations)
+    return [{"role": _ROLES[message.role], "content": message.content} for message in chat.messages]

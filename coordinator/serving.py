@@ -1,0 +1,57 @@
+"""What the public service can see of the stack behind it: written by the stack, read by the service."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from coordinator.engine import Engine
+from coordinator.requests import PromptTokenizer, RequestLimits
+from qspec.interfaces import DrafterDescription, VerifierDescription
+
+
+class ServerState(Enum):
+    """What the server does at the moment."""
+
+    LOADING = "loading"
+    SERVING = "serving"
+    DRAINING = "draining"
+
+
+class ServingTokenizer(PromptTokenizer, Protocol):
+    """What serving needs of ``qspec.models.tokenizer.Tokenizer``."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below this."""
+        ...
+
+
+@dataclass(slots=True)
+class Serving:
+    """The stack as it is now; each field is replaced as a whole, so that any thread may read it."""
+
+    model: str
+    """As the user named it."""
+    state: ServerState = ServerState.LOADING
+    stage: str = "starting"
+    """What is being loaded, for people."""
+    engine: Engine | None = None
+    tokenizer: ServingTokenizer | None = None
+    verifier: VerifierDescription | None = None
+    drafter: DrafterDescription | None = None
+    """None while no drafter is attached."""
+    verifier_restarts: int = 0
+    drafter_restarts: int = 0
+
+    @property
+    def limits(self) -> RequestLimits:
+        """Bounds of a request; only once a verifier was attached."""
+        if self.verifier is None:
+            raise RuntimeError("no verifier was attached yet")
+        return RequestLimits(
+            max_model_len=self.verifier.max_model_len,
+            max_draft_length=self.verifier.max_draft_length,
+            vocab_size=self.verifier.vocab_size,
+        )

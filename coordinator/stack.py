@@ -1,0 +1,300 @@
+"""Keeps a verifier and a drafter behind the engine, from the first start to the last stop.
+
+One thread compares what there is with what there should be, whenever something has changed (a process told something or
+ended, the engine lost a worker) and every so often, and does the next thing that is missing: start a process, attach a
+worker that became ready, replace one that is dead or hung. Start order therefore does not matter, and every kind of
+loss takes the same path as the first start.
+
+- A lost **drafter** is replaced while rounds go on without drafts.
+- A lost **verifier** takes its arena along: the drafter lets go of it, or is killed (its mapping would keep the
+  memory), and both are attached to the next verifier's arena, whose epoch differs.
+- A worker that was given by address is somebody else's process: it is only ever connected to again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from coordinator.attached_drafter import AttachedDrafter
+from coordinator.engine import Engine
+from coordinator.serving import Serving
+from coordinator.start_progress import StartProgress
+from coordinator.worker import Worker
+from qspec.cli import stack_options
+from qspec.config import StackConfig
+from qspec.errors import InvalidInput, QspecError, WorkerLost
+from qspec.interfaces import Drafter, Verifier, VerifierDescription
+from qspec.quant.methods import NO_DRAFTER
+from qspec.rpc.remote_drafter import RemoteDrafter
+from qspec.rpc.remote_verifier import RemoteVerifier
+
+logger = logging.getLogger(__name__)
+
+MODULES = {"verifier": "verifier", "drafter": "drafter"}
+"""Programs of the workers, by role."""
+LOOK_EVERY_S = 0.25
+STOP_GRACE_S = 5.0
+"""Seconds that a worker has to end after SIGTERM."""
+DETACH_TIMEOUT_S = 2.0
+DRAFT_TIMEOUT_S = 10.0
+"""Seconds within which a drafter must answer before it is taken for hung; rounds wait for it meanwhile."""
+VERIFY_TIMEOUT_S = 60.0
+
+
+class StackStopped(QspecError):
+    """``stop`` was called while the stack was still starting."""
+
+
+class Stack:
+    """The workers of one coordinator, and the thread that tends them."""
+
+    def __init__(
+        self,
+        config: StackConfig,
+        serving: Serving,
+        progress: StartProgress,
+        *,
+        runtime_dir: Path,
+        verifier_address: str | None,
+        drafter_address: str | None,
+        make_engine: Callable[[Stack, VerifierDescription], Engine],
+        modules: Mapping[str, str] = MODULES,
+    ) -> None:
+        """``make_engine`` is called once, when the first verifier is ready, with this stack as the observer."""
+        self._serving = serving
+        self._progress = progress
+        self._make_engine = make_engine
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._started = threading.Event()
+        self._failed: BaseException | None = None
+        self._verifier_error: tuple[Verifier, QspecError] | None = None
+        self._drafter_error: tuple[Drafter, QspecError] | None = None
+        self._remote_verifier: RemoteVerifier | None = None
+        self._remote_drafter: AttachedDrafter | None = None
+        self.on_failure: Callable[[BaseException], None] = lambda error: None
+        """Called once, from another thread, when the stack cannot go on."""
+
+        def worker(role: str, given: str | None) -> Worker:
+            address = given or f"unix:{runtime_dir / role}.sock"
+            arguments = [f"--listen={address}", f"--runtime-dir={runtime_dir}", *stack_options(config)]
+            return Worker(role, modules[role], address, None if given else arguments, lambda: self._changed(role))
+
+        self._verifier = worker("verifier", verifier_address)
+        drafting = drafter_address is not None or config.draft_quantization != NO_DRAFTER
+        self._drafter = worker("drafter", drafter_address) if drafting else None
+        self._thread = threading.Thread(target=self._run, name="stack", daemon=True)
+
+    def start(self) -> None:
+        """Start the workers, attach them, calibrate; blocks until ready. Raises what keeps the stack from starting."""
+        self._thread.start()
+        self._started.wait()
+        if self._failed is not None:
+            raise self._failed
+
+    def stop(self) -> None:
+        """End every stream and both workers; blocks. Nothing is left running."""
+        self._stopping.set()
+        self._wake.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def verifier_lost(self, verifier: Verifier, error: QspecError) -> None:
+        """See ``EngineObserver``."""
+        self._verifier_error = (verifier, error)
+        self._wake.set()
+
+    def drafter_lost(self, drafter: Drafter, error: QspecError) -> None:
+        """See ``EngineObserver``."""
+        self._drafter_error = (drafter, error)
+        self._wake.set()
+
+    def engine_failed(self, error: BaseException) -> None:
+        """See ``EngineObserver``."""
+        self._fail(error)
+
+    # Everything below runs on the stack's thread.
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                self._wake.clear()
+                self._look()
+                self._wake.wait(LOOK_EVERY_S)
+            if not self._started.is_set():
+                self._fail(StackStopped("the server is shutting down"))
+        except BaseException as error:
+            if not isinstance(error, QspecError):
+                logger.exception("the stack failed")
+            self._fail(error)
+        finally:
+            self._shut_down()
+
+    def _look(self) -> None:
+        self._bury()
+        for worker in self._workers:
+            worker.tend()
+        if not self._verifier.attached and self._verifier.is_ready():
+            self._attach_verifier()
+        drafter = self._drafter
+        if drafter is not None and self._verifier.attached and not drafter.attached and drafter.is_ready():
+            self._attach_drafter(drafter)
+        complete = self._verifier.attached and (drafter is None or drafter.attached)
+        if complete and not self._started.is_set():
+            self._calibrate()
+            self._started.set()
+
+    def _bury(self) -> None:
+        """Take away workers that are dead, hung, or that the engine could not work with."""
+        verifier, drafter = self._verifier, self._drafter
+        error = verifier.failure() or _about(self._verifier_error, self._remote_verifier)
+        if error is not None:
+            self._refuse_bad_start(verifier, error)
+            self._lose_verifier(error)
+            if verifier.given_up:
+                raise QspecError(f"the verifier failed {verifier.restarts} times, last: {error}") from error
+        if drafter is not None:
+            error = drafter.failure() or _about(self._drafter_error, self._remote_drafter)
+            if error is not None:
+                self._refuse_bad_start(drafter, error)
+                self._lose_drafter(drafter, error)
+
+    def _refuse_bad_start(self, worker: Worker, error: QspecError) -> None:
+        """A first start that fails for a reason of its own would fail again: report it instead."""
+        if not self._started.is_set() and (worker.restarts > 0 or isinstance(error, InvalidInput)):
+            raise error
+
+    def _attach_verifier(self) -> None:
+        remote = RemoteVerifier(self._verifier.address, answer_timeout_s=VERIFY_TIMEOUT_S)
+        try:
+            description = remote.describe()
+            if self._serving.engine is None:
+                self._serving.engine = self._make_engine(self, description)
+            self._serving.verifier = self._serving.engine.attach_verifier(remote)
+        except BaseException as error:
+            remote.close()
+            if not isinstance(error, QspecError) or isinstance(error, InvalidInput):
+                raise
+            self._refuse_bad_start(self._verifier, error)
+            self._lose_verifier(error)
+            return
+        self._remote_verifier = remote
+        self._verifier.mark_attached()
+        logger.info("verifier attached, epoch %d", description.epoch)
+
+    def _attach_drafter(self, drafter: Worker) -> None:
+        remote = RemoteDrafter(drafter.address, answer_timeout_s=DRAFT_TIMEOUT_S)
+        try:
+            # Mapping the arena and quantising takes a while: done here, so that rounds go on meanwhile.
+            attached = AttachedDrafter(remote, remote.attach(self._description()))
+            self._serving.drafter = self._engine().attach_drafter(attached)
+        except BaseException as error:
+            remote.close()
+            if not isinstance(error, QspecError):
+                raise
+            self._refuse_bad_start(drafter, error)
+            self._lose_drafter(drafter, error)
+            return
+        self._remote_drafter = attached
+        drafter.mark_attached()
+        logger.info("drafter attached, %s", attached.description.method)
+
+    def _lose_verifier(self, error: QspecError) -> None:
+        logger.warning("the verifier is lost, streams pause until it is replaced: %s", error)
+        if self._serving.engine is not None:
+            self._serving.engine.detach_verifier()
+        if self._drafter is not None and self._drafter.attached:
+            self._free_arena(self._drafter)
+        if self._remote_verifier is not None:
+            self._remote_verifier.close()
+            self._remote_verifier = None
+        self._verifier.discard()
+        self._serving.verifier_restarts = self._verifier.restarts
+
+    def _free_arena(self, drafter: Worker) -> None:
+        """Have the drafter let go of a lost arena, or kill it."""
+        self._close_drafter()
+        remote = RemoteDrafter(drafter.address, answer_timeout_s=DETACH_TIMEOUT_S)
+        try:
+            remote.detach(self._description().epoch)
+            drafter.release()
+        except QspecError as error:
+            self._lose_drafter(drafter, error)
+        finally:
+            remote.close()
+
+    def _lose_drafter(self, drafter: Worker, error: QspecError) -> None:
+        logger.warning("the drafter is lost, decoding goes on without it: %s", error)
+        self._close_drafter()
+        drafter.discard()
+        self._serving.drafter_restarts = drafter.restarts
+        if drafter.given_up:
+            logger.error("the drafter failed %d times and is given up: %s", drafter.restarts, error)
+
+    def _close_drafter(self) -> None:
+        """Close the connection; a round that still uses it is told that the drafter is lost."""
+        self._serving.drafter = None
+        if self._remote_drafter is not None:
+            self._remote_drafter.close()
+            self._remote_drafter = None
+
+    def _calibrate(self) -> None:
+        """Measure; a worker that is lost meanwhile is replaced, and whatever was not measured is learnt in use."""
+        self._progress.calibrating("measuring draft and verify steps", 0.0)
+        try:
+            self._engine().calibrate(self._progress.calibrating)
+        except WorkerLost as error:
+            if self._remote_verifier is not None:
+                self.verifier_lost(self._remote_verifier, error)
+
+    def _shut_down(self) -> None:
+        if self._serving.engine is not None:
+            self._serving.engine.close()
+        for worker in self._workers:  # both at once, then one after the other
+            if worker.child is not None:
+                worker.child.terminate()
+        for worker in self._workers:
+            worker.end(STOP_GRACE_S)
+        for remote in (self._remote_verifier, self._remote_drafter):
+            if remote is not None:
+                with contextlib.suppress(QspecError):
+                    remote.close()
+
+    @property
+    def _workers(self) -> list[Worker]:
+        return [self._verifier] if self._drafter is None else [self._verifier, self._drafter]
+
+    def _engine(self) -> Engine:
+        assert self._serving.engine is not None  # made before anything is attached
+        return self._serving.engine
+
+    def _description(self) -> VerifierDescription:
+        assert self._serving.verifier is not None  # set when a verifier is attached
+        return self._serving.verifier
+
+    # Called from any thread.
+
+    def _changed(self, role: str) -> None:
+        if not self._started.is_set():
+            for worker in self._workers:
+                if worker.role == role and worker.child is not None:
+                    self._progress.worker(role, worker.child.stage, worker.child.ready is not None)
+        self._wake.set()
+
+    def _fail(self, error: BaseException) -> None:
+        if self._failed is None:
+            self._failed = error
+            if self._started.is_set():
+                self.on_failure(error)
+            self._started.set()
+            self._stopping.set()
+            self._wake.set()
+
+
+def _about(told: tuple[object, QspecError] | None, current: object) -> QspecError | None:
+    """What the engine told about the connection in use; what it told about an earlier one is settled."""
+    return told[1] if told is not None and told[0] is current else None

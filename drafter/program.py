@@ -1,0 +1,28 @@
+"""The drafter's server program: loads the engine and serves; a verifier's arena comes with ``Attach``."""
+
+from __future__ import annotations
+
+from drafter.service import DrafterServicer
+from qspec.interfaces import Drafter
+from qspec.rpc.engine_thread import EngineThread
+from qspec.rpc.server import serve
+from qspec.worker_process import WorkerProcess
+
+
+async def serve_drafter(process: WorkerProcess) -> None:
+    """Serve until the process is told to stop."""
+
+    def load() -> Drafter:
+        from qspec.engine.drafter import LocalDrafter  # imports torch: in the thread that will use it
+
+        return LocalDrafter.load(process.config, progress=process.status.stage)
+
+    engine = EngineThread(load, name="drafter-engine")
+    servicer = DrafterServicer(engine)
+    try:
+        await serve(
+            [servicer.service], process.listen, prepare=engine.loaded, drain=servicer.streams.drain, grace_s=1.0,
+            on_serving=process.status.ready,
+        )
+    finally:
+        await engine.close()

@@ -1,0 +1,1 @@
+"""Quantised speculative decoding: the core that drafter, verifier and coordinator share. Imports no service."""

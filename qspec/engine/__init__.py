@@ -1,0 +1,1 @@
+"""The two workers' insides, usable in one process or behind gRPC."""

@@ -1,0 +1,76 @@
+"""The named regions of an arena: what both workers agree on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+
+from qspec.config import StackConfig
+from qspec.interfaces import MemoryItem, Region, RegionWriter
+from qspec.memory.layout import RegionSpec
+from qspec.models.config import DecoderConfig
+
+WEIGHTS = "weights/"
+"""Prefix of every weight; the rest of the name is the canonical one (``qspec.models.config``)."""
+KV_KEYS, KV_VALUES = "kv/keys", "kv/values"
+"""``[layers, blocks, kv_heads, block, D]``: committed entries, written by the verifier alone."""
+TAIL_KEYS, TAIL_VALUES = "tail/keys", "tail/values"
+"""``[layers, slots, kv_heads, k_max, D]``: the drafter's own entries of the current round."""
+SLOT_LEASES = "state/leases"
+"""``[slots]`` int64: the tenancy of each slot; 0 means that nobody has it."""
+SLOT_CACHED = "state/cached_lengths"
+"""``[slots]`` int64: valid cached positions."""
+BLOCK_TABLES = "state/block_tables"
+"""``[slots, blocks per sequence]`` int64: block ids, -1 where there is none."""
+DRAFT_PROBS = "draft/probs"
+"""``[slots, k_max, vocab]`` float32: distributions of the round's drafts, where the rejection rule needs them."""
+DRAFT_ROUNDS = "draft/rounds"
+"""``[slots]`` int64: the round that the distributions are of; 0 while they are being written."""
+
+
+def arena_specs(
+    model: DecoderConfig, weights: Mapping[str, tuple[int, ...]], config: StackConfig, max_model_len: int
+) -> list[RegionSpec]:
+    """All regions of a stack on a CPU; ``weights`` maps canonical names to shapes, held as float32."""
+    num_blocks = config.kv_tokens // config.block_size
+    cache = (model.num_layers, num_blocks, model.num_kv_heads, config.block_size, model.head_dim)
+    slots, drafts = config.max_slots, max(config.max_draft_length, 1)
+    tail = (model.num_layers, slots, model.num_kv_heads, drafts, model.head_dim)
+    own = RegionWriter.DRAFTER
+    return [
+        *(RegionSpec(WEIGHTS + name, torch.float32, shape) for name, shape in weights.items()),
+        RegionSpec(KV_KEYS, torch.float32, cache),
+        RegionSpec(KV_VALUES, torch.float32, cache),
+        RegionSpec(SLOT_LEASES, torch.int64, (slots,)),
+        RegionSpec(SLOT_CACHED, torch.int64, (slots,)),
+        RegionSpec(BLOCK_TABLES, torch.int64, (slots, -(-max_model_len // config.block_size))),
+        RegionSpec(TAIL_KEYS, torch.float32, tail, own),
+        RegionSpec(TAIL_VALUES, torch.float32, tail, own),
+        RegionSpec(DRAFT_PROBS, torch.float32, (slots, drafts, model.vocab_size), own),
+        RegionSpec(DRAFT_ROUNDS, torch.int64, (slots,), own),
+    ]
+
+
+def arena_memory(specs: list[RegionSpec]) -> tuple[MemoryItem, ...]:
+    """The arena's part of the memory budget."""
+    purposes = {
+        WEIGHTS: "weights fp32",
+        "kv/": "KV blocks fp32",
+        "tail/": "drafter's tails",
+        "draft/": "draft distributions",
+        "state/": "batch state",
+    }
+    return tuple(
+        MemoryItem(name=name, bytes=sum(spec.bytes for spec in specs if spec.name.startswith(prefix)), shared=True)
+        for prefix, name in purposes.items()
+    )
+
+
+def arena_fingerprint(model_fingerprint: str, regions: tuple[Region, ...]) -> str:
+    """Hash over the model and everything about the regions; both workers compute it and must agree."""
+    digest = hashlib.sha256(model_fingerprint.encode())
+    for region in regions:
+        digest.update(f"{region.name}|{region.dtype}|{region.shape}|{region.offset}|{region.writer.value}\n".encode())
+    return digest.hexdigest()

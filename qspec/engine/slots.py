@@ -1,0 +1,107 @@
+"""The verifier's memory of who sits in which slot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from qspec.errors import ContractViolation
+from qspec.interfaces import Admission, Release, Sampling, VerifyResult
+from qspec.memory.kv_blocks import BlockAllocator
+
+
+@dataclass(slots=True)
+class Tenancy:
+    """One sequence in a slot: its blocks, what is cached, and the last answer (for a repeated question)."""
+
+    lease: int
+    sampling: Sampling
+    blocks: list[int] = field(default_factory=list)
+    cached_len: int = 0
+    answered_len: int = 0
+    """Committed length that ``answer`` was given for."""
+    answer: VerifyResult | None = None
+
+
+class SlotTable:
+    """Tenancies by slot, mirrored into the arena's batch state for the drafter."""
+
+    def __init__(
+        self, leases: Tensor, cached: Tensor, block_tables: Tensor, num_blocks: int, block_size: int
+    ) -> None:
+        self._leases, self._cached, self._block_tables = leases, cached, block_tables
+        self._block_size = block_size
+        self._blocks = BlockAllocator(num_blocks)
+        self._tenancies: dict[int, Tenancy] = {}
+        self._leases.zero_()
+        self._cached.zero_()
+        self._block_tables.fill_(-1)
+
+    @property
+    def free_blocks(self) -> int:
+        """KV blocks that nobody holds."""
+        return self._blocks.free_blocks
+
+    def get(self, slot: int, lease: int) -> Tenancy | None:
+        """The tenancy ``lease`` of ``slot``; None if it is not the current one."""
+        self._check(slot)
+        tenancy = self._tenancies.get(slot)
+        return tenancy if tenancy is not None and tenancy.lease == lease else None
+
+    def admit(self, admission: Admission) -> bool:
+        """Begin a tenancy, ending an older one; repeating the current one changes nothing. False: it is stale."""
+        self._check(admission.slot)
+        last = int(self._leases[admission.slot])
+        current = self._tenancies.get(admission.slot)
+        if current is not None and current.lease == admission.lease:
+            return True
+        if admission.lease <= abs(last):
+            return False
+        if current is not None:
+            self.release(Release(slot=admission.slot, lease=current.lease))
+        self._tenancies[admission.slot] = Tenancy(admission.lease, admission.sampling)
+        self._leases[admission.slot] = admission.lease
+        return True
+
+    def release(self, release: Release) -> None:
+        """End a tenancy; one that is not current is left alone."""
+        tenancy = self.get(release.slot, release.lease)
+        if tenancy is None:
+            return
+        self._blocks.release(tenancy.blocks)
+        del self._tenancies[release.slot]
+        # The negative lease remembers the last tenancy and matches no batch.
+        self._leases[release.slot] = -release.lease
+        self._cached[release.slot] = 0
+        self._block_tables[release.slot].fill_(-1)
+
+    def reserve(self, slot: int, tenancy: Tenancy, positions: int) -> bool:
+        """Make sure that ``positions`` positions have blocks; False when there are not enough."""
+        missing = -(-positions // self._block_size) - len(tenancy.blocks)
+        if missing <= 0:
+            return True
+        before = len(tenancy.blocks)
+        if not self._blocks.extend(tenancy.blocks, missing):
+            return False
+        for index in range(before, len(tenancy.blocks)):
+            self._block_tables[slot, index] = tenancy.blocks[index]
+        return True
+
+    def reserved_len(self, tenancy: Tenancy) -> int:
+        """Positions that have blocks."""
+        return len(tenancy.blocks) * self._block_size
+
+    def set_cached(self, slot: int, tenancy: Tenancy, length: int) -> None:
+        """State how many cached positions are valid."""
+        tenancy.cached_len = length
+        self._cached[slot] = length
+
+    def _check(self, slot: int) -> None:
+        if not 0 <= slot < len(self._leases):
+            raise ContractViolation(f"slot {slot} does not exist; there are {len(self._leases)}")
+
+
+Progress = Callable[[str, float | None], None]
+"""Told what is being done, and how much of it is done (0…1) where that is known."""

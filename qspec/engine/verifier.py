@@ -1,0 +1,350 @@
+"""The verifier: owns the arena and decides on every token.
+
+A batch becomes one forward pass: releases and admissions change the slot table, prefill chunks and verifications become
+rows, and only the rows that are decided on go through ``lm_head``. Every operation is row-invariant, so what a sequence
+gets does not depend on the rest of the batch. A verification that was already answered is answered again from memory:
+a stream lost after a commit loses nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from qspec.acceptance import decide
+from qspec.config import StackConfig
+from qspec.engine.linears import tiled_linears
+from qspec.engine.passes import SequenceRows, VerifyPass
+from qspec.engine.regions import (
+    BLOCK_TABLES,
+    DRAFT_PROBS,
+    DRAFT_ROUNDS,
+    KV_KEYS,
+    KV_VALUES,
+    SLOT_CACHED,
+    SLOT_LEASES,
+    WEIGHTS,
+    arena_fingerprint,
+    arena_memory,
+    arena_specs,
+)
+from qspec.engine.slots import Progress, SlotTable, Tenancy
+from qspec.errors import ContractViolation, EpochMismatch, InvalidInput
+from qspec.interfaces import (
+    PrefillChunk,
+    SlotOutcome,
+    StageTimings,
+    Verification,
+    VerifierDescription,
+    VerifyAnswer,
+    VerifyBatch,
+    VerifyResult,
+)
+from qspec.kernels.paged_attention import BlockSpan, probe_attention_tiles
+from qspec.kernels.row_tiles import CANDIDATE_ROWS
+from qspec.memory.arena import HostArena
+from qspec.memory.budget import budget_lines, require_memory
+from qspec.memory.layout import ArenaLayout
+from qspec.models.converted import ConvertedModel, prepare
+from qspec.models.decoder import Decoder, linear_names
+from qspec.models.tokenizer import Tokenizer
+from qspec.quant.methods import Backend, check_verify_method
+
+
+@dataclass(slots=True)
+class _Work:
+    """What a batch asks of one slot, and what came of it."""
+
+    slot: int
+    lease: int
+    tenancy: Tenancy | None = None
+    outcome: SlotOutcome = SlotOutcome.OK
+    start: int = 0
+    token_ids: list[int] = field(default_factory=list)
+    """Rows to compute, at positions ``start``, ``start + 1``, …"""
+    verification: Verification | None = None
+    result: VerifyResult | None = None
+
+    @property
+    def end(self) -> int:
+        """First position behind the rows."""
+        return self.start + len(self.token_ids)
+
+
+class LocalVerifier:
+    """The verifier of one process (``qspec.interfaces.Verifier``). Made by ``load``; used by one thread."""
+
+    def __init__(self, model: ConvertedModel, config: StackConfig, epoch: int, progress: Progress) -> None:
+        self._config = config
+        self._model = model
+        self._vocab_fingerprint = Tokenizer.load(model.tokenizer_directory).vocab_fingerprint
+        self._max_model_len = _max_model_len(model, config)
+        with model.open_weights() as weights:
+            names = sorted(weights)
+            shapes = {name: weights.shape(name) for name in names}
+            specs = arena_specs(model.config, shapes, config, self._max_model_len)
+            self._memory = arena_memory(specs)
+            require_memory(budget_lines("verifier", self._memory))
+            fingerprint = arena_fingerprint(model.fingerprint, ArenaLayout.place(specs).regions)
+            self.arena = HostArena.create(specs, epoch=epoch, fingerprint=fingerprint)
+            tensors = {name: self.arena.tensor(WEIGHTS + name) for name in names}
+            for index, name in enumerate(names):
+                tensors[name].copy_(weights[name])
+                progress("loading weights", (index + 1) / len(names))
+        progress("probing row tiles", None)
+        linears, self._tiles = tiled_linears(linear_names(model.config), tensors)
+        shape = (model.config.num_heads, model.config.num_kv_heads, model.config.head_dim)
+        self._attention_tiles = probe_attention_tiles(*shape, config.block_size, CANDIDATE_ROWS)
+        self._decoder = Decoder(model.config, tensors, linears, self._max_model_len)
+        self._keys, self._values = self.arena.tensor(KV_KEYS), self.arena.tensor(KV_VALUES)
+        self._draft_probs, self._draft_rounds = self.arena.tensor(DRAFT_PROBS), self.arena.tensor(DRAFT_ROUNDS)
+        self._slots = SlotTable(
+            self.arena.tensor(SLOT_LEASES),
+            self.arena.tensor(SLOT_CACHED),
+            self.arena.tensor(BLOCK_TABLES),
+            config.kv_tokens // config.block_size,
+            config.block_size,
+        )
+
+    @classmethod
+    def load(cls, config: StackConfig, *, progress: Progress, epoch: int) -> LocalVerifier:
+        """Convert the model if need be, allocate the arena and fill it. ``InvalidInput``, ``OutOfMemory``."""
+        check_verify_method(config.verify_quantization, Backend.CPU)
+        return cls(prepare(config.model, progress=progress), config, epoch, progress)
+
+    @property
+    def arena_fd(self) -> int:
+        """File descriptor of the arena, to be handed to the drafter."""
+        return self.arena.fd
+
+    def describe(self) -> VerifierDescription:
+        """Model, formats, arena, epoch and limits."""
+        config = self._config
+        return VerifierDescription(
+            model=config.model,
+            method="none (fp32)",
+            row_invariant=True,
+            vocab_size=self._model.config.vocab_size,
+            vocab_fingerprint=self._vocab_fingerprint,
+            max_model_len=self._max_model_len,
+            max_slots=config.max_slots,
+            max_draft_length=config.max_draft_length,
+            max_batch_rows=config.max_batch_rows,
+            block_size=config.block_size,
+            num_blocks=config.kv_tokens // config.block_size,
+            arena=self.arena.descriptor,
+            memory=self._memory,
+            kernel=f"torch fp32, row tiles of {_ranges(self._tiles.sizes)}",
+        )
+
+    @torch.inference_mode()
+    def verify(self, batch: VerifyBatch) -> VerifyAnswer:
+        """Apply one batch (``qspec.interfaces.VerifyBatch``)."""
+        started = time.perf_counter_ns()
+        if batch.epoch != self.arena.descriptor.epoch:
+            raise EpochMismatch(f"the verifier is in epoch {self.arena.descriptor.epoch}, not {batch.epoch}")
+        works = self._plan(batch)
+        computed = [work for work in works if work.token_ids]
+        decided = [work for work in computed if work.verification is not None]
+        prepared = forwarded = time.perf_counter_ns()
+        if computed:
+            hidden = self._forward(computed)
+            forwarded_rows = self._decided_rows(computed)
+            logits = self._decoder.logits(hidden[forwarded_rows]) if decided else None
+            forwarded = time.perf_counter_ns()
+            if logits is not None:
+                self._decide(decided, logits, batch.round)
+        results = tuple(work.result or self._result(work) for work in works)
+        done = time.perf_counter_ns()
+        return VerifyAnswer(
+            epoch=batch.epoch,
+            round=batch.round,
+            results=results,
+            free_blocks=self._slots.free_blocks,
+            timings=StageTimings(
+                prepare_ns=prepared - started,
+                forward_ns=forwarded - prepared,
+                sample_ns=done - forwarded,
+                total_ns=done - started,
+            ),
+        )
+
+    def close(self) -> None:
+        """Let go of the arena."""
+        self.arena.close()
+
+    def _plan(self, batch: VerifyBatch) -> list[_Work]:
+        """Apply releases and admissions; turn the rest into rows, reserving blocks. One entry per slot named."""
+        for release in batch.releases:
+            self._slots.release(release)
+        works: dict[int, _Work] = {}
+        for admission in batch.admissions:
+            work = self._work(works, admission.slot, admission.lease)
+            if self._slots.admit(admission):
+                work.tenancy, work.outcome = self._slots.get(admission.slot, admission.lease), SlotOutcome.OK
+        for chunk in batch.prefill_chunks:
+            self._plan_chunk(self._work(works, chunk.slot, chunk.lease), chunk)
+        for verification in batch.verifications:
+            self._plan_verification(self._work(works, verification.slot, verification.lease), verification, batch.round)
+        rows = sum(len(work.token_ids) for work in works.values())
+        if rows > self._config.max_batch_rows:
+            raise ContractViolation(f"a batch of {rows} rows exceeds the limit of {self._config.max_batch_rows}")
+        return list(works.values())
+
+    def _work(self, works: dict[int, _Work], slot: int, lease: int) -> _Work:
+        """The entry of a slot; stale when the lease is not the current one."""
+        if slot not in works:
+            tenancy = self._slots.get(slot, lease)
+            works[slot] = _Work(slot, lease, tenancy, SlotOutcome.OK if tenancy else SlotOutcome.STALE)
+        if works[slot].lease != lease:
+            raise ContractViolation(f"slot {slot} is named with two leases in one batch")
+        return works[slot]
+
+    def _plan_chunk(self, work: _Work, chunk: PrefillChunk) -> None:
+        """Add a chunk's tokens that are not cached yet."""
+        if work.tenancy is None or work.outcome is not SlotOutcome.OK:
+            return
+        cached = work.end if work.token_ids else work.tenancy.cached_len
+        if chunk.start > cached:
+            work.outcome = SlotOutcome.STALE
+            return
+        new = self._valid_tokens(chunk.token_ids[cached - chunk.start :])
+        if not new:
+            return
+        if not self._reserve(work, cached + len(new)):
+            return
+        if not work.token_ids:
+            work.start = cached
+        work.token_ids.extend(new)
+
+    def _plan_verification(self, work: _Work, verification: Verification, round_number: int) -> None:
+        """Add the pending token and the drafts, or take the stored answer."""
+        if work.tenancy is None or work.outcome is not SlotOutcome.OK:
+            return
+        tenancy, length, drafts = work.tenancy, verification.committed_len, verification.draft_tokens
+        if tenancy.answer is not None and tenancy.answered_len == length:
+            work.result = tenancy.answer
+            return
+        if len(drafts) > self._config.max_draft_length:
+            raise ContractViolation(f"{len(drafts)} drafted tokens exceed {self._config.max_draft_length}")
+        if length - 1 + 1 + len(drafts) > self._max_model_len:
+            raise ContractViolation(f"slot {work.slot} would pass {self._max_model_len} positions")
+        cached = work.end if work.token_ids else tenancy.cached_len
+        needs_probs = bool(drafts) and tenancy.sampling.needs_draft_probs
+        late = needs_probs and int(self._draft_rounds[work.slot]) != round_number
+        if cached != length - 1 or late:
+            work.outcome = SlotOutcome.STALE
+            return
+        tokens = self._valid_tokens((verification.pending_token, *drafts))
+        if not self._reserve(work, length + len(drafts)):
+            return
+        if not work.token_ids:
+            work.start = cached
+        work.token_ids.extend(tokens)
+        work.verification = verification
+
+    def _valid_tokens(self, token_ids: tuple[int, ...]) -> tuple[int, ...]:
+        """The token ids, if all are in the vocabulary."""
+        if any(not 0 <= token < self._model.config.vocab_size for token in token_ids):
+            raise ContractViolation("a token id lies outside the vocabulary")
+        return token_ids
+
+    def _reserve(self, work: _Work, positions: int) -> bool:
+        """Reserve blocks; without them the slot does nothing in this batch."""
+        assert work.tenancy is not None
+        if positions > self._max_model_len:
+            raise ContractViolation(f"slot {work.slot} would pass {self._max_model_len} positions")
+        if self._slots.reserve(work.slot, work.tenancy, positions):
+            return True
+        work.outcome = SlotOutcome.NO_BLOCKS
+        work.token_ids.clear()
+        return False
+
+    def _forward(self, works: list[_Work]) -> Tensor:
+        """Run the decoder over all rows: ``[rows, H]``. Fills the KV blocks."""
+        sequences = [
+            SequenceRows(tuple(work.token_ids), work.start, BlockSpan(tuple(work.tenancy.blocks)))
+            for work in works
+            if work.tenancy is not None
+        ]
+        verify_pass = VerifyPass(
+            sequences,
+            self._keys,
+            self._values,
+            heads=self._model.config.num_heads,
+            attention_tiles=self._attention_tiles,
+            linear_tiles=self._tiles,
+        )
+        hidden = self._decoder.hidden(verify_pass.token_ids, verify_pass.positions, verify_pass)
+        for work in works:
+            if work.tenancy is not None and work.verification is None:
+                self._slots.set_cached(work.slot, work.tenancy, work.end)
+        return hidden
+
+    @staticmethod
+    def _decided_rows(works: list[_Work]) -> Tensor:
+        """Indices of the rows whose logits are needed."""
+        rows: list[int] = []
+        end = 0
+        for work in works:
+            end += len(work.token_ids)
+            if work.verification is not None:
+                rows.extend(range(end - len(work.verification.draft_tokens) - 1, end))
+        return torch.tensor(rows, dtype=torch.int64)
+
+    def _decide(self, works: list[_Work], logits: Tensor, round_number: int) -> None:
+        """Accept or reject; commits. ``logits``: the rows of all ``works``, in order."""
+        first = 0
+        for work in works:
+            verification, tenancy = work.verification, work.tenancy
+            assert verification is not None and tenancy is not None
+            drafts, length = verification.draft_tokens, verification.committed_len
+            rows = logits[first : first + len(drafts) + 1]
+            first += len(drafts) + 1
+            decision = decide(drafts, self._draft_probs[work.slot], rows, tenancy.sampling, length)
+            self._slots.set_cached(work.slot, tenancy, length + decision.accepted)
+            work.result = VerifyResult(
+                slot=work.slot,
+                lease=work.lease,
+                outcome=SlotOutcome.OK,
+                accepted=decision.accepted,
+                token_ids=(*drafts[: decision.accepted], decision.next_token),
+                cached_len=tenancy.cached_len,
+                reserved_len=self._slots.reserved_len(tenancy),
+            )
+            tenancy.answered_len, tenancy.answer = length, work.result
+
+    def _result(self, work: _Work) -> VerifyResult:
+        """The result of a slot on which nothing was decided."""
+        tenancy = work.tenancy
+        return VerifyResult(
+            slot=work.slot,
+            lease=work.lease,
+            outcome=work.outcome,
+            accepted=0,
+            token_ids=(),
+            cached_len=tenancy.cached_len if tenancy else 0,
+            reserved_len=self._slots.reserved_len(tenancy) if tenancy else 0,
+        )
+
+
+def _max_model_len(model: ConvertedModel, config: StackConfig) -> int:
+    """Most positions of a sequence: what the model knows and the cache holds, or less if configured."""
+    most = min(model.config.max_position, config.kv_tokens // config.block_size * config.block_size)
+    if config.max_model_len > most:
+        raise InvalidInput.field("max_model_len", f"must be at most {most} for this model and kv_tokens")
+    return config.max_model_len or most
+
+
+def _ranges(sizes: tuple[int, ...]) -> str:
+    """``(2, 3, 4, 8)`` as ``2-4, 8``."""
+    runs: list[list[int]] = []
+    for size in sizes:
+        if runs and size == runs[-1][-1] + 1:
+            runs[-1].append(size)
+        else:
+            runs.append([size])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

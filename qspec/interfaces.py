@@ -1,0 +1,316 @@
+"""The seam between the decoding loop and the two workers.
+
+The loop (``qspec.speculation``) sees a ``Drafter`` and a ``Verifier`` and does not know whether they run in its own
+process (``qspec.engine``) or behind gRPC (``qspec.rpc.remote``); both pass the contract tests in ``tests/contract``.
+Everything here is plain data: no tensors, no protobuf, and nothing that imports torch, so that the coordinator starts
+quickly. One batch per call, as on the wire (``protos/qspec/v1``), where every field is described.
+
+A sequence's *committed* tokens are ``c[0..L-1]``; the KV cache holds positions ``0..L-2``; ``c[L-1]`` is *pending*.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+
+class AcceptanceRule(Enum):
+    """How drafted tokens are decided on; both rules are exact (``qspec.acceptance``)."""
+
+    REJECTION = "rejection"
+    COUPLED = "coupled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How one sequence draws its tokens."""
+
+    temperature: float = 0.0
+    """Softmax temperature; 0 is greedy."""
+    top_k: int = 0
+    """Keep the k most probable tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of tokens whose probability reaches this; 1 keeps all."""
+    seed: int = 0
+    """Key of the counter-based noise, 64 bits."""
+    choice: int = 0
+    """Which of several outputs of one request this is, 16 bits."""
+    rule: AcceptanceRule = AcceptanceRule.COUPLED
+    """The acceptance rule; greedy decoding is the same under both."""
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most probable token is taken."""
+        return self.temperature == 0.0
+
+    @property
+    def needs_draft_probs(self) -> bool:
+        """Whether the verifier needs the draft distributions: only when rejecting at temperature > 0."""
+        return not self.greedy and self.rule is AcceptanceRule.REJECTION
+
+
+class SlotOutcome(Enum):
+    """What became of one slot's part of a batch."""
+
+    OK = "ok"
+    STALE = "stale"
+    NO_BLOCKS = "no_blocks"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageTimings:
+    """Where a worker's time went, in nanoseconds."""
+
+    prepare_ns: int = 0
+    forward_ns: int = 0
+    sample_ns: int = 0
+    total_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryItem:
+    """One line of a memory budget."""
+
+    name: str
+    bytes: int
+    shared: bool
+
+
+class ArenaBackend(Enum):
+    """Where an arena's memory lives."""
+
+    HOST_SHM = "host_shm"
+    CUDA_IPC = "cuda_ipc"
+
+
+class RegionWriter(Enum):
+    """The only process that writes a region."""
+
+    VERIFIER = "verifier"
+    DRAFTER = "drafter"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Region:
+    """One tensor in the arena: ``offset`` in bytes from the arena's start, ``dtype`` as torch names it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    writer: RegionWriter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class ArenaDescriptor:
+    """Everything needed to map an arena. A key to the memory: local sockets only, never pickled, never logged."""
+
+    backend: ArenaBackend
+    device_uuid: str
+    handle: bytes
+    reference: str
+    size: int
+    epoch: int
+    fingerprint: str
+    regions: tuple[Region, ...]
+
+    def __repr__(self) -> str:
+        return f"ArenaDescriptor({self.backend.value}, {self.size} bytes, epoch {self.epoch})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifierDescription:
+    """What a verifier is: model, formats, limits, arena."""
+
+    model: str
+    method: str
+    row_invariant: bool
+    vocab_size: int
+    vocab_fingerprint: str
+    max_model_len: int
+    max_slots: int
+    max_draft_length: int
+    max_batch_rows: int
+    block_size: int
+    num_blocks: int
+    arena: ArenaDescriptor
+    memory: tuple[MemoryItem, ...]
+    kernel: str
+
+    @property
+    def epoch(self) -> int:
+        """Changes whenever the verifier's arena is created anew."""
+        return self.arena.epoch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrafterDescription:
+    """What an attached drafter is."""
+
+    epoch: int
+    method: str
+    kernel: str
+    memory: tuple[MemoryItem, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftItem:
+    """One sequence to draft ``draft_length`` (≥ 1) tokens for."""
+
+    slot: int
+    lease: int
+    committed_len: int
+    pending_token: int
+    draft_length: int
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftBatch:
+    """One draft call."""
+
+    epoch: int
+    round: int
+    items: tuple[DraftItem, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftResult:
+    """The drafted tokens of one sequence (``STALE``: none)."""
+
+    slot: int
+    lease: int
+    outcome: SlotOutcome
+    draft_tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftAnswer:
+    """The answer to one draft call, results in the order of the items."""
+
+    epoch: int
+    round: int
+    results: tuple[DraftResult, ...]
+    timings: StageTimings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """A slot that is given back."""
+
+    slot: int
+    lease: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """A sequence that takes a slot; ``lease`` is larger than any before in that slot."""
+
+    slot: int
+    lease: int
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillChunk:
+    """Committed tokens to enter at positions ``start…``; ``start`` is at most the slot's cached length."""
+
+    slot: int
+    lease: int
+    start: int
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """A sequence to decide on; positions ``0..committed_len-2`` must be cached, or become so in the same batch."""
+
+    slot: int
+    lease: int
+    committed_len: int
+    pending_token: int
+    draft_tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyBatch:
+    """One verify call, applied in the order releases, admissions, prefill chunks, verifications."""
+
+    epoch: int
+    round: int
+    releases: tuple[Release, ...] = ()
+    admissions: tuple[Admission, ...] = ()
+    prefill_chunks: tuple[PrefillChunk, ...] = ()
+    verifications: tuple[Verification, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyResult:
+    """What became of one slot; ``token_ids`` are the accepted drafts, then the recovered or bonus token.
+
+    ``cached_len`` is the number of valid cached positions afterwards (L' - 1 for a verified sequence of new committed
+    length L'), ``reserved_len`` the number of positions that have blocks.
+    """
+
+    slot: int
+    lease: int
+    outcome: SlotOutcome
+    accepted: int
+    token_ids: tuple[int, ...]
+    cached_len: int
+    reserved_len: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyAnswer:
+    """The answer to one verify call: one result per slot named in admissions, chunks or verifications."""
+
+    epoch: int
+    round: int
+    results: tuple[VerifyResult, ...]
+    free_blocks: int
+    timings: StageTimings
+
+
+class Drafter(Protocol):
+    """Proposes tokens. Stateless but for the attached arena: everything it needs to know comes with each batch.
+
+    Raises ``EpochMismatch`` for a batch of another epoch, ``ContractViolation`` for what the protocol forbids,
+    ``WorkerLost`` when its process is gone or late.
+    """
+
+    def attach(self, verifier: VerifierDescription) -> DrafterDescription:
+        """Map the verifier's arena, in place of an earlier one; refuses another vocabulary or fingerprint."""
+        ...
+
+    def detach(self, epoch: int) -> None:
+        """Unmap the arena; returns when the memory is no longer used."""
+        ...
+
+    def draft(self, batch: DraftBatch) -> DraftAnswer:
+        """Draft for a batch of sequences."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything."""
+        ...
+
+
+class Verifier(Protocol):
+    """Owns weights and KV blocks, and decides on every token.
+
+    A ``Verification`` repeated with the same (lease, committed length) gets the stored answer. Raises as ``Drafter``.
+    """
+
+    def describe(self) -> VerifierDescription:
+        """Model, formats, arena, epoch and limits."""
+        ...
+
+    def verify(self, batch: VerifyBatch) -> VerifyAnswer:
+        """Apply one batch."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything."""
+        ...

@@ -1,0 +1,112 @@
+"""Handing a file descriptor to another process of the same user.
+
+The verifier's arena has no name in the file system (it is unlinked as soon as it exists, so that nothing can stay
+behind), so the only way to map it is to be given its descriptor. ``FdServer`` gives it away over a Unix socket
+(``SCM_RIGHTS``), in a directory that only the owner can enter, and asks the kernel who is at the other end
+(``SO_PEERCRED``, where there is one) before it does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import threading
+import time
+from pathlib import Path
+
+from qspec.errors import FieldViolation, InvalidInput, WorkerLost
+
+_GREETING = b"qspec-arena"
+_PEER_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: Linux's struct ucred
+_RETRY_S = 0.02
+_MAX_SOCKET_PATH = 107  # bytes in sockaddr_un, less the terminating zero
+
+
+def check_socket_path(path: Path, field: str) -> None:
+    """Raise ``InvalidInput`` for a path that the kernel would not take as the name of a Unix socket."""
+    if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
+        raise InvalidInput(FieldViolation(
+            field, f"the socket path {path} is longer than {_MAX_SOCKET_PATH} bytes; use a shorter directory (TMPDIR)"
+        ))
+
+
+class FdServer:
+    """Gives one file descriptor to every process of the same user that connects to ``path``.
+
+    ``fd`` stays the caller's: it must stay open until ``close``, and is not closed here. The directory of ``path`` is
+    created with mode 0700 where it is missing; one that others may enter is refused (``InvalidInput``).
+    """
+
+    def __init__(self, path: Path, fd: int) -> None:
+        check_socket_path(path, "runtime_dir")
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.parent.stat().st_mode & 0o077:
+            raise InvalidInput.field("runtime_dir", f"{path.parent} is open to other users; chmod 700 it")
+        path.unlink(missing_ok=True)
+        self.path = path
+        self._fd = fd
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(path))
+        path.chmod(0o600)
+        self._listener.listen()
+        self._thread = threading.Thread(target=self._accept, name="fd-server", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop giving the descriptor away and remove the socket."""
+        with contextlib.suppress(OSError):  # the peer-less shutdown wakes accept() and then complains
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+        self.path.unlink(missing_ok=True)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:  # closed
+                return
+            with connection, contextlib.suppress(OSError):  # a peer that left needs no descriptor
+                if _peer_uid(connection) in (None, os.getuid()):
+                    socket.send_fds(connection, [_GREETING], [self._fd])
+
+
+def receive_fd(path: str | Path, timeout: float) -> int:
+    """The descriptor given away at ``path``; the caller closes it.
+
+    Tries again until ``timeout`` seconds are over, because the giver may not have started yet, and then raises
+    ``WorkerLost``.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return _receive_once(path, max(deadline - time.monotonic(), _RETRY_S))
+        except OSError as error:
+            if time.monotonic() + _RETRY_S >= deadline:
+                raise WorkerLost(f"nobody hands out the arena at {path}: {error.strerror or error}") from error
+        time.sleep(_RETRY_S)
+
+
+def _receive_once(path: str | Path, timeout: float) -> int:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(timeout)
+        connection.connect(str(path))
+        message, fds, _, _ = socket.recv_fds(connection, len(_GREETING), 1)
+    if message != _GREETING or len(fds) != 1:
+        for fd in fds:
+            os.close(fd)
+        raise ConnectionRefusedError("the peer gave no descriptor (another user?)")
+    os.set_inheritable(fds[0], False)
+    return fds[0]
+
+
+def _peer_uid(connection: socket.socket) -> int | None:
+    """The user id of the peer; None where the system has no ``SO_PEERCRED`` (the directory's mode decides there)."""
+    option = getattr(socket, "SO_PEERCRED", None)
+    if option is None:
+        return None
+    credentials = connection.getsockopt(socket.SOL_SOCKET, option, _PEER_CREDENTIALS.size)
+    uid: int = _PEER_CREDENTIALS.unpack(credentials)[1]
+    return uid

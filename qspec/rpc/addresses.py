@@ -1,0 +1,44 @@
+"""Addresses of services: ``unix:PATH`` and ``HOST:PORT``, read in one place for servers and clients."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from qspec.errors import InvalidInput
+from qspec.memory.fd_passing import check_socket_path
+
+
+def parse_address(address: str, field: str) -> str:
+    """The address as gRPC takes it; ``InvalidInput`` on ``field`` if it is neither ``unix:PATH`` nor ``HOST:PORT``."""
+    if address.startswith("unix:"):
+        path = Path(address.removeprefix("unix:").removeprefix("//"))
+        if not path.name:
+            raise InvalidInput.field(field, f"{address!r} names no socket; write unix:/path/to/socket")
+        check_socket_path(path, field)
+        return f"unix:{path}"
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise InvalidInput.field(field, f"{address!r} is no address; write HOST:PORT or unix:/path/to/socket")
+    return address
+
+
+def refuse_occupied(address: str, field: str) -> None:
+    """Raise ``InvalidInput`` when somebody listens at this (parsed) address, and make way where a dead socket lies.
+
+    gRPC itself replaces an existing Unix socket, alive or not, and so would take another server's clients away.
+    """
+    if not address.startswith("unix:"):
+        return  # binding tells
+    path = Path(address.removeprefix("unix:"))
+    if not path.parent.is_dir():
+        raise InvalidInput.field(field, f"the directory {path.parent} does not exist; create it with mode 0700")
+    if path.exists() and not path.is_socket():
+        raise InvalidInput.field(field, f"{path} exists and is no socket; choose another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return
+    raise InvalidInput.field(field, f"{address} is in use by another server; stop it or choose another address")

@@ -1,0 +1,103 @@
+"""Exceptions to gRPC statuses and back: the only place that knows both.
+
+A status carries ``google.rpc`` details beside its code: ``BadRequest`` names the offending fields of an
+``InvalidInput``; ``ErrorInfo`` names the class of everything else that a client wants to tell apart (a wrong epoch from
+a broken contract). What is not a ``QspecError`` is a bug: the client learns no more than that there is one.
+"""
+
+from __future__ import annotations
+
+import grpc
+from google.protobuf import any_pb2
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from qspec.errors import (
+    ContractViolation,
+    EpochMismatch,
+    FieldViolation,
+    InvalidInput,
+    OutOfMemory,
+    QspecError,
+    WorkerLost,
+)
+
+ERROR_DOMAIN = "qspec.v1"
+"""``domain`` of every ``google.rpc.ErrorInfo`` that QSPEC sends."""
+
+_REASONS: dict[type[QspecError], tuple[str, grpc.StatusCode]] = {
+    EpochMismatch: ("EPOCH_MISMATCH", grpc.StatusCode.FAILED_PRECONDITION),
+    ContractViolation: ("CONTRACT_VIOLATION", grpc.StatusCode.INVALID_ARGUMENT),
+    OutOfMemory: ("OUT_OF_MEMORY", grpc.StatusCode.RESOURCE_EXHAUSTED),
+    WorkerLost: ("WORKER_LOST", grpc.StatusCode.UNAVAILABLE),
+}
+_CLASSES = {reason: error_class for error_class, (reason, _) in _REASONS.items()}
+_LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+
+
+def to_status(error: Exception, *, public: bool = False) -> status_pb2.Status:
+    """The ``google.rpc.Status`` of an exception.
+
+    ``public``: the service faces users, who are not to blame for what the workers think of each other; a
+    ``ContractViolation`` or an ``EpochMismatch`` is then INTERNAL.
+    """
+    if isinstance(error, InvalidInput):
+        bad_request = error_details_pb2.BadRequest(field_violations=[
+            error_details_pb2.BadRequest.FieldViolation(field=violation.field, description=violation.description)
+            for violation in error.violations
+        ])
+        return _status(grpc.StatusCode.INVALID_ARGUMENT, str(error), bad_request)
+    for error_class, (reason, code) in _REASONS.items():
+        if isinstance(error, error_class):
+            if public and error_class in (EpochMismatch, ContractViolation):
+                code = grpc.StatusCode.INTERNAL
+            return _status(code, str(error), error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN))
+    if isinstance(error, QspecError):
+        return _status(grpc.StatusCode.INTERNAL, str(error))
+    return _status(grpc.StatusCode.INTERNAL, f"internal error ({type(error).__name__}); the server's log says more")
+
+
+def from_rpc_error(error: grpc.RpcError, peer: str = "the server") -> QspecError:
+    """The exception that a failed call stands for; ``peer`` is named in it where the status has no text of its own.
+
+    Takes the errors of synchronous and asyncio calls. A fault of the server (INTERNAL, UNKNOWN) is a plain
+    ``QspecError``.
+    """
+    code: grpc.StatusCode = error.code()
+    text = (error.details() or code.name).strip()
+    line = text.splitlines()[0]
+    violations, reason = _details_of(error)
+    if violations:
+        return InvalidInput(*violations)
+    if reason in _CLASSES:
+        return _CLASSES[reason](text)
+    if code in _LOST:
+        return WorkerLost(f"{peer} is gone or late: {line} ({code.name})")
+    return QspecError(f"{peer} failed: {line} ({code.name})")
+
+
+def _status(code: grpc.StatusCode, message: str, *details: Message) -> status_pb2.Status:
+    packed = []
+    for detail in details:
+        any_detail = any_pb2.Any()
+        any_detail.Pack(detail)
+        packed.append(any_detail)
+    return status_pb2.Status(code=code.value[0], message=message, details=packed)
+
+
+def _details_of(error: grpc.RpcError) -> tuple[list[FieldViolation], str]:
+    """Field violations and the reason in a failed call's details; empty where it carries none, or unreadable ones."""
+    violations: list[FieldViolation] = []
+    reason = ""
+    try:
+        status = rpc_status.from_call(error)  # type: ignore[arg-type]  # every failed call is both
+    except ValueError:  # details that contradict the call's own code and text: trust the latter
+        status = None
+    for detail in status.details if status is not None else ():
+        bad_request, info = error_details_pb2.BadRequest(), error_details_pb2.ErrorInfo()
+        if detail.Unpack(bad_request):
+            violations += [FieldViolation(v.field, v.description) for v in bad_request.field_violations]
+        elif detail.Unpack(info) and info.domain == ERROR_DOMAIN:
+            reason = info.reason
+    return violations, reason

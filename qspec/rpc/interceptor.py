@@ -1,0 +1,69 @@
+"""One interceptor that turns exceptions into statuses, for every method of every service.
+
+Handlers of QSPEC's services are coroutines or asynchronous generators and simply raise; ``ErrorInterceptor`` wraps them
+all, so that no servicer has an ``except`` of its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+from grpc_status import rpc_status
+
+from qspec.errors import QspecError
+from qspec.rpc.errors import to_status
+
+_log = logging.getLogger("qspec.rpc")
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
+    """Maps exceptions by ``qspec.rpc.errors``; what is no ``QspecError`` is logged with its traceback."""
+
+    def __init__(self, *, public: bool = False) -> None:
+        self._public = public
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Wrap the handler of one call; the standard services (health, reflection) answer for themselves."""
+        handler = await continuation(handler_call_details)
+        if handler is None or handler_call_details.method.startswith("/grpc."):
+            return handler
+        for kind in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
+            behaviour = getattr(handler, kind)
+            if behaviour is not None:
+                return handler._replace(**{kind: self._wrap(behaviour)})
+        raise TypeError(f"{handler_call_details.method} has no behaviour")
+
+    def _wrap(self, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+        if inspect.isasyncgenfunction(behaviour):
+            async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+                try:
+                    async for response in behaviour(request, context):
+                        yield response
+                except grpc.aio.AbortError:
+                    raise
+                except Exception as error:  # noqa: BLE001  what this class is for
+                    await self._abort(error, context)
+            return stream
+
+        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            try:
+                return await behaviour(request, context)
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:  # noqa: BLE001  what this class is for
+                return await self._abort(error, context)
+        return call
+
+    async def _abort(self, error: Exception, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        if not isinstance(error, QspecError):
+            _log.error("unexpected error in a handler", exc_info=error)
+        status = rpc_status.to_status(to_status(error, public=self._public))
+        await context.abort(status.code, status.details, status.trailing_metadata)

@@ -1,0 +1,131 @@
+"""The skeleton of all three servers.
+
+A server answers from the moment it listens, and says through ``grpc.health.v1`` whether it can be used: NOT_SERVING
+while its model loads, SERVING once ``prepare`` has returned, NOT_SERVING again as soon as it is told to stop, while the
+calls in flight come to their end. Reflection and the error interceptor come with it; a service brings its servicer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from qspec.errors import InvalidInput
+from qspec.rpc.addresses import parse_address, refuse_occupied
+from qspec.rpc.interceptor import ErrorInterceptor
+from qspec.rpc.options import SERVER_OPTIONS
+
+_State = health_pb2.HealthCheckResponse
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """One gRPC service: its full name (``qspec.v1.VerifierService``) and what adds its servicer to a server."""
+
+    name: str
+    register: Callable[[grpc.aio.Server], None]
+
+
+class RpcServer:
+    """Services at one address, with health and reflection. ``public``: see ``qspec.rpc.errors.to_status``."""
+
+    def __init__(self, services: Sequence[Service], *, public: bool = False) -> None:
+        self._names = [service.name for service in services]
+        self._server = grpc.aio.server(interceptors=[ErrorInterceptor(public=public)], options=SERVER_OPTIONS)
+        self._health = HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server
+        )
+        for service in services:
+            service.register(self._server)
+
+    async def start(self, listen: str) -> str:
+        """Listen, NOT_SERVING; returns the address with the port that port 0 became.
+
+        Raises ``InvalidInput`` on ``listen`` for an address that cannot be read or is in use.
+        """
+        address = parse_address(listen, "listen")
+        refuse_occupied(address, "listen")
+        await self._set_health(_State.NOT_SERVING)
+        try:
+            port = self._server.add_insecure_port(address)
+        except RuntimeError:
+            port = 0
+        if port == 0:
+            raise InvalidInput.field("listen", f"cannot listen at {address}: in use, or not an address of this host")
+        await self._server.start()
+        return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+
+    async def set_serving(self) -> None:
+        """Answer SERVING from now on."""
+        await self._set_health(_State.SERVING)
+
+    async def stop(self, grace_s: float, drain: Callable[[], Awaitable[None]] | None = None) -> None:
+        """NOT_SERVING at once; then ``drain``; then no new calls, and ``grace_s`` seconds for those in flight."""
+        await self._health.enter_graceful_shutdown()
+        if drain is not None:
+            await drain()
+        await self._server.stop(grace_s)
+
+    async def _set_health(self, state: int) -> None:
+        for name in ("", *self._names):
+            await self._health.set(name, state)
+
+
+async def serve(
+    services: Sequence[Service],
+    listen: str,
+    *,
+    prepare: Callable[[], Awaitable[None]],
+    on_serving: Callable[[str], None],
+    drain: Callable[[], Awaitable[None]] | None = None,
+    stop: asyncio.Event | None = None,
+    grace_s: float = 5.0,
+    public: bool = False,
+) -> None:
+    """Serve until SIGTERM, SIGINT or ``stop``.
+
+    Args:
+        services: what to serve.
+        listen: ``unix:PATH`` or ``HOST:PORT`` (port 0: any).
+        prepare: loads and warms up while the server already answers; SERVING when it returns. What it raises is raised
+            here, after the server has stopped.
+        on_serving: called once with the address listened at.
+        drain: ends what would not end by itself (long-lived streams), or waits for what should.
+        stop: ends the server from inside the process.
+        grace_s: seconds for calls in flight after that.
+        public: see ``qspec.rpc.errors.to_status``.
+    """
+    stopping = stop or asyncio.Event()
+    loop = asyncio.get_running_loop()
+    server = RpcServer(services, public=public)
+    address = await server.start(listen)
+    with contextlib.ExitStack() as handlers:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(ValueError, RuntimeError):  # not in the main thread: signals are the caller's
+                loop.add_signal_handler(number, stopping.set)
+                handlers.callback(loop.remove_signal_handler, number)
+        preparing = asyncio.ensure_future(prepare())
+        waiting = asyncio.ensure_future(stopping.wait())
+        try:
+            await asyncio.wait((preparing, waiting), return_when=asyncio.FIRST_COMPLETED)
+            if preparing.done():
+                preparing.result()
+                if not stopping.is_set():
+                    await server.set_serving()
+                    on_serving(address)
+                await waiting
+        finally:
+            for task in (preparing, waiting):
+                task.cancel()
+            await asyncio.gather(preparing, waiting, return_exceptions=True)
+            await server.stop(grace_s, drain)

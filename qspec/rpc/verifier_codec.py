@@ -1,0 +1,131 @@
+"""The verifier's messages; see ``qspec.rpc.codec``."""
+
+from __future__ import annotations
+
+from qspec.interfaces import (
+    Admission,
+    PrefillChunk,
+    Release,
+    Verification,
+    VerifierDescription,
+    VerifyAnswer,
+    VerifyBatch,
+    VerifyResult,
+)
+from qspec.rpc.codec import (
+    arena_from_pb,
+    arena_to_pb,
+    checked,
+    memory_from_pb,
+    memory_to_pb,
+    outcome_from_pb,
+    outcome_to_pb,
+    require,
+    sampling_from_pb,
+    sampling_to_pb,
+    timings_from_pb,
+    timings_to_pb,
+)
+from qspec.v1 import verifier_pb2
+
+
+@checked
+def description_to_pb(about: VerifierDescription) -> verifier_pb2.DescribeResponse:
+    """Encode."""
+    return verifier_pb2.DescribeResponse(
+        model=about.model, method=about.method, row_invariant=about.row_invariant, vocab_size=about.vocab_size,
+        vocab_fingerprint=about.vocab_fingerprint, max_model_len=about.max_model_len, max_slots=about.max_slots,
+        max_draft_length=about.max_draft_length, max_batch_rows=about.max_batch_rows, block_size=about.block_size,
+        num_blocks=about.num_blocks, arena=arena_to_pb(about.arena), memory=memory_to_pb(about.memory),
+        kernel=about.kernel,
+    )
+
+
+def description_from_pb(message: verifier_pb2.DescribeResponse) -> VerifierDescription:
+    """Decode."""
+    return VerifierDescription(
+        model=message.model, method=message.method, row_invariant=message.row_invariant,
+        vocab_size=message.vocab_size, vocab_fingerprint=message.vocab_fingerprint,
+        max_model_len=message.max_model_len, max_slots=message.max_slots, max_draft_length=message.max_draft_length,
+        max_batch_rows=message.max_batch_rows, block_size=message.block_size, num_blocks=message.num_blocks,
+        arena=arena_from_pb(message.arena), memory=memory_from_pb(message.memory), kernel=message.kernel,
+    )
+
+
+@checked
+def verify_batch_to_pb(batch: VerifyBatch) -> verifier_pb2.VerifyRequest:
+    """Encode."""
+    return verifier_pb2.VerifyRequest(
+        epoch=batch.epoch, round=batch.round,
+        releases=[verifier_pb2.Release(slot=r.slot, lease=r.lease) for r in batch.releases],
+        admissions=[
+            verifier_pb2.Admission(slot=a.slot, lease=a.lease, sampling=sampling_to_pb(a.sampling))
+            for a in batch.admissions
+        ],
+        prefill_chunks=[
+            verifier_pb2.PrefillChunk(slot=c.slot, lease=c.lease, start=c.start, token_ids=c.token_ids)
+            for c in batch.prefill_chunks
+        ],
+        verifications=[
+            verifier_pb2.Verification(
+                slot=v.slot, lease=v.lease, committed_len=v.committed_len, pending_token=v.pending_token,
+                draft_tokens=v.draft_tokens,
+            )
+            for v in batch.verifications
+        ],
+    )
+
+
+def verify_batch_from_pb(message: verifier_pb2.VerifyRequest) -> VerifyBatch:
+    """Decode."""
+    for verification in message.verifications:
+        require(verification.committed_len >= 1, "committed_len must be at least 1: the pending token is committed")
+    return VerifyBatch(
+        epoch=message.epoch, round=message.round,
+        releases=tuple(Release(slot=r.slot, lease=r.lease) for r in message.releases),
+        admissions=tuple(
+            Admission(slot=a.slot, lease=a.lease, sampling=sampling_from_pb(a.sampling)) for a in message.admissions
+        ),
+        prefill_chunks=tuple(
+            PrefillChunk(slot=c.slot, lease=c.lease, start=c.start, token_ids=tuple(c.token_ids))
+            for c in message.prefill_chunks
+        ),
+        verifications=tuple(
+            Verification(
+                slot=v.slot, lease=v.lease, committed_len=v.committed_len, pending_token=v.pending_token,
+                draft_tokens=tuple(v.draft_tokens),
+            )
+            for v in message.verifications
+        ),
+    )
+
+
+@checked
+def verify_answer_to_pb(answer: VerifyAnswer) -> verifier_pb2.VerifyResponse:
+    """Encode."""
+    return verifier_pb2.VerifyResponse(
+        epoch=answer.epoch, round=answer.round, free_blocks=answer.free_blocks, timings=timings_to_pb(answer.timings),
+        results=[
+            verifier_pb2.VerifyResult(
+                slot=r.slot, lease=r.lease, outcome=outcome_to_pb(r.outcome), accepted=r.accepted,
+                token_ids=r.token_ids, cached_len=r.cached_len, reserved_len=r.reserved_len,
+            )
+            for r in answer.results
+        ],
+    )
+
+
+def verify_answer_from_pb(message: verifier_pb2.VerifyResponse) -> VerifyAnswer:
+    """Decode; no more drafts can have been accepted than tokens were committed."""
+    results = tuple(
+        VerifyResult(
+            slot=r.slot, lease=r.lease, outcome=outcome_from_pb(r.outcome), accepted=r.accepted,
+            token_ids=tuple(r.token_ids), cached_len=r.cached_len, reserved_len=r.reserved_len,
+        )
+        for r in message.results
+    )
+    require(all(r.accepted <= len(r.token_ids) for r in results), "more drafts accepted than tokens committed")
+    return VerifyAnswer(
+        epoch=message.epoch, round=message.round, results=results, free_blocks=message.free_blocks,
+        timings=timings_from_pb(message.timings),
+    )

@@ -1,0 +1,117 @@
+"""One text while it is being made: its committed tokens, how they are drawn, and what speculation did for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from qspec.draft_length import AcceptanceEstimate
+from qspec.interfaces import Sampling
+
+
+class FinishReason(Enum):
+    """Why a text ended."""
+
+    END_OF_SEQUENCE = "end_of_sequence"
+    STOP_STRING = "stop_string"
+    LENGTH = "length"
+
+
+@dataclass(slots=True)
+class SequenceStats:
+    """What speculation did for one sequence. Times are those of the whole batch that it was in."""
+
+    rounds: int = 0
+    """Verify passes that decided on it."""
+    drafted: int = 0
+    accepted: int = 0
+    accepted_per_position: list[int] = field(default_factory=list)
+    drafted_per_position: list[int] = field(default_factory=list)
+    rounds_per_draft_length: list[int] = field(default_factory=list)
+    draft_s: float = 0.0
+    verify_s: float = 0.0
+    rpc_s: float = 0.0
+    """Draft and verify calls less the time that the workers themselves report."""
+    round_s: float = 0.0
+    rounds_without_drafter: int = 0
+    recomputations: int = 0
+
+    def record(self, drafted: int, accepted: int) -> None:
+        """Count one round's outcome."""
+        self.rounds += 1
+        self.drafted += drafted
+        self.accepted += accepted
+        _count(self.rounds_per_draft_length, range(drafted, drafted + 1))
+        _count(self.drafted_per_position, range(drafted))
+        _count(self.accepted_per_position, range(accepted), length=drafted)
+
+
+def _count(counts: list[int], indices: range, length: int = 0) -> None:
+    """Add one at each index, growing the list (to ``length`` at least) as needed."""
+    missing = max(length, indices.stop) - len(counts)
+    counts.extend([0] * missing)
+    for index in indices:
+        counts[index] += 1
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One text. The first group of fields is the request's, the rest belongs to the loop."""
+
+    request_id: str
+    prompt: list[int]
+    max_tokens: int
+    sampling: Sampling
+    eos_token_ids: frozenset[int] = frozenset()
+    draft_length: int | None = None
+    """Tokens to draft per round; None leaves it to the policy."""
+
+    tokens: list[int] = field(init=False)
+    """Committed tokens: the prompt, then what was generated."""
+    finish: FinishReason | None = field(init=False, default=None)
+    stats: SequenceStats = field(init=False, default_factory=SequenceStats)
+    acceptance: AcceptanceEstimate = field(init=False, default_factory=AcceptanceEstimate)
+    slot: int = field(init=False, default=-1)
+    lease: int = field(init=False, default=0)
+    admitted: bool = field(init=False, default=False)
+    """Whether the verifier knows of the tenancy."""
+    cached_len: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        if not self.prompt or self.max_tokens < 1:
+            raise ValueError("a sequence needs a prompt token and room for a new one")
+        self.tokens = list(self.prompt)
+
+    @property
+    def prompt_len(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.prompt)
+
+    @property
+    def generated(self) -> list[int]:
+        """Tokens made so far."""
+        return self.tokens[len(self.prompt) :]
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that may still be made."""
+        return self.max_tokens - (len(self.tokens) - len(self.prompt))
+
+    @property
+    def ready(self) -> bool:
+        """Whether everything but the pending token is cached, so that it can be drafted for."""
+        return self.cached_len == len(self.tokens) - 1
+
+    def commit(self, token_ids: tuple[int, ...], max_model_len: int) -> tuple[int, ...]:
+        """Append decided tokens up to an end-of-sequence token or the limits; returns those that were taken."""
+        taken: list[int] = []
+        for token in token_ids:
+            if self.finish is not None:
+                break
+            taken.append(token)
+            self.tokens.append(token)
+            if token in self.eos_token_ids:
+                self.finish = FinishReason.END_OF_SEQUENCE
+            elif self.remaining == 0 or len(self.tokens) >= max_model_len:
+                self.finish = FinishReason.LENGTH
+        return tuple(taken)

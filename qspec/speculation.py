@@ -1,0 +1,343 @@
+"""The decoding loop: draft, verify, commit, for a batch of sequences at once.
+
+``SpeculationLoop.step`` is one round; read it first. The loop knows sequences of tokens and two interfaces
+(``qspec.interfaces``); it does not know whether the workers live in this process, and it sees no text. It owns what
+the coordinator owns: who gets a slot, how much is prefilled, how long the drafts are, who has to give way when KV
+blocks run out, and what happens when a worker is lost. The text does not depend on any of that.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from qspec.draft_length import DraftLengthPolicy, Outlook
+from qspec.errors import ContractViolation, QspecError, WorkerLost
+from qspec.interfaces import (
+    Admission,
+    DraftBatch,
+    Drafter,
+    DrafterDescription,
+    DraftItem,
+    PrefillChunk,
+    Release,
+    Sampling,
+    SlotOutcome,
+    Verification,
+    Verifier,
+    VerifierDescription,
+    VerifyAnswer,
+    VerifyBatch,
+    VerifyResult,
+)
+from qspec.sequence import Sequence
+from qspec.slot_ledger import SlotLedger
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Tokens that a round decided for one sequence; ``sequence.finish`` is set when they were its last."""
+
+    sequence: Sequence
+    token_ids: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class _Round:
+    """What is known about the round in progress."""
+
+    number: int
+    started: float
+    drafts: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """Drafted tokens by slot."""
+    draft_s: float = 0.0
+    rpc_s: float = 0.0
+
+
+class SpeculationLoop:
+    """Generates text for many sequences with one verifier and, while there is one, a drafter. Used by one thread."""
+
+    def __init__(self) -> None:
+        self.policy = DraftLengthPolicy(0)
+        self.drafter_error: QspecError | None = None
+        self.drafter: DrafterDescription | None = None
+        self._drafter: Drafter | None = None
+        self._verifier: Verifier | None = None
+        self._description: VerifierDescription | None = None
+        self._ledger = SlotLedger()
+        self._round = 0
+
+    # ---- workers ----------------------------------------------------------------------------------------------------
+
+    def attach_verifier(self, verifier: Verifier) -> VerifierDescription:
+        """Work with ``verifier`` from now on; every running sequence is prefilled again from its committed tokens."""
+        description = verifier.describe()
+        self._verifier, self._description = verifier, description
+        if self.policy.longest != description.max_draft_length:
+            self.policy = DraftLengthPolicy(description.max_draft_length)
+        self._forget_drafter(None)
+        self._ledger.start_over(description.max_slots, self._claim_slots())
+        return description
+
+    def _claim_slots(self) -> int:
+        """End whatever tenancies an earlier loop left behind at this verifier; returns the free blocks.
+
+        Every slot is taken and given back.
+        """
+        leases = {slot: self._ledger.new_lease() for slot in range(self.description.max_slots)}
+        admissions = tuple(Admission(slot=slot, lease=lease, sampling=Sampling()) for slot, lease in leases.items())
+        releases = tuple(Release(slot=slot, lease=lease) for slot, lease in leases.items())
+        epoch = self.description.epoch
+        self._call_verifier(VerifyBatch(epoch=epoch, round=self._next_round(), admissions=admissions))
+        return self._call_verifier(VerifyBatch(epoch=epoch, round=self._next_round(), releases=releases)).free_blocks
+
+    def attach_drafter(self, drafter: Drafter) -> DrafterDescription:
+        """Draft with ``drafter`` from now on. Raises what its ``attach`` raises; rounds then go on without."""
+        self._forget_drafter(None)
+        self.drafter = drafter.attach(self.description)
+        self._drafter = drafter
+        return self.drafter
+
+    @property
+    def description(self) -> VerifierDescription:
+        """The verifier's description."""
+        if self._description is None:
+            raise ContractViolation("no verifier is attached")
+        return self._description
+
+    @property
+    def drafter_attached(self) -> bool:
+        """Whether rounds can draft."""
+        return self._drafter is not None
+
+    # ---- sequences --------------------------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> int:
+        """Sequences in a slot."""
+        return len(self._ledger.running)
+
+    @property
+    def waiting(self) -> int:
+        """Sequences without a slot."""
+        return len(self._ledger.waiting)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._ledger.running or self._ledger.waiting or self._ledger.releases)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence; it gets a slot when one is free. It must fit into the verifier's ``max_model_len``."""
+        if len(sequence.tokens) >= self.description.max_model_len:
+            raise ContractViolation(f"{len(sequence.tokens)} tokens do not leave room for a new one")
+        self._ledger.waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Drop a sequence (cancelled, or stopped by its text); slot and blocks are given back with the next step."""
+        self._ledger.remove(sequence)
+
+    # ---- one round --------------------------------------------------------------------------------------------------
+
+    def step(self) -> list[Commit]:
+        """Run one round for everyone; returns what was committed.
+
+        Raises ``WorkerLost`` when the verifier is lost: sequences are kept, and the next ``attach_verifier`` goes on
+        with them. A lost drafter is noted in ``drafter_error``, and the round goes on without drafts.
+        """
+        this = _Round(self._next_round(), time.perf_counter())
+        self._ledger.admit(self.description.block_size)
+        lengths = self._choose_draft_lengths()
+        self._draft(this, lengths)
+        batch = self._verify_batch(this)
+        called = time.perf_counter()
+        answer = self._call_verifier(batch)
+        verify_s = time.perf_counter() - called
+        this.rpc_s += verify_s - answer.timings.total_ns * 1e-9
+        self._observe_verify(batch, verify_s)
+        self._ledger.confirm(batch.releases, answer.free_blocks)
+        return self._apply(this, answer, verify_s)
+
+    def _choose_draft_lengths(self) -> dict[int, int]:
+        """Draft length by slot, for the sequences that are ready and get at least one draft."""
+        ready = [sequence for sequence in self._ledger.running if sequence.admitted and sequence.ready]
+        if self._drafter is None:
+            return {}
+        decided = sum(sequence.ready for sequence in self._ledger.running)  # new ones of a single token too
+        caps = {sequence.slot: self._draft_cap(sequence, decided) for sequence in ready}
+        free = [sequence for sequence in ready if sequence.draft_length is None]
+        chosen = 0
+        if free:
+            chosen = self.policy.choose([Outlook(s.acceptance.probability, caps[s.slot]) for s in free])
+        lengths = {
+            sequence.slot: min(chosen if sequence.draft_length is None else sequence.draft_length, caps[sequence.slot])
+            for sequence in ready
+        }
+        return {slot: length for slot, length in lengths.items() if length > 0}
+
+    def _draft_cap(self, sequence: Sequence, sequences: int) -> int:
+        """Most tokens that are worth drafting: a round makes one token anyway; rows and positions are limited."""
+        description = self.description
+        room = description.max_model_len - len(sequence.tokens)
+        rows = description.max_batch_rows // sequences - 1
+        return max(min(sequence.remaining - 1, description.max_draft_length, room, rows), 0)
+
+    def _draft(self, this: _Round, lengths: dict[int, int]) -> None:
+        """Ask the drafter; without an answer the round has no drafts."""
+        if self._drafter is None or not lengths:
+            return
+        items = tuple(
+            DraftItem(
+                slot=sequence.slot,
+                lease=sequence.lease,
+                committed_len=len(sequence.tokens),
+                pending_token=sequence.tokens[-1],
+                draft_length=lengths[sequence.slot],
+                sampling=sequence.sampling,
+            )
+            for sequence in self._ledger.running
+            if sequence.slot in lengths
+        )
+        called = time.perf_counter()
+        try:
+            answer = self._drafter.draft(DraftBatch(epoch=self.description.epoch, round=this.number, items=items))
+            for item, result in zip(items, answer.results, strict=True):
+                if (result.slot, result.lease) != (item.slot, item.lease) or answer.round != this.number:
+                    raise ContractViolation("the drafter answered another question")
+                if not self._usable(result.draft_tokens, item.draft_length):
+                    raise ContractViolation("the drafter drafted too many tokens or such as do not exist")
+                this.drafts[item.slot] = result.draft_tokens
+        except (QspecError, ValueError) as error:
+            this.drafts.clear()
+            self._forget_drafter(error if isinstance(error, QspecError) else ContractViolation(str(error)))
+            return
+        this.draft_s = time.perf_counter() - called
+        this.rpc_s += this.draft_s - answer.timings.total_ns * 1e-9
+        self.policy.costs.observe_draft(len(items), max(lengths.values()), this.draft_s)
+
+    def _usable(self, tokens: tuple[int, ...], most: int) -> bool:
+        return len(tokens) <= most and all(0 <= token < self.description.vocab_size for token in tokens)
+
+    def _verify_batch(self, this: _Round) -> VerifyBatch:
+        """Everything that the verifier is asked to do in this round, within its limit of rows."""
+        rows = self.description.max_batch_rows
+        admissions, chunks, verifications = [], [], []
+        ready = {sequence.slot for sequence in self._ledger.running if sequence.ready}
+        rows -= sum(1 + len(this.drafts.get(slot, ())) for slot in ready)
+        for sequence in self._ledger.running:
+            slot, lease, tokens = sequence.slot, sequence.lease, sequence.tokens
+            if not sequence.admitted:
+                admissions.append(Admission(slot=slot, lease=lease, sampling=sequence.sampling))
+            if slot not in ready:
+                missing = tuple(tokens[sequence.cached_len : len(tokens) - 1][: max(rows, 0)])
+                if missing:
+                    chunks.append(PrefillChunk(slot=slot, lease=lease, start=sequence.cached_len, token_ids=missing))
+                rows -= len(missing)
+                if sequence.cached_len + len(missing) < len(tokens) - 1 or rows < 1:
+                    continue
+                rows -= 1
+            verifications.append(Verification(
+                slot=slot, lease=lease, committed_len=len(tokens), pending_token=tokens[-1],
+                draft_tokens=this.drafts.get(slot, ()),
+            ))
+        return VerifyBatch(
+            epoch=self.description.epoch,
+            round=this.number,
+            releases=tuple(self._ledger.releases),
+            admissions=tuple(admissions),
+            prefill_chunks=tuple(chunks),
+            verifications=tuple(verifications),
+        )
+
+    def _call_verifier(self, batch: VerifyBatch) -> VerifyAnswer:
+        """Ask the verifier, once more on a lost stream: a repeated verification gets the stored answer."""
+        if self._verifier is None:
+            raise WorkerLost("no verifier is attached")
+        try:
+            answer = self._verifier.verify(batch)
+        except WorkerLost:
+            answer = self._verifier.verify(batch)
+        if answer.round != batch.round:
+            raise ContractViolation("the verifier answered another round")
+        return answer
+
+    def _apply(self, this: _Round, answer: VerifyAnswer, verify_s: float) -> list[Commit]:
+        """Take the verifier's results in: commit, note what is cached, make room."""
+        by_slot = {result.slot: result for result in answer.results}
+        commits: list[Commit] = []
+        short_of_blocks = False
+        round_s = time.perf_counter() - this.started
+        for sequence in list(self._ledger.running):
+            result = by_slot.get(sequence.slot)
+            if result is None or result.lease != sequence.lease:
+                continue
+            sequence.admitted = True
+            if result.outcome is SlotOutcome.STALE:
+                self._ledger.recompute(sequence)
+            elif result.outcome is SlotOutcome.NO_BLOCKS:
+                short_of_blocks = True
+            else:
+                sequence.stats.round_s += round_s
+                sequence.stats.verify_s += verify_s
+                sequence.stats.draft_s += this.draft_s
+                sequence.stats.rpc_s += this.rpc_s
+                commits.extend(self._commit(this, sequence, result))
+        if short_of_blocks:
+            self._ledger.preempt()
+        return commits
+
+    def _commit(self, this: _Round, sequence: Sequence, result: VerifyResult) -> list[Commit]:
+        """One sequence's new tokens, if it was decided on."""
+        sequence.cached_len = result.cached_len
+        if not result.token_ids:
+            return []
+        drafted = len(this.drafts.get(sequence.slot, ()))
+        sequence.stats.record(drafted, result.accepted)
+        sequence.stats.rounds_without_drafter += self._drafter is None and self.drafter_error is not None
+        if drafted:
+            sequence.acceptance.update(drafted, result.accepted)
+        taken = sequence.commit(result.token_ids, self.description.max_model_len)
+        if sequence.finish is not None:
+            self._ledger.vacate(sequence)
+        return [Commit(sequence, taken)]
+
+    def _next_round(self) -> int:
+        self._round += 1
+        return self._round
+
+    def _forget_drafter(self, error: QspecError | None) -> None:
+        self._drafter, self.drafter, self.drafter_error = None, None, error
+
+    # ---- costs ------------------------------------------------------------------------------------------------------
+
+    def _observe_verify(self, batch: VerifyBatch, seconds: float) -> None:
+        if batch.verifications and not batch.prefill_chunks:
+            rows = sum(1 + len(verification.draft_tokens) for verification in batch.verifications)
+            self.policy.costs.verify.observe(rows, seconds)
+
+    def calibrate(self, progress: Callable[[str, float | None], None]) -> None:
+        """Measure draft and verify calls on a made-up sequence, twice for each draft length tried (the first warms up).
+
+        Fills ``policy.costs``. Must run while no sequence does.
+        """
+        longest = self.policy.longest if self._drafter is not None else 0
+        lengths = sorted({length for length in (0, 1, 2, 4, longest) if length <= longest})
+        for repeat in range(2):
+            if repeat:
+                self.policy.costs = type(self.policy.costs)()
+            for index, length in enumerate(lengths):
+                progress("measuring draft and verify steps", (repeat * len(lengths) + index) / (2 * len(lengths)))
+                self._calibrate_length(length)
+
+    def _calibrate_length(self, length: int) -> None:
+        room = self.description.max_model_len
+        prompt = [1 + index % (self.description.vocab_size - 1) for index in range(min(32, room - 1))]
+        most = min(2 * (length + 1) + 1, room - len(prompt))
+        sequence = Sequence("calibration", prompt, most, Sampling(), draft_length=length)
+        self.add(sequence)
+        for _ in range(2):  # the prompt with its first token, then a round with drafts
+            if sequence.finish is None:
+                self.step()
+        self.remove(sequence)
+        self.step()

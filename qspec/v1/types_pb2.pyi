@@ -1,0 +1,118 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class AcceptanceRule(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ACCEPTANCE_RULE_UNSPECIFIED: _ClassVar[AcceptanceRule]
+    ACCEPTANCE_RULE_REJECTION: _ClassVar[AcceptanceRule]
+    ACCEPTANCE_RULE_COUPLED: _ClassVar[AcceptanceRule]
+
+class SlotOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SLOT_OUTCOME_UNSPECIFIED: _ClassVar[SlotOutcome]
+    SLOT_OUTCOME_OK: _ClassVar[SlotOutcome]
+    SLOT_OUTCOME_STALE: _ClassVar[SlotOutcome]
+    SLOT_OUTCOME_NO_BLOCKS: _ClassVar[SlotOutcome]
+
+class ArenaBackend(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ARENA_BACKEND_UNSPECIFIED: _ClassVar[ArenaBackend]
+    ARENA_BACKEND_HOST_SHM: _ClassVar[ArenaBackend]
+    ARENA_BACKEND_CUDA_IPC: _ClassVar[ArenaBackend]
+
+class RegionWriter(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    REGION_WRITER_UNSPECIFIED: _ClassVar[RegionWriter]
+    REGION_WRITER_VERIFIER: _ClassVar[RegionWriter]
+    REGION_WRITER_DRAFTER: _ClassVar[RegionWriter]
+ACCEPTANCE_RULE_UNSPECIFIED: AcceptanceRule
+ACCEPTANCE_RULE_REJECTION: AcceptanceRule
+ACCEPTANCE_RULE_COUPLED: AcceptanceRule
+SLOT_OUTCOME_UNSPECIFIED: SlotOutcome
+SLOT_OUTCOME_OK: SlotOutcome
+SLOT_OUTCOME_STALE: SlotOutcome
+SLOT_OUTCOME_NO_BLOCKS: SlotOutcome
+ARENA_BACKEND_UNSPECIFIED: ArenaBackend
+ARENA_BACKEND_HOST_SHM: ArenaBackend
+ARENA_BACKEND_CUDA_IPC: ArenaBackend
+REGION_WRITER_UNSPECIFIED: RegionWriter
+REGION_WRITER_VERIFIER: RegionWriter
+REGION_WRITER_DRAFTER: RegionWriter
+
+class Sampling(_message.Message):
+    __slots__ = ("temperature", "top_k", "top_p", "seed", "choice", "rule")
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    CHOICE_FIELD_NUMBER: _ClassVar[int]
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    choice: int
+    rule: AcceptanceRule
+    def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., choice: _Optional[int] = ..., rule: _Optional[_Union[AcceptanceRule, str]] = ...) -> None: ...
+
+class StageTimings(_message.Message):
+    __slots__ = ("prepare_ns", "forward_ns", "sample_ns", "total_ns")
+    PREPARE_NS_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_NS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_NS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_NS_FIELD_NUMBER: _ClassVar[int]
+    prepare_ns: int
+    forward_ns: int
+    sample_ns: int
+    total_ns: int
+    def __init__(self, prepare_ns: _Optional[int] = ..., forward_ns: _Optional[int] = ..., sample_ns: _Optional[int] = ..., total_ns: _Optional[int] = ...) -> None: ...
+
+class ArenaRegion(_message.Message):
+    __slots__ = ("name", "dtype", "shape", "offset", "writer")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    WRITER_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dtype: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    offset: int
+    writer: RegionWriter
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., offset: _Optional[int] = ..., writer: _Optional[_Union[RegionWriter, str]] = ...) -> None: ...
+
+class ArenaDescriptor(_message.Message):
+    __slots__ = ("backend", "device_uuid", "handle", "reference", "size", "epoch", "fingerprint", "regions")
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_UUID_FIELD_NUMBER: _ClassVar[int]
+    HANDLE_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    REGIONS_FIELD_NUMBER: _ClassVar[int]
+    backend: ArenaBackend
+    device_uuid: str
+    handle: bytes
+    reference: str
+    size: int
+    epoch: int
+    fingerprint: str
+    regions: _containers.RepeatedCompositeFieldContainer[ArenaRegion]
+    def __init__(self, backend: _Optional[_Union[ArenaBackend, str]] = ..., device_uuid: _Optional[str] = ..., handle: _Optional[bytes] = ..., reference: _Optional[str] = ..., size: _Optional[int] = ..., epoch: _Optional[int] = ..., fingerprint: _Optional[str] = ..., regions: _Optional[_Iterable[_Union[ArenaRegion, _Mapping]]] = ...) -> None: ...
+
+class MemoryItem(_message.Message):
+    __slots__ = ("name", "bytes", "shared")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    bytes: int
+    shared: bool
+    def __init__(self, name: _Optional[str] = ..., bytes: _Optional[int] = ..., shared: bool = ...) -> None: ...

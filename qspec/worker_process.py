@@ -1,0 +1,68 @@
+"""A worker's process around its server: tied to its parent, quiet, told how many threads to use."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from qspec.cli import EXIT_ERROR
+from qspec.config import StackConfig
+from qspec.errors import InvalidInput, QspecError
+from qspec.lifeline import watch_lifeline
+from qspec.rpc.options import quieten_grpc
+from qspec.status import Status
+from qspec.threads import configure_threads
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerProcess:
+    """What a worker's program needs to know of its process."""
+
+    config: StackConfig
+    """The stack's configuration."""
+    listen: str
+    """Address to listen at."""
+    runtime_dir: Path
+    """Directory for sockets, mode 0700."""
+    status: Status
+    """Where to tell how loading goes."""
+
+    @classmethod
+    def start(cls, args: argparse.Namespace, config: StackConfig) -> WorkerProcess:
+        """Do what comes before the first import of gRPC and torch; ``args`` are those of ``add_process_arguments``."""
+        runtime_dir = args.runtime_dir or _directory_of(args.listen)
+        if args.lifeline_fd is not None:
+            watch_lifeline(args.lifeline_fd, runtime_dir=args.runtime_dir)
+        quieten_grpc()
+        configure_threads(config.threads)
+        return cls(config=config, listen=args.listen, runtime_dir=runtime_dir, status=Status(args.status_fd))
+
+    def run(self, program: Callable[[], Coroutine[Any, Any, None]]) -> NoReturn:
+        """Run the server to its end and end the process; a deliberate error is told through ``status``.
+
+        The process ends at once, without the interpreter's own end, because the engine's thread may still be deep in
+        the loading of a model, and native code in a daemon thread does not survive that.
+        """
+        code = 0
+        try:
+            asyncio.run(program())
+        except QspecError as error:
+            self.status.error(error)
+            code = EXIT_ERROR
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _directory_of(listen: str) -> Path:
+    if not listen.startswith("unix:"):
+        raise InvalidInput.field("runtime_dir", "must be given with a HOST:PORT address to listen at")
+    return Path(listen.removeprefix("unix:")).parent

@@ -1,0 +1,46 @@
+"""Every contract test runs on every pair of source and transport."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.contract.sources import Source, Workers, fake_source, in_process, local_source, over_grpc
+
+_TRANSPORTS = {"in-process": in_process, "grpc": over_grpc}
+_SOURCES: dict[str, Callable[[Path], Source]] = {
+    "fake": lambda model: fake_source(),
+    "w8a8": lambda model: local_source(model, draft_quantization="w8a8"),
+    "none": lambda model: local_source(model, draft_quantization="none"),
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A tiny model on disk, and a cache of its own for its conversion."""
+    from tests.tiny_models import write_tiny_model
+
+    directory = tmp_path_factory.mktemp("tiny")
+    write_tiny_model(directory / "model", "llama")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("QSPEC_CACHE_DIR", str(directory / "cache"))
+        yield directory / "model"
+
+
+@pytest.fixture(params=_SOURCES)
+def source(request: pytest.FixtureRequest, tiny_model: Path) -> Source:
+    """Which engines."""
+    return _SOURCES[request.param](tiny_model)
+
+
+@pytest.fixture(params=_TRANSPORTS)
+def workers(request: pytest.FixtureRequest, source: Source) -> Iterator[Workers]:
+    """An attached pair of workers with the limits of ``tests.contract.sources``."""
+    with (
+        tempfile.TemporaryDirectory(prefix="qspec-") as directory,
+        _TRANSPORTS[request.param](source, Path(directory)) as pair,
+    ):
+        yield pair

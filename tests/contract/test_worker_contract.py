@@ -1,0 +1,192 @@
+"""What every drafter and every verifier must do, wherever they run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from qspec.errors import ContractViolation, EpochMismatch
+from qspec.interfaces import AcceptanceRule, DraftBatch, Sampling, SlotOutcome, VerifyBatch
+from tests.contract.sequences import Sequence, decode, draft, only, verify_batch
+from tests.contract.sources import BLOCK_SIZE, EPOCH, MAX_BATCH_ROWS, MAX_DRAFT_LENGTH, MAX_SLOTS, NUM_BLOCKS, Workers
+
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
+SEEDED = Sampling(temperature=0.8, seed=11, rule=AcceptanceRule.COUPLED)
+
+
+def started(workers: Workers, slot: int = 0, lease: int = 1, sampling: Sampling = Sampling()) -> Sequence:
+    """A prefilled sequence."""
+    sequence = Sequence(slot, lease, list(PROMPT), sampling)
+    result = only(workers.verifier.verify(sequence.prefill_batch(1)).results)
+    assert (result.outcome, result.cached_len) == (SlotOutcome.OK, len(PROMPT) - 1)
+    return sequence
+
+
+def test_description_is_complete(workers: Workers) -> None:
+    about = workers.verifier.describe()
+    assert about.epoch == EPOCH
+    assert (about.max_slots, about.num_blocks, about.block_size) == (MAX_SLOTS, NUM_BLOCKS, BLOCK_SIZE)
+    assert (about.max_draft_length, about.max_batch_rows) == (MAX_DRAFT_LENGTH, MAX_BATCH_ROWS)
+    assert about.vocab_size > max(PROMPT)
+    assert about.arena.regions
+    assert workers.drafter.attach(about).epoch == EPOCH
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), SEEDED], ids=["greedy", "seeded"])
+def test_text_does_not_depend_on_the_draft_length(workers: Workers, sampling: Sampling) -> None:
+    plain = decode(workers, started(workers, 0, 1, sampling), rounds=10, draft_length=0, first_round=2)
+    for slot, draft_length in ((1, 1), (2, MAX_DRAFT_LENGTH)):
+        text = decode(workers, started(workers, slot, 1, sampling), 4, draft_length, first_round=20)
+        assert len(text) >= 4
+        length = min(len(text), len(plain))
+        assert text[:length] == plain[:length]
+
+
+def test_admission_prefill_and_verification_in_one_batch(workers: Workers) -> None:
+    reference = decode(workers, started(workers), rounds=1, draft_length=0, first_round=2)
+    sequence = Sequence(1, 1, list(PROMPT))
+    batch = replace(sequence.prefill_batch(3), verifications=(sequence.verification(),))
+    result = only(workers.verifier.verify(batch).results)
+    assert (result.outcome, result.accepted, list(result.token_ids)) == (SlotOutcome.OK, 0, reference)
+    assert result.cached_len == len(PROMPT)
+    assert result.reserved_len >= len(PROMPT)
+
+
+def test_chunked_prefill_equals_one_chunk(workers: Workers) -> None:
+    reference = decode(workers, started(workers), rounds=3, draft_length=2, first_round=2)
+    sequence = Sequence(1, 1, list(PROMPT))
+    workers.verifier.verify(VerifyBatch(epoch=EPOCH, round=10, admissions=(sequence.admission(),)))
+    for number, (start, end) in enumerate([(0, 1), (1, 4), (4, 6), (6, 7)], 11):
+        batch = VerifyBatch(epoch=EPOCH, round=number, prefill_chunks=(sequence.chunk(start, end),))
+        assert only(workers.verifier.verify(batch).results).cached_len == end
+    assert decode(workers, sequence, rounds=3, draft_length=2, first_round=20) == reference
+
+
+def test_chunk_beyond_the_cached_tokens_is_stale(workers: Workers) -> None:
+    sequence = Sequence(0, 1, list(PROMPT))
+    batch = VerifyBatch(
+        epoch=EPOCH, round=1, admissions=(sequence.admission(),), prefill_chunks=(sequence.chunk(2, 4),)
+    )
+    result = only(workers.verifier.verify(batch).results)
+    assert (result.outcome, result.cached_len) == (SlotOutcome.STALE, 0)
+
+
+def test_ragged_drafts_in_one_batch(workers: Workers) -> None:
+    lengths = [0, 1, MAX_DRAFT_LENGTH]
+    alone = [decode(workers, started(workers, slot, 1), 1, k, first_round=2) for slot, k in enumerate(lengths)]
+    sequences = [started(workers, slot, 2) for slot in range(3)]
+    drafts = [(), *draft(workers, 5, *(s.draft_item(k) for s, k in zip(sequences[1:], lengths[1:], strict=True)))]
+    assert [len(tokens) for tokens in drafts] == lengths
+    parts = [sequence.verification(tokens) for sequence, tokens in zip(sequences, drafts, strict=True)]
+    results = {r.slot: r for r in workers.verifier.verify(verify_batch(5, *parts)).results}
+    assert [list(results[slot].token_ids) for slot in range(3)] == alone
+
+
+def test_wrong_drafts_are_not_accepted(workers: Workers) -> None:
+    plain = decode(workers, started(workers), rounds=1, draft_length=0, first_round=2)
+    sequence = started(workers, slot=1)
+    vocab_size = workers.verifier.describe().vocab_size
+    wrong = ((plain[0] + 1) % vocab_size, 0)
+    result = only(workers.verifier.verify(verify_batch(3, sequence.verification(wrong))).results)
+    assert (result.accepted, list(result.token_ids), result.cached_len) == (0, plain, len(PROMPT))
+
+
+def test_stale_by_lease(workers: Workers) -> None:
+    sequence = started(workers)
+    other = replace(sequence, lease=2)
+    result = only(workers.verifier.verify(verify_batch(2, other.verification())).results)
+    assert (result.slot, result.lease, result.outcome, result.token_ids) == (0, 2, SlotOutcome.STALE, ())
+    answer = workers.drafter.draft(DraftBatch(epoch=EPOCH, round=2, items=(other.draft_item(2),)))
+    assert [(r.lease, r.outcome, r.draft_tokens) for r in answer.results] == [(2, SlotOutcome.STALE, ())]
+    assert decode(workers, sequence, rounds=1, draft_length=1, first_round=3)
+
+
+def test_stale_by_committed_length(workers: Workers) -> None:
+    sequence = started(workers)
+    other = replace(sequence, tokens=[*PROMPT, 7])
+    result = only(workers.verifier.verify(verify_batch(2, other.verification())).results)
+    assert (result.outcome, result.token_ids, result.cached_len) == (SlotOutcome.STALE, (), len(PROMPT) - 1)
+    answer = workers.drafter.draft(DraftBatch(epoch=EPOCH, round=2, items=(other.draft_item(2),)))
+    assert [(r.outcome, r.draft_tokens) for r in answer.results] == [(SlotOutcome.STALE, ())]
+
+
+def test_no_blocks_and_room_after_a_release(workers: Workers) -> None:
+    big = Sequence(0, 1, [5] * (NUM_BLOCKS * BLOCK_SIZE - BLOCK_SIZE + 1))
+    answer = workers.verifier.verify(big.prefill_batch(1))
+    assert only(answer.results).reserved_len == NUM_BLOCKS * BLOCK_SIZE - BLOCK_SIZE
+    assert answer.free_blocks == 1
+    sequence = Sequence(1, 1, list(PROMPT))
+    result = only(workers.verifier.verify(sequence.prefill_batch(2)).results)
+    assert (result.outcome, result.cached_len, result.token_ids) == (SlotOutcome.NO_BLOCKS, 0, ())
+    answer = workers.verifier.verify(VerifyBatch(
+        epoch=EPOCH, round=3, releases=(big.release(),), prefill_chunks=(sequence.chunk(),)
+    ))
+    assert only(answer.results).outcome is SlotOutcome.OK
+    assert answer.free_blocks == NUM_BLOCKS - 2
+    assert decode(workers, sequence, rounds=1, draft_length=1, first_round=4)
+
+
+def test_repeated_verification_gets_the_stored_answer(workers: Workers) -> None:
+    sequence = started(workers, sampling=SEEDED)
+    (drafts,) = draft(workers, 2, sequence.draft_item(3))
+    first = workers.verifier.verify(verify_batch(2, sequence.verification(drafts)))
+    again = workers.verifier.verify(verify_batch(2, sequence.verification(drafts)))
+    assert again.results == first.results
+    assert again.free_blocks == first.free_blocks
+    sequence.tokens += first.results[0].token_ids
+    assert decode(workers, sequence, rounds=1, draft_length=2, first_round=3)
+
+
+def test_repeated_first_batch_gets_the_stored_answer(workers: Workers) -> None:
+    sequence = Sequence(0, 1, list(PROMPT))
+    batch = replace(sequence.prefill_batch(1), verifications=(sequence.verification(),))
+    first, again = workers.verifier.verify(batch), workers.verifier.verify(batch)
+    assert again.results == first.results
+    sequence.tokens += first.results[0].token_ids
+    assert decode(workers, sequence, rounds=1, draft_length=2, first_round=2)
+
+
+def test_wrong_epoch(workers: Workers) -> None:
+    sequence = started(workers)
+    with pytest.raises(EpochMismatch):
+        workers.verifier.verify(replace(verify_batch(2, sequence.verification()), epoch=EPOCH + 1))
+    with pytest.raises(EpochMismatch):
+        workers.drafter.draft(DraftBatch(epoch=EPOCH + 1, round=2, items=(sequence.draft_item(1),)))
+    assert decode(workers, sequence, rounds=1, draft_length=1, first_round=3)
+
+
+def test_release_and_reuse_of_a_slot(workers: Workers) -> None:
+    free = workers.verifier.verify(VerifyBatch(epoch=EPOCH, round=1)).free_blocks
+    first = started(workers)
+    text = decode(workers, first, rounds=2, draft_length=2, first_round=2)
+    answer = workers.verifier.verify(VerifyBatch(epoch=EPOCH, round=4, releases=(first.release(),)))
+    assert (answer.results, answer.free_blocks) == ((), free)
+    assert only(workers.verifier.verify(verify_batch(5, first.verification())).results).outcome is SlotOutcome.STALE
+    stale = only(workers.verifier.verify(Sequence(0, 1, list(PROMPT)).prefill_batch(6)).results)
+    assert stale.outcome is SlotOutcome.STALE  # a lease is never used twice
+    second = started(workers, lease=2)
+    workers.verifier.verify(VerifyBatch(epoch=EPOCH, round=7, releases=(first.release(),)))  # too late, no effect
+    assert decode(workers, second, rounds=2, draft_length=2, first_round=8) == text
+
+
+def test_contract_violations_are_told_and_survived(workers: Workers) -> None:
+    sequence = started(workers)
+    vocab_size = workers.verifier.describe().vocab_size
+    for bad in (
+        verify_batch(2, replace(sequence.verification(), slot=MAX_SLOTS)),
+        verify_batch(2, sequence.verification((1,) * (MAX_DRAFT_LENGTH + 1))),
+        verify_batch(2, replace(sequence.verification(), pending_token=vocab_size)),
+    ):
+        with pytest.raises(ContractViolation):
+            workers.verifier.verify(bad)
+    assert decode(workers, sequence, rounds=1, draft_length=1, first_round=3)
+
+
+def test_detached_drafter_refuses_and_attaches_again(workers: Workers) -> None:
+    sequence = started(workers)
+    workers.drafter.detach(EPOCH)
+    with pytest.raises(EpochMismatch):
+        workers.drafter.draft(DraftBatch(epoch=EPOCH, round=2, items=(sequence.draft_item(1),)))
+    workers.drafter.attach(workers.verifier.describe())
+    assert decode(workers, sequence, rounds=1, draft_length=1, first_round=3)

@@ -1,0 +1,77 @@
+"""An engine over the fake workers, and an observer that writes down what it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from coordinator.engine import Engine
+from coordinator.requests import ValidRequest
+from qspec.errors import QspecError
+from qspec.interfaces import Drafter, Sampling, Verifier
+from qspec.speculation import SpeculationLoop
+from tests.fakes import FakeDrafter, FakeVerifier
+
+
+class NumberText:
+    """A detokeniser that writes token 7 as ``7,``."""
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        """The tokens' text."""
+        return "".join(f"{token}," for token in token_ids)
+
+    def flush(self) -> str:
+        """Nothing is ever held back."""
+        return ""
+
+
+@dataclass
+class RecordingObserver:
+    """Keeps what the engine says."""
+
+    lost_verifiers: list[Verifier] = field(default_factory=list)
+    lost_drafters: list[Drafter] = field(default_factory=list)
+    failures: list[BaseException] = field(default_factory=list)
+
+    def verifier_lost(self, verifier: Verifier, error: QspecError) -> None:
+        """See ``EngineObserver``."""
+        self.lost_verifiers.append(verifier)
+
+    def drafter_lost(self, drafter: Drafter, error: QspecError) -> None:
+        """See ``EngineObserver``."""
+        self.lost_drafters.append(drafter)
+
+    def engine_failed(self, error: BaseException) -> None:
+        """See ``EngineObserver``."""
+        self.failures.append(error)
+
+
+def request(
+    *, prompt: Sequence[int] = (1, 2, 3), max_tokens: int = 20, stop: tuple[str, ...] = (),
+    draft_length: int | None = None,
+) -> ValidRequest:
+    """A greedy request."""
+    return ValidRequest(
+        prompt=tuple(prompt), max_tokens=max_tokens, sampling=Sampling(), stop=stop, draft_length=draft_length)
+
+
+@contextlib.asynccontextmanager
+async def running_engine(
+    verifier: FakeVerifier, drafter: FakeDrafter | None, *, max_active: int = 8,
+    eos_token_ids: frozenset[int] = frozenset(),
+) -> AsyncIterator[tuple[Engine, RecordingObserver]]:
+    """An engine with these workers attached."""
+    observer = RecordingObserver()
+    engine = Engine(
+        SpeculationLoop(), eos_token_ids=eos_token_ids, text_source=NumberText, observer=observer,
+        max_active=max_active)
+    engine.start(asyncio.get_running_loop())
+    try:
+        await asyncio.to_thread(engine.attach_verifier, verifier)
+        if drafter is not None:
+            await asyncio.to_thread(engine.attach_drafter, drafter)
+        yield engine, observer
+    finally:
+        await asyncio.to_thread(engine.close)

@@ -1,0 +1,274 @@
+"""The engine over fake workers: text, stop strings, cancellation, and the loss of either worker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from coordinator.engine import Engine, QueueFull
+from coordinator.generation import Piece
+from coordinator.requests import ValidRequest
+from qspec.errors import QspecError, WorkerLost
+from qspec.interfaces import DraftAnswer, DraftBatch, VerifyAnswer, VerifyBatch
+from qspec.sequence import FinishReason
+from tests.coordinator.stack_in_memory import request, running_engine
+from tests.fakes import FakeDrafter, FakeVerifier
+
+
+class MortalVerifier(FakeVerifier):
+    """Is gone after ``rounds`` batches."""
+
+    def __init__(self, rounds: int) -> None:
+        super().__init__()
+        self._rounds = rounds
+
+    def verify(self, batch: VerifyBatch) -> VerifyAnswer:
+        if len(self.batches) >= self._rounds:
+            raise WorkerLost("killed by the test")
+        return super().verify(batch)
+
+
+class MortalDrafter(FakeDrafter):
+    """Is gone after ``rounds`` batches."""
+
+    rounds = 2
+
+    def draft(self, batch: DraftBatch) -> DraftAnswer:
+        if len(self.batches) >= self.rounds:
+            raise WorkerLost("killed by the test")
+        return super().draft(batch)
+
+
+class WrongVerifier(FakeVerifier):
+    """Fails in a way that no worker may."""
+
+    def verify(self, batch: VerifyBatch) -> VerifyAnswer:
+        if batch.verifications:
+            raise ZeroDivisionError("planted by the test")
+        return super().verify(batch)
+
+
+async def collect(engine: Engine, wanted: ValidRequest) -> list[Piece]:
+    async with engine.submit(wanted) as stream:
+        return [piece async for piece in stream]
+
+
+async def text_of(engine: Engine, wanted: ValidRequest) -> str:
+    return "".join(piece.text for piece in await collect(engine, wanted))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5) if hasattr(asyncio, "timeout") else _no_timeout():
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+class _no_timeout:  # noqa: N801  (Python 3.10 has no asyncio.timeout; the test's own limit holds)
+    async def __aenter__(self) -> None: ...
+    async def __aexit__(self, *exception: object) -> None: ...
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        await asyncio.wait_for(test(), 20)  # type: ignore[arg-type]
+
+    asyncio.run(bounded())
+
+
+def test_pieces_add_up_and_the_last_one_carries_the_ending() -> None:
+    async def test() -> None:
+        verifier = FakeVerifier()
+        async with running_engine(verifier, FakeDrafter(verifier)) as (engine, _):
+            pieces = await collect(engine, request(draft_length=4))
+            tokens = [token for piece in pieces for token in piece.token_ids]
+            assert "".join(piece.text for piece in pieces) == "".join(f"{token}," for token in tokens)
+            assert [piece.ending is not None for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+            ending = pieces[-1].ending
+            assert ending is not None and ending.reason is FinishReason.LENGTH
+            assert (ending.usage.prompt_tokens, ending.usage.completion_tokens) == (3, 20) == (3, len(tokens))
+            assert 0 < ending.usage.time_to_first_token_s < ending.usage.total_s
+            assert ending.stats.drafted > ending.stats.accepted > 0
+            assert engine.active == 0
+    run(test)
+
+
+@pytest.mark.parametrize("draft_length", [0, 1, 4, 8])
+def test_stop_string_ends_text_and_tokens_at_the_same_place_for_every_draft_length(draft_length: int) -> None:
+    async def test() -> None:
+        verifier = FakeVerifier()
+        async with running_engine(verifier, FakeDrafter(verifier, wrong_every=0)) as (engine, _):
+            tokens = [t for piece in await collect(engine, request(draft_length=0)) for t in piece.token_ids]
+            stop = f"{tokens[9]},{tokens[10]},"
+            pieces = await collect(engine, request(draft_length=draft_length, stop=(stop,)))
+            end = next(i for i in range(1, 20) if tokens[i - 1 : i + 1] == tokens[9:11])
+            assert "".join(piece.text for piece in pieces) == "".join(f"{token}," for token in tokens[: end - 1])
+            assert [t for piece in pieces for t in piece.token_ids] == tokens[: end + 1]
+            ending = pieces[-1].ending
+            assert ending is not None and (ending.reason, ending.matched_stop) == (FinishReason.STOP_STRING, stop)
+            assert ending.usage.completion_tokens == end + 1
+            await until(lambda: engine.running == 0)
+    run(test)
+
+
+def test_end_of_sequence_has_no_text() -> None:
+    async def test() -> None:
+        verifier = FakeVerifier()
+        async with running_engine(verifier, None) as (engine, _):
+            tokens = [t for piece in await collect(engine, request()) for t in piece.token_ids]
+        end = tokens[5]
+        verifier = FakeVerifier()
+        async with running_engine(verifier, None, eos_token_ids=frozenset({end})) as (engine, _):
+            pieces = await collect(engine, request())
+            made = [t for piece in pieces for t in piece.token_ids]
+            assert made == tokens[: tokens.index(end) + 1]
+            assert "".join(piece.text for piece in pieces) == "".join(f"{token}," for token in made[:-1])
+            assert pieces[-1].ending is not None
+            assert pieces[-1].ending.reason is FinishReason.END_OF_SEQUENCE
+    run(test)
+
+
+def test_cancelled_stream_gives_its_slot_back_while_others_go_on() -> None:
+    async def test() -> None:
+        verifier = FakeVerifier(delay_s=0.005, max_slots=2)
+        async with running_engine(verifier, None) as (engine, _):
+            other = asyncio.ensure_future(text_of(engine, request(max_tokens=60)))
+            stream = engine.submit(request(prompt=[9, 8], max_tokens=200))
+            await stream.__anext__()
+            assert engine.running == 2
+            stream.cancel()
+            seen = len(verifier.batches)
+            await until(lambda: engine.running == 1)
+            assert len(verifier.batches) <= seen + 2
+            stream.cancel()  # again: harmless
+            assert (await other).count(",") == 60
+            await until(lambda: any(batch.releases for batch in verifier.batches))
+    run(test)
+
+
+def test_cancelled_before_it_got_a_slot() -> None:
+    async def test() -> None:
+        verifier = FakeVerifier(delay_s=0.005, max_slots=1)
+        async with running_engine(verifier, None) as (engine, _):
+            first = asyncio.ensure_future(text_of(engine, request(max_tokens=40)))
+            await asyncio.sleep(0.02)
+            waiting = engine.submit(request())
+            await until(lambda: engine.waiting == 1)
+            waiting.cancel()
+            await until(lambda: engine.waiting == 0)
+            assert (await first).count(",") == 40
+    run(test)
+
+
+def test_full_queue_is_refused_and_has_room_again_later() -> None:
+    async def test() -> None:
+        verifier = FakeVerifier(max_slots=1)
+        async with running_engine(verifier, None, max_active=2) as (engine, _):
+            streams = [engine.submit(request()), engine.submit(request())]
+            with pytest.raises(QueueFull):
+                engine.submit(request())
+            for stream in streams:
+                assert len([piece async for piece in stream]) > 0
+            assert (await text_of(engine, request())).count(",") == 20
+    run(test)
+
+
+def test_lost_drafter_changes_no_token_and_is_reported() -> None:
+    async def test() -> None:
+        verifier = FakeVerifier()
+        async with running_engine(verifier, None) as (engine, _):
+            expected = await text_of(engine, request(max_tokens=40))
+        verifier = FakeVerifier()
+        drafter = MortalDrafter(verifier)
+        async with running_engine(verifier, drafter) as (engine, observer):
+            pieces = await collect(engine, request(max_tokens=40, draft_length=4))
+            assert "".join(piece.text for piece in pieces) == expected
+            ending = pieces[-1].ending
+            assert ending is not None and ending.stats.rounds_without_drafter > 0
+            assert observer.lost_drafters == [drafter] and not observer.lost_verifiers
+            await asyncio.to_thread(engine.attach_drafter, FakeDrafter(verifier))
+            again = (await collect(engine, request(max_tokens=40, draft_length=4)))[-1].ending
+            assert again is not None and again.stats.accepted > 0 and again.stats.rounds_without_drafter == 0
+    run(test)
+
+
+def test_streams_pause_for_a_lost_verifier_and_go_on_with_the_next() -> None:
+    async def test() -> None:
+        verifier = FakeVerifier()
+        async with running_engine(verifier, None) as (engine, _):
+            expected = [await text_of(engine, request(prompt=[p, 2], max_tokens=30)) for p in (5, 6)]
+        mortal = MortalVerifier(rounds=8)
+        async with running_engine(mortal, FakeDrafter(mortal)) as (engine, observer):
+            texts = asyncio.gather(*(text_of(engine, request(prompt=[p, 2], max_tokens=30)) for p in (5, 6)))
+            await until(lambda: bool(observer.lost_verifiers))
+            assert observer.lost_verifiers == [mortal] and not texts.done()
+            late = engine.submit(request(prompt=[5, 2], max_tokens=30))  # accepted, and waits
+            replacement = FakeVerifier()
+            await asyncio.to_thread(engine.attach_verifier, replacement)
+            await asyncio.to_thread(engine.attach_drafter, FakeDrafter(replacement))
+            assert await texts == expected
+            assert "".join([piece.text async for piece in late]) == expected[0]
+    run(test)
+
+
+def test_cancelled_while_the_verifier_is_away() -> None:
+    async def test() -> None:
+        mortal = MortalVerifier(rounds=2)
+        async with running_engine(mortal, None) as (engine, observer):
+            stream = engine.submit(request())
+            await until(lambda: bool(observer.lost_verifiers))
+            stream.cancel()
+            await until(lambda: engine.running == 0)
+    run(test)
+
+
+def test_failing_loop_fails_its_streams_and_says_so() -> None:
+    async def test() -> None:
+        async with running_engine(WrongVerifier(), None) as (engine, observer):
+            with pytest.raises(Exception, match="see the server's log"):
+                await text_of(engine, request())
+            await until(lambda: bool(observer.failures))
+            assert isinstance(observer.failures[0], ZeroDivisionError)
+            with pytest.raises(Exception, match="stopped"):
+                engine.submit(request())
+    run(test)
+
+
+def test_closing_ends_open_streams() -> None:
+    async def test() -> None:
+        verifier = FakeVerifier(delay_s=0.01)
+        async with running_engine(verifier, None) as (engine, _):
+            stream = engine.submit(request(max_tokens=200))
+            await stream.__anext__()
+            await asyncio.to_thread(engine.close)
+            with pytest.raises(WorkerLost, match="shutting down"):
+                async for _ in stream:
+                    pass
+    run(test)
+
+
+def test_calibration_measures_costs() -> None:
+    async def test() -> None:
+        verifier = FakeVerifier(delay_s=0.002)
+        async with running_engine(verifier, FakeDrafter(verifier)) as (engine, _):
+            told: list[float | None] = []
+            await asyncio.to_thread(engine.calibrate, lambda text, fraction: told.append(fraction))
+            assert told and len(engine.costs.verify_s) == 9
+            assert min(engine.costs.verify_s) >= 0.001 and engine.costs.draft_step_s > 0
+    run(test)
+
+
+def test_request_that_comes_with_the_end_is_told_or_refused() -> None:
+    async def test() -> None:
+        for _ in range(30):
+            async with running_engine(FakeVerifier(), None) as (engine, _observer):
+                closing = asyncio.ensure_future(asyncio.to_thread(engine.close))
+                while not closing.done():
+                    await asyncio.sleep(0)
+                    with contextlib.suppress(QspecError):
+                        async with engine.submit(request(max_tokens=1)) as stream:
+                            assert [piece async for piece in stream]
+                await closing
+    run(test)

@@ -1,0 +1,128 @@
+"""The coordinator's program and the private stack, as processes: what they refuse, and that they leave nothing behind.
+
+Workers that somebody else runs stand in for a model: fakes behind the real servicers.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from coordinator.supervisor import ChildProcess
+from coordinator.worker import Worker, is_serving
+from qspec.errors import InvalidInput, QspecError
+from tests.fakes import FakeDrafter
+from tests.served import served_drafter
+
+
+def coordinator(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "coordinator", *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--listen", "nonsense"), "listen: 'nonsense' is no address"),
+        (("--listen", "unix:/does/not/exist/s"), "listen: the directory /does/not/exist does not exist"),
+        (("--listen", "127.0.0.1:0", "--draft-quantization", "int3"), "draft_quantization: unknown method"),
+        (("--listen", "127.0.0.1:0", "--kv-tokens", "0"), "kv_tokens: must be at least 1"),
+        (("--listen", "127.0.0.1:0", "--max-waiting", "-1"), "max_waiting: must be at least 0"),
+    ],
+)
+def test_refusal_is_one_line(arguments: tuple[str, ...], message: str) -> None:
+    done = coordinator(*arguments)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
+
+
+def test_broken_lifeline_ends_a_coordinator_and_removes_its_directory(tmp_path: Path) -> None:
+    directory = tmp_path / "runtime"
+    child = ChildProcess(
+        "coordinator", "coordinator",
+        [f"--listen=unix:{directory}/c.sock", f"--runtime-dir={directory}",
+         f"--verifier-address=unix:{tmp_path}/v.sock", f"--drafter-address=unix:{tmp_path}/d.sock"], lambda: None)
+    deadline = time.monotonic() + 20
+    while not (directory / "c.sock").exists():
+        assert time.monotonic() < deadline and not child.ended
+        time.sleep(0.02)
+    os.close(child._lifeline)
+    child._lifeline = -1
+    assert child.wait(5)
+    assert not directory.exists()
+    child.close(0)
+
+
+def test_coordinator_waits_for_workers_and_ends_when_told(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "coordinator", f"--listen=unix:{tmp_path}/c.sock",
+         f"--verifier-address=unix:{tmp_path}/v.sock", f"--drafter-address=unix:{tmp_path}/d.sock"],
+        stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "c.sock").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=20)
+    assert (process.returncode, error) == (0, "")
+
+
+def test_child_tells_its_stages_and_its_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QSPEC_FAKE_VERIFIER", "refuse")
+    child = ChildProcess(
+        "verifier", "tests.coordinator.fake_process",
+        [f"--listen=unix:{tmp_path}/verifier.sock", f"--runtime-dir={tmp_path}"], lambda: None)
+    assert child.wait(30)
+    assert (child.stage.text, child.stage.fraction, child.ready) == ("loading", 0.5, None)
+    error = child.failure()
+    assert isinstance(error, InvalidInput) and error.violations[0].field == "model"
+    child.close(0)
+
+
+def test_program_that_does_not_exist_is_an_error() -> None:
+    child = ChildProcess("verifier", "no.such.module", [], lambda: None)
+    assert child.wait(30)
+    assert str(child.failure()) == "the verifier ended unexpectedly with exit code 1"
+    child.close(0)
+
+
+def test_replacements_wait_longer_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("coordinator.worker.time.monotonic", lambda: now[0])
+    worker = Worker("drafter", "no.such.module", "unix:/does/not/exist", [], lambda: None)
+    delays = []
+    for _ in range(5):
+        worker.discard()
+        delays.append(worker._not_before - now[0])
+    assert delays == [0.0, 0.25, 0.5, 1.0, 2.0] and not worker.given_up
+    worker.discard()
+    assert worker.given_up
+    worker = Worker("drafter", "no.such.module", "unix:/does/not/exist", [], lambda: None)
+    for _ in range(20):  # each of them held for longer than a minute
+        worker.mark_attached()
+        now[0] += 61
+        worker.discard()
+    assert worker.restarts == 20 and not worker.given_up
+
+
+def test_is_serving(tmp_path: Path) -> None:
+    assert not is_serving(f"unix:{tmp_path}/drafter.sock", timeout_s=0.2)
+    with served_drafter(FakeDrafter, tmp_path) as address:
+        deadline = time.monotonic() + 5  # gRPC does not connect again at once after a failure
+        while not is_serving(address):
+            assert time.monotonic() < deadline
+
+
+def test_error_of_a_child_is_a_qspec_error() -> None:
+    with pytest.raises(QspecError, match="cannot start the x"):
+        try:
+            executable, sys.executable = sys.executable, "/does/not/exist"
+            ChildProcess("x", "y", [], lambda: None)
+        finally:
+            sys.executable = executable

@@ -1,0 +1,126 @@
+"""Every bound of a request: below, at and above; every violation named at once."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from coordinator.requests import DEFAULT_MAX_TOKENS, MAX_STOP_LENGTH, MAX_STOPS, RequestLimits, validate_request
+from qspec.errors import InvalidInput
+from qspec.interfaces import AcceptanceRule
+from qspec.v1 import generation_pb2 as pb
+from tests.coordinator.byte_tokenizer import ByteTokenizer
+
+LIMITS = RequestLimits(max_model_len=512, max_draft_length=8, vocab_size=257)
+
+
+def validate(message: pb.GenerateRequest, limits: RequestLimits = LIMITS):  # type: ignore[no-untyped-def]
+    return validate_request(message, ByteTokenizer(), limits)
+
+
+def offending(message: pb.GenerateRequest) -> list[str]:
+    with pytest.raises(InvalidInput) as raised:
+        validate(message)
+    return [violation.field for violation in raised.value.violations]
+
+
+def chat(*messages: tuple[int, str]) -> pb.GenerateRequest:
+    request = pb.GenerateRequest()
+    request.chat.SetInParent()
+    for role, content in messages:
+        request.chat.messages.add(role=role, content=content)  # type: ignore[arg-type]
+    return request
+
+
+def test_defaults_are_greedy_and_coupled() -> None:
+    request = validate(pb.GenerateRequest(text="hi"))
+    assert request.prompt == (104, 105)
+    assert request.max_tokens == DEFAULT_MAX_TOKENS
+    assert request.sampling.greedy and request.sampling.top_k == 0 and request.sampling.top_p == 1.0
+    assert request.sampling.rule is AcceptanceRule.COUPLED
+    assert request.stop == () and request.draft_length is None
+
+
+def test_max_tokens_default_and_request_are_capped_by_the_context() -> None:
+    assert validate(pb.GenerateRequest(text="x" * 500)).max_tokens == 12
+    assert validate(pb.GenerateRequest(text="x" * 500, max_tokens=100)).max_tokens == 12
+    assert validate(pb.GenerateRequest(text="x" * 500, max_tokens=3)).max_tokens == 3
+
+
+def test_chat_is_laid_out_by_the_template() -> None:
+    request = validate(chat((pb.CHAT_ROLE_SYSTEM, "be kind"), (pb.CHAT_ROLE_USER, "hi")))
+    assert bytes(request.prompt) == b"[system]be kind\n[user]hi\n"
+
+
+def test_token_prompt_is_fed_as_it_is() -> None:
+    assert validate(pb.GenerateRequest(tokens=pb.TokenPrompt(token_ids=[0, 256]))).prompt == (0, 256)
+
+
+def test_unseeded_sampling_is_rejection_with_a_fresh_seed() -> None:
+    first, second = (validate(pb.GenerateRequest(text="a", temperature=0.7)).sampling for _ in range(2))
+    assert first.rule is AcceptanceRule.REJECTION
+    assert 0 <= first.seed < 2**64 and first.seed != second.seed
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**64 - 1])
+def test_seeded_sampling_is_coupled(seed: int) -> None:
+    sampling = validate(pb.GenerateRequest(text="a", temperature=0.7, seed=seed)).sampling
+    assert (sampling.rule, sampling.seed) == (AcceptanceRule.COUPLED, seed)
+
+
+def test_prompt_length_bound() -> None:
+    assert validate(pb.GenerateRequest(text="x" * 511)).max_tokens == 1
+    with pytest.raises(InvalidInput, match=r"text: is 512 tokens long, and a sequence holds 512 .* 511 tokens"):
+        validate(pb.GenerateRequest(text="x" * 512))
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (pb.GenerateRequest(), "prompt"),
+        (pb.GenerateRequest(text=""), "text"),
+        (pb.GenerateRequest(tokens=pb.TokenPrompt()), "tokens.token_ids"),
+        (pb.GenerateRequest(tokens=pb.TokenPrompt(token_ids=[1, 257, 300])), "tokens.token_ids[1]"),
+        (chat(), "chat.messages"),
+        (chat((pb.CHAT_ROLE_USER, "")), "chat.messages[0].content"),
+        (chat((pb.CHAT_ROLE_USER, "a"), (pb.CHAT_ROLE_UNSPECIFIED, "b")), "chat.messages[1].role"),
+        (chat((77, "a")), "chat.messages[0].role"),
+        (pb.GenerateRequest(text="a", max_tokens=0), "max_tokens"),
+        *((pb.GenerateRequest(text="a", temperature=t), "temperature")
+          for t in (-0.1, 1e-4, math.nan, math.inf, -math.inf)),
+        *((pb.GenerateRequest(text="a", top_p=p), "top_p") for p in (0.0, -0.5, 1.0001, math.nan, math.inf)),
+        (pb.GenerateRequest(text="a", draft_length=9), "draft_length"),
+        (pb.GenerateRequest(text="a", stop=["b", ""]), "stop[1]"),
+        (pb.GenerateRequest(text="a", stop=["x" * (MAX_STOP_LENGTH + 1)]), "stop[0]"),
+        (pb.GenerateRequest(text="a", stop=["x"] * (MAX_STOPS + 1)), "stop"),
+    ],
+)
+def test_one_field_out_of_bounds_is_named(request_: pb.GenerateRequest, field: str) -> None:
+    assert offending(request_) == [field]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pb.GenerateRequest(text="a", max_tokens=1),
+        pb.GenerateRequest(text="a", temperature=0.0),
+        pb.GenerateRequest(text="a", temperature=1e-3),
+        pb.GenerateRequest(text="a", top_p=1.0),
+        pb.GenerateRequest(text="a", top_p=1e-9),
+        pb.GenerateRequest(text="a", draft_length=0),
+        pb.GenerateRequest(text="a", draft_length=8),
+        pb.GenerateRequest(text="a", stop=["x" * MAX_STOP_LENGTH] * MAX_STOPS),
+    ],
+)
+def test_bounds_themselves_are_allowed(request_: pb.GenerateRequest) -> None:
+    validate(request_)
+
+
+def test_draft_length_zero_is_not_the_default() -> None:
+    assert validate(pb.GenerateRequest(text="a", draft_length=0)).draft_length == 0
+
+
+def test_every_violation_is_named_at_once() -> None:
+    request = pb.GenerateRequest(text="", max_tokens=0, temperature=math.nan, top_p=2.0, draft_length=99, stop=[""])
+    assert offending(request) == ["text", "max_tokens", "temperature", "top_p", "draft_length", "stop[0]"]

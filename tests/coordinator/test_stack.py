@@ -1,0 +1,252 @@
+"""The stack over real processes with fake engines: starts, losses, hangs, refusals, and an end without remains."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import stat
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+import coordinator.stack
+from coordinator.engine import Engine
+from coordinator.runtime_directory import runtime_directory
+from coordinator.serving import Serving
+from coordinator.stack import Stack
+from coordinator.start_progress import StartProgress
+from qspec.config import StackConfig
+from qspec.errors import InvalidInput, QspecError
+from qspec.interfaces import Sampling, VerifierDescription
+from qspec.speculation import SpeculationLoop
+from tests.coordinator.stack_in_memory import NumberText, request
+from tests.toy_model import continue_text
+
+FAKES = {"verifier": "tests.coordinator.fake_process", "drafter": "tests.coordinator.fake_process"}
+PROMPT = [1, 2, 3]
+
+
+def expected(count: int) -> str:
+    return "".join(f"{token}," for token in continue_text(PROMPT, count, Sampling(), 97))
+
+
+class Running:
+    """A stack, its view for the service, and the processes that it ever had."""
+
+    def __init__(self, stack: Stack, serving: Serving, told: list[tuple[str, float]]) -> None:
+        self.stack, self.serving, self.told = stack, serving, told
+        self.failures: list[BaseException] = []
+        stack.on_failure = self.failures.append
+
+    @property
+    def engine(self) -> Engine:
+        assert self.serving.engine is not None
+        return self.serving.engine
+
+    def pid(self, role: str) -> int:
+        worker = next(worker for worker in self.stack._workers if worker.role == role)
+        assert worker.child is not None
+        return worker.child.pid
+
+    async def text(self, count: int = 20, draft_length: int | None = 4) -> str:
+        wanted = request(prompt=PROMPT, max_tokens=count, draft_length=draft_length)
+        async with self.engine.submit(wanted) as stream:
+            return "".join([piece.text async for piece in stream])
+
+
+@contextlib.asynccontextmanager
+async def prepared(**config: object) -> AsyncIterator[Running]:
+    """A stack that was not started."""
+    event_loop = asyncio.get_running_loop()
+    serving, told = Serving(model="toy"), []
+    settings = StackConfig(**config)  # type: ignore[arg-type]
+    roles = ("verifier",) if settings.draft_quantization == "off" else ("verifier", "drafter")
+
+    def make_engine(stack: Stack, description: VerifierDescription) -> Engine:
+        engine = Engine(SpeculationLoop(), eos_token_ids=frozenset(), text_source=NumberText, observer=stack,
+                        max_active=8)
+        engine.start(event_loop)
+        return engine
+
+    with runtime_directory(None) as (directory, _):
+        stack = Stack(
+            settings, serving, StartProgress(roles, lambda text, fraction: told.append((text, fraction))),
+            runtime_dir=directory, verifier_address=None, drafter_address=None, make_engine=make_engine, modules=FAKES)
+        try:
+            yield Running(stack, serving, told)
+        finally:
+            await asyncio.to_thread(stack.stop)
+        assert {path.name for path in directory.iterdir()} <= {"arena.sock"}
+
+
+@contextlib.asynccontextmanager
+async def started(**config: object) -> AsyncIterator[Running]:
+    """A stack that is ready."""
+    async with prepared(**config) as running:
+        await asyncio.to_thread(running.stack.start)
+        yield running
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(test(), 60))  # type: ignore[arg-type]
+
+
+def test_start_generate_stop_leaves_nothing_behind() -> None:
+    async def test() -> None:
+        async with started() as running:
+            pids = [running.pid("verifier"), running.pid("drafter")]
+            assert await running.text() == expected(20)
+            assert running.serving.verifier is not None and running.serving.drafter is not None
+            fractions = [fraction for _, fraction in running.told]
+            assert fractions == sorted(fractions) and 0 < fractions[0] < fractions[-1] <= 1
+            assert all(os.getsid(pid) == pid for pid in pids)  # out of a terminal's reach
+        assert not any(map(alive, pids))
+    run(test)
+
+
+def test_without_a_drafter() -> None:
+    async def test() -> None:
+        async with started(draft_quantization="off") as running:
+            assert await running.text() == expected(20)
+            assert running.serving.drafter is None and running.serving.drafter_restarts == 0
+    run(test)
+
+
+def test_killed_drafter_is_replaced_and_no_token_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QSPEC_FAKE_VERIFIER", "0.005")
+
+    async def test() -> None:
+        async with started() as running:
+            first = running.pid("drafter")
+            text = asyncio.ensure_future(running.text(count=200))
+            await until(lambda: running.engine.running == 1)
+            os.kill(first, signal.SIGKILL)
+            assert await text == expected(200)
+            await until(lambda: running.serving.drafter is not None and running.serving.drafter_restarts == 1)
+            assert running.pid("drafter") != first and running.serving.verifier_restarts == 0
+            assert await running.text() == expected(20)
+    run(test)
+
+
+def test_hung_drafter_is_killed_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coordinator.stack, "DRAFT_TIMEOUT_S", 0.3)
+
+    async def test() -> None:
+        async with started() as running:
+            hung = running.pid("drafter")
+            os.kill(hung, signal.SIGSTOP)
+            assert await running.text(count=60) == expected(60)
+            await until(lambda: not alive(hung))
+            await until(lambda: running.serving.drafter is not None)
+            assert await running.text() == expected(20)
+    run(test)
+
+
+def test_killed_verifier_is_replaced_and_streams_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QSPEC_FAKE_VERIFIER", "0.005")
+
+    async def test() -> None:
+        async with started() as running:
+            assert running.serving.verifier is not None
+            epoch, drafter = running.serving.verifier.epoch, running.pid("drafter")
+            texts = asyncio.gather(*(running.text(count=200) for _ in range(2)))
+            await until(lambda: running.engine.running == 2)
+            os.kill(running.pid("verifier"), signal.SIGKILL)
+            assert await texts == [expected(200)] * 2
+            assert running.serving.verifier_restarts == 1 and running.serving.verifier.epoch > epoch
+            await until(lambda: running.serving.drafter is not None)
+            assert running.pid("drafter") == drafter  # it let go of the old arena
+    run(test)
+
+
+def test_idle_worker_that_dies_is_replaced() -> None:
+    async def test() -> None:
+        async with started() as running:
+            os.kill(running.pid("verifier"), signal.SIGKILL)
+            os.kill(running.pid("drafter"), signal.SIGKILL)
+            await until(lambda: running.serving.verifier_restarts == 1 and running.serving.drafter_restarts == 1)
+            assert await running.text() == expected(20)
+    run(test)
+
+
+@pytest.mark.parametrize("role", ["verifier", "drafter"])
+def test_worker_that_refuses_its_configuration_is_reported(role: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"QSPEC_FAKE_{role.upper()}", "refuse")
+
+    async def test() -> None:
+        async with prepared() as running:
+            with pytest.raises(InvalidInput, match="model: refused by the test"):
+                await asyncio.to_thread(running.stack.start)
+    run(test)
+
+
+def test_worker_that_crashes_at_the_start_is_tried_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QSPEC_FAKE_DRAFTER", "crash")
+
+    async def test() -> None:
+        async with prepared() as running:
+            with pytest.raises(QspecError, match="the drafter ended unexpectedly with exit code 7"):
+                await asyncio.to_thread(running.stack.start)
+            assert running.serving.drafter_restarts == 1
+    run(test)
+
+
+def test_stop_while_starting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QSPEC_FAKE_VERIFIER", "slow")
+
+    async def test() -> None:
+        async with prepared() as running:
+            starting = asyncio.ensure_future(asyncio.to_thread(running.stack.start))
+            await until(lambda: bool(running.told))
+            pid = running.pid("verifier")
+            await asyncio.to_thread(running.stack.stop)
+            with pytest.raises(QspecError, match="shutting down"):
+                await starting
+            assert not alive(pid)
+    run(test)
+
+
+def test_verifier_that_cannot_be_replaced_ends_the_stack(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coordinator.worker.MAX_RESTARTS", 1)
+
+    async def test() -> None:
+        async with started() as running:
+            monkeypatch.setenv("QSPEC_FAKE_VERIFIER", "crash")
+            stream = running.engine.submit(request(max_tokens=200))
+            os.kill(running.pid("verifier"), signal.SIGKILL)
+            await until(lambda: bool(running.failures))
+            assert "the verifier failed 2 times" in str(running.failures[0])
+            with pytest.raises(QspecError, match="shutting down"):
+                async for _ in stream:
+                    pass
+    run(test)
+
+
+def test_runtime_directory_is_private_and_removed(tmp_path: Path) -> None:
+    with runtime_directory(tmp_path / "made") as (directory, made):
+        assert made and stat.S_IMODE(directory.stat().st_mode) == 0o700
+        (directory / "socket").touch()
+    assert not directory.exists()
+    tmp_path.chmod(0o700)
+    with runtime_directory(tmp_path) as (directory, made):
+        assert directory == tmp_path and not made
+    assert tmp_path.exists()
+    tmp_path.chmod(0o755)
+    with pytest.raises(InvalidInput, match="open to other users"), runtime_directory(tmp_path):
+        pass

@@ -1,0 +1,41 @@
+"""One tiny model for all engine tests, and one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny_models import write_tiny_model
+
+
+@pytest.fixture(scope="session")
+def model_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
+    """The directory of a tiny model by family, written once, and a cache of its own for conversions."""
+    directory = tmp_path_factory.mktemp("tiny")
+
+    def written(family: str) -> Path:
+        if not (directory / family).exists():
+            write_tiny_model(directory / family, family)
+        return directory / family
+
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("QSPEC_CACHE_DIR", str(directory / "cache"))
+        yield written
+
+
+@pytest.fixture(scope="session")
+def model(model_of: Callable[[str], Path]) -> Path:
+    """The one with grouped queries that most tests run on."""
+    return model_of("llama")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The models are too small for more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,0 +1,158 @@
+"""The arena on host memory: shared both ways, read-only where it must be, without a name."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from qspec.errors import ContractViolation, OutOfMemory
+from qspec.interfaces import ArenaBackend, RegionWriter
+from qspec.memory.arena import HostArena
+from qspec.memory.layout import RegionSpec
+
+SPECS = [
+    RegionSpec("weights/a", torch.float32, (3, 5)),
+    RegionSpec("weights/b", torch.int64, (7,)),
+    RegionSpec("state", torch.int64, (4,)),
+    RegionSpec("tail", torch.float32, (2, 2), RegionWriter.DRAFTER),
+    RegionSpec("probs", torch.float16, (9,), RegionWriter.DRAFTER),
+]
+
+
+def open_files() -> int:
+    """Descriptors of this process."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.fixture
+def created() -> Iterator[HostArena]:
+    """The verifier's mapping."""
+    arena = HostArena.create(SPECS, epoch=3, fingerprint="f")
+    yield arena
+    arena.close()
+
+
+@pytest.fixture
+def opened(created: HostArena) -> Iterator[HostArena]:
+    """The drafter's mapping of the same memory."""
+    arena = HostArena.open(created.descriptor)
+    yield arena
+    arena.close()
+
+
+def test_both_mappings_are_the_same_memory(created: HostArena, opened: HostArena) -> None:
+    assert created.names() == opened.names()
+    for spec in SPECS:
+        writer, reader = (created, opened) if spec.writer is RegionWriter.VERIFIER else (opened, created)
+        mine, theirs = writer.tensor(spec.name), reader.tensor(spec.name)
+        assert (mine.shape, mine.dtype) == (torch.Size(spec.shape), spec.dtype)
+        assert not bool(theirs.any()), "a new arena is zero"
+        values = torch.arange(1, mine.numel() + 1).view(spec.shape).to(spec.dtype)
+        mine.copy_(values)
+        assert torch.equal(theirs, values)
+    assert created.tensor("weights/a").flatten().tolist() == list(range(1, 16)), "no region lies over another"
+
+
+def test_tensors_outlive_the_arena(created: HostArena) -> None:
+    tensor = created.tensor("state")
+    created.close()
+    tensor.fill_(5)
+    assert tensor.tolist() == [5] * 4
+    created.close()  # again, without effect
+
+
+def test_closing_one_mapping_leaves_the_other(created: HostArena) -> None:
+    HostArena.open(created.descriptor).close()
+    created.tensor("state").fill_(1)
+    again = HostArena.open(created.descriptor)
+    assert again.tensor("state").tolist() == [1] * 4
+    again.close()
+
+
+_WRITE = """
+import faulthandler, sys, torch
+faulthandler.disable()
+from qspec.interfaces import RegionWriter
+from qspec.memory.arena import HostArena
+from qspec.memory.layout import RegionSpec
+created = HostArena.create(
+    [RegionSpec("kv", torch.float32, (4,)), RegionSpec("tail", torch.float32, (4,), RegionWriter.DRAFTER)],
+    epoch=1, fingerprint="f",
+)
+opened = HostArena.open(created.descriptor)
+opened.tensor("tail").fill_(1.0)
+print("tail written", flush=True)
+opened.tensor("kv").fill_(1.0)
+print("kv written", flush=True)
+"""
+
+
+def test_the_drafter_cannot_write_what_is_committed() -> None:
+    done = subprocess.run([sys.executable, "-c", _WRITE], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (-signal.SIGSEGV, "tail written\n"), done.stderr
+
+
+def test_another_size_is_refused(created: HostArena) -> None:
+    before = open_files()
+    with pytest.raises(ContractViolation, match="size"):
+        HostArena.open(replace(created.descriptor, size=created.descriptor.size * 2))
+    assert open_files() == before
+
+
+@pytest.mark.parametrize("reference", ["", "shm:/x", "7"])
+def test_an_unknown_reference_is_refused(created: HostArena, reference: str) -> None:
+    with pytest.raises(ContractViolation, match="reference"):
+        HostArena.open(replace(created.descriptor, reference=reference))
+
+
+def test_another_backend_is_refused(created: HostArena) -> None:
+    with pytest.raises(ContractViolation, match="cuda_ipc"):
+        HostArena.open(replace(created.descriptor, backend=ArenaBackend.CUDA_IPC))
+
+
+def test_what_the_system_cannot_hold_is_an_error() -> None:
+    before = open_files()
+    with pytest.raises(OutOfMemory, match="MiB"):
+        HostArena.create([RegionSpec("huge", torch.int8, (2**60,))], epoch=1, fingerprint="f")
+    assert open_files() == before
+
+
+def test_a_failed_allocation_is_an_error_and_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int, offset: int, size: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = open_files()
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OutOfMemory, match="No space left"):
+        HostArena.create(SPECS, epoch=1, fingerprint="f")
+    assert open_files() == before
+
+
+def test_nothing_has_a_name_in_the_file_system(created: HostArena, opened: HostArena) -> None:
+    assert not [path for path in Path("/dev/shm").iterdir() if "qspec" in path.name]
+    for arena in (created, opened):
+        assert os.fstat(arena.fd).st_nlink == 0
+        assert not os.get_inheritable(arena.fd)
+
+
+def test_without_memfd_a_file_without_a_name_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "memfd_create")
+    created = HostArena.create(SPECS, epoch=1, fingerprint="f")
+    opened = HostArena.open(created.descriptor)
+    created.tensor("state").fill_(2)
+    assert opened.tensor("state").tolist() == [2] * 4
+    assert os.fstat(created.fd).st_nlink == 0
+    created.close()
+    opened.close()
+
+
+def test_the_descriptor_does_not_show_the_way_to_the_memory(created: HostArena) -> None:
+    assert created.descriptor.reference not in repr(created.descriptor)

@@ -1,0 +1,67 @@
+"""How many CPUs a worker takes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from qspec import threads
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file and its directories."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_smallest_quota_on_the_way_up_counts(tmp_path: Path) -> None:
+    write(tmp_path / "membership", "0::/pod/worker\n")
+    write(tmp_path / "v2/cpu.max", "max 100000\n")
+    write(tmp_path / "v2/pod/cpu.max", "150000 100000\n")
+    write(tmp_path / "v2/pod/worker/cpu.max", "400000 100000\n")
+    assert threads.cgroup_quota(tmp_path / "v2", tmp_path / "membership") == 1.5
+
+
+def test_inside_a_container_the_mount_is_all_there_is(tmp_path: Path) -> None:
+    write(tmp_path / "membership", "0::/../../elsewhere\n")
+    write(tmp_path / "v2/cpu.max", "200000 100000\n")
+    assert threads.cgroup_quota(tmp_path / "v2", tmp_path / "membership") == 2.0
+
+
+def test_version_one(tmp_path: Path) -> None:
+    write(tmp_path / "membership", "5:memory:/docker/a\n4:cpu,cpuacct:/docker/a\n")
+    write(tmp_path / "v1/cpu,cpuacct/docker/a/cpu.cfs_quota_us", "50000\n")
+    write(tmp_path / "v1/cpu,cpuacct/docker/a/cpu.cfs_period_us", "100000\n")
+    write(tmp_path / "v1/cpu,cpuacct/cpu.cfs_quota_us", "-1\n")
+    write(tmp_path / "v1/cpu,cpuacct/cpu.cfs_period_us", "100000\n")
+    assert threads.cgroup_quota(tmp_path / "v1", tmp_path / "membership") == 0.5
+
+
+@pytest.mark.parametrize("text", ["", "garbage", "max 100000", "100000 0"])
+def test_no_quota(tmp_path: Path, text: str) -> None:
+    write(tmp_path / "membership", "0::/\n")
+    write(tmp_path / "v2/cpu.max", text)
+    assert threads.cgroup_quota(tmp_path / "v2", tmp_path / "membership") is None
+    assert threads.cgroup_quota(tmp_path / "none", tmp_path / "nothing") is None
+
+
+def test_at_least_one_and_no_more_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "cgroup_quota", lambda: 0.5)
+    assert threads.usable_cpus() == 1
+    monkeypatch.setattr(threads, "cgroup_quota", lambda: 10_000.0)
+    assert threads.usable_cpus() == len(os.sched_getaffinity(0))
+
+
+def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    assert threads.configure_threads(0) == 3
+    assert os.environ["GOMP_SPINCOUNT"] == "30000"
+    assert threads.configure_threads(5) == 5
+    assert os.environ["OMP_NUM_THREADS"] == "5"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert threads.configure_threads(0) == threads.usable_cpus()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"

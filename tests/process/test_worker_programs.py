@@ -1,0 +1,80 @@
+"""``python -m verifier`` and ``python -m drafter``, as far as they go without a model."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from qspec.status import EventKind, read_events
+
+WORKERS = ("verifier", "drafter")
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A runtime directory with a short name."""
+    with tempfile.TemporaryDirectory(prefix="qspec-") as name:
+        yield Path(name)
+
+
+def run(worker: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run a worker to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", worker, *options], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("worker", WORKERS)
+@pytest.mark.parametrize(("options", "field"), [
+    (["--max-slots=0"], "max_slots"),
+    (["--listen=nonsense", "--runtime-dir=/tmp"], "listen"),
+    (["--listen=127.0.0.1:0"], "runtime_dir"),
+    (["--model=/no/such/model"], "model"),
+])
+def test_bad_options_are_one_line(worker: str, options: list[str], field: str, directory: Path) -> None:
+    ended = run(worker, f"--listen=unix:{directory}/w.sock", *options)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    (*stages, line) = ended.stderr.splitlines()
+    assert line.startswith(f"error: {field}: ")
+    assert "Traceback" not in ended.stderr
+    assert not any("error" in stage for stage in stages)
+
+
+@pytest.mark.parametrize("worker", WORKERS)
+def test_a_parent_is_told_why(worker: str, directory: Path) -> None:
+    reading, writing = os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-m", worker, f"--listen=unix:{directory}/w.sock", "--model=/no/such/model",
+         f"--status-fd={writing}"],
+        pass_fds=[writing], stderr=subprocess.PIPE,
+    ) as process:
+        os.close(writing)
+        with os.fdopen(reading, "rb") as stream:
+            *_, last = read_events(stream)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert last.kind is EventKind.ERROR
+    assert [violation.field for violation in last.violations] == ["model"]
+    assert stderr == b""
+
+
+def test_lifeline_ends_a_worker_that_loads(directory: Path) -> None:
+    runtime_dir = directory / "runtime"
+    runtime_dir.mkdir(mode=0o700)
+    reading, writing = os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-m", "verifier", f"--listen=unix:{runtime_dir}/w.sock", f"--runtime-dir={runtime_dir}",
+         f"--lifeline-fd={reading}"],
+        pass_fds=[reading], stderr=subprocess.DEVNULL,
+    ) as process:
+        os.close(reading)
+        os.close(writing)
+        assert process.wait(30) == 0
+    assert not runtime_dir.exists()

@@ -1,0 +1,117 @@
+"""Every message survives the wire; what the types do not promise does not get through."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from google.protobuf.message import Message
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qspec.errors import ContractViolation
+from qspec.interfaces import Sampling, Verification, VerifyBatch
+from qspec.rpc import codec, drafter_codec, verifier_codec
+from qspec.v1 import drafter_pb2, types_pb2, verifier_pb2
+from tests.rpc import messages
+
+_CASES: list[tuple[st.SearchStrategy[Any], Callable[[Any], Message], Callable[[Any], Any]]] = [
+    (messages.samplings, codec.sampling_to_pb, codec.sampling_from_pb),
+    (messages.timings, codec.timings_to_pb, codec.timings_from_pb),
+    (messages.arenas, codec.arena_to_pb, codec.arena_from_pb),
+    (messages.verifier_descriptions, verifier_codec.description_to_pb, verifier_codec.description_from_pb),
+    (messages.verify_batches, verifier_codec.verify_batch_to_pb, verifier_codec.verify_batch_from_pb),
+    (messages.verify_answers, verifier_codec.verify_answer_to_pb, verifier_codec.verify_answer_from_pb),
+    (messages.verifier_descriptions, drafter_codec.attach_request_to_pb, drafter_codec.attach_request_from_pb),
+    (messages.drafter_descriptions, drafter_codec.attach_response_to_pb, drafter_codec.attach_response_from_pb),
+    (messages.draft_batches, drafter_codec.draft_batch_to_pb, drafter_codec.draft_batch_from_pb),
+    (messages.draft_answers, drafter_codec.draft_answer_to_pb, drafter_codec.draft_answer_from_pb),
+]
+
+
+@pytest.mark.parametrize("case", _CASES, ids=lambda case: case[1].__name__.removesuffix("_to_pb"))
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_round_trip(case: Any, data: st.DataObject) -> None:
+    strategy, to_pb, from_pb = case
+    record = data.draw(strategy)
+    sent = to_pb(record)
+    assert from_pb(type(sent).FromString(sent.SerializeToString())) == record
+
+
+@pytest.mark.parametrize("change", [
+    {"temperature": -0.1}, {"temperature": math.nan}, {"temperature": math.inf}, {"top_p": 0.0}, {"top_p": 1.1},
+    {"top_p": math.nan}, {"choice": 2**16}, {"choice": -1}, {"top_k": -1}, {"top_k": 2**32},
+])
+def test_sampling_out_of_range(change: dict[str, Any]) -> None:
+    with pytest.raises(ContractViolation):
+        codec.sampling_to_pb(replace(Sampling(), **change))
+
+
+@pytest.mark.parametrize("change", [
+    {"temperature": -0.1}, {"temperature": math.nan}, {"top_p": 0.0}, {"choice": 2**16}, {"rule": 0}, {"rule": 99},
+])
+def test_received_sampling_out_of_range(change: dict[str, Any]) -> None:
+    message = codec.sampling_to_pb(Sampling())
+    for name, value in change.items():
+        setattr(message, name, value)
+    with pytest.raises(ContractViolation):
+        codec.sampling_from_pb(message)
+
+
+@pytest.mark.parametrize("message", [
+    drafter_pb2.DraftRequest(items=[drafter_pb2.DraftItem(committed_len=1, draft_length=1)]),  # no sampling
+    drafter_pb2.DraftRequest(items=[
+        drafter_pb2.DraftItem(committed_len=1, sampling=codec.sampling_to_pb(Sampling()))  # draft_length 0
+    ]),
+    drafter_pb2.DraftRequest(items=[
+        drafter_pb2.DraftItem(draft_length=1, sampling=codec.sampling_to_pb(Sampling()))  # nothing committed
+    ]),
+])
+def test_bad_draft_request(message: drafter_pb2.DraftRequest) -> None:
+    with pytest.raises(ContractViolation):
+        drafter_codec.draft_batch_from_pb(message)
+
+
+def test_bad_answers() -> None:
+    stale = drafter_pb2.DraftResult(outcome=types_pb2.SLOT_OUTCOME_STALE, draft_tokens=[1])
+    with pytest.raises(ContractViolation, match="stale"):
+        drafter_codec.draft_answer_from_pb(drafter_pb2.DraftResponse(results=[stale]))
+    with pytest.raises(ContractViolation, match="outcome"):
+        verifier_codec.verify_answer_from_pb(verifier_pb2.VerifyResponse(results=[verifier_pb2.VerifyResult()]))
+    greedy = verifier_pb2.VerifyResult(outcome=types_pb2.SLOT_OUTCOME_OK, accepted=2, token_ids=[1])
+    with pytest.raises(ContractViolation, match="accepted"):
+        verifier_codec.verify_answer_from_pb(verifier_pb2.VerifyResponse(results=[greedy]))
+
+
+def test_bad_arena() -> None:
+    with pytest.raises(ContractViolation, match="backend"):
+        drafter_codec.attach_request_from_pb(drafter_pb2.AttachRequest())
+    region = types_pb2.ArenaRegion(name="a", writer=types_pb2.REGION_WRITER_DRAFTER, offset=9)
+    arena = types_pb2.ArenaDescriptor(backend=types_pb2.ARENA_BACKEND_HOST_SHM, size=8, regions=[region])
+    with pytest.raises(ContractViolation, match="outside"):
+        codec.arena_from_pb(arena)
+    region.offset = 0
+    arena = types_pb2.ArenaDescriptor(backend=types_pb2.ARENA_BACKEND_HOST_SHM, size=8, regions=[region, region])
+    with pytest.raises(ContractViolation, match="same name"):
+        codec.arena_from_pb(arena)
+
+
+@pytest.mark.parametrize("token", [-1, 2**32])
+def test_numbers_that_do_not_fit_are_not_sent(token: int) -> None:
+    verification = Verification(slot=0, lease=1, committed_len=1, pending_token=token, draft_tokens=())
+    with pytest.raises(ContractViolation):
+        verifier_codec.verify_batch_to_pb(VerifyBatch(epoch=1, round=1, verifications=(verification,)))
+
+
+def test_the_wire_needs_no_torch() -> None:
+    program = (
+        "import sys, qspec.rpc.remote_drafter, qspec.rpc.remote_verifier, qspec.rpc.server, qspec.cli, qspec.status\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0

@@ -1,0 +1,105 @@
+"""Filters against their definition, and draws against the distribution that they are drawn from."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from torch import Tensor
+
+from qspec.interfaces import Sampling
+from qspec.noise import NoiseKey, Purpose
+from qspec.sampling import draw, token_probs
+
+BOUNDARY = 1e-9
+"""Sums that come this close to ``top_p`` may fall on either side of it."""
+
+
+def filtered(logits: list[float], temperature: float, top_k: int, top_p: float) -> list[float]:
+    """The definition, one token after the other: temperature, top-k with its ties, top-p with ties by token id."""
+    weights = [math.exp((logit - max(logits)) / temperature) for logit in logits]
+    if 0 < top_k < len(logits):
+        kth = sorted(logits, reverse=True)[top_k - 1]
+        weights = [weight if logit >= kth else 0.0 for weight, logit in zip(weights, logits, strict=True)]
+    total = math.fsum(weights)
+    probs = [weight / total for weight in weights]
+    if top_p < 1.0:
+        ranked = sorted(range(len(probs)), key=lambda token: (-probs[token], token))
+        before = [math.fsum(probs[token] for token in ranked[:rank]) for rank in range(len(ranked))]
+        assume(all(abs(mass - top_p) > BOUNDARY for mass in before))
+        kept = {token for token, mass in zip(ranked, before, strict=True) if mass < top_p}
+        probs = [prob if token in kept else 0.0 for token, prob in enumerate(probs)]
+    total = math.fsum(probs)
+    return [prob / total for prob in probs]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    logits=st.lists(st.integers(-12, 12).map(lambda n: n / 4), min_size=1, max_size=9),  # with many ties
+    temperature=st.sampled_from([0.3, 1.0, 1.7]),
+    top_k=st.integers(0, 11),  # beyond the vocabulary too
+    top_p=st.sampled_from([1e-6, 0.2, 0.5, 0.77, 0.95, 0.9999, 1.0]),
+)
+def test_filters_follow_their_definition(
+    logits: list[float], temperature: float, top_k: int, top_p: float
+) -> None:
+    expected = filtered(logits, temperature, top_k, top_p)
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    probs = token_probs(torch.tensor([logits], dtype=torch.float64), sampling)[0]
+    torch.testing.assert_close(probs, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+def test_greedy_takes_the_first_of_equals() -> None:
+    logits = torch.tensor([[0.0, 3.0, 3.0, 1.0], [2.0, 2.0, 2.0, 2.0]])
+    assert token_probs(logits, Sampling()).tolist() == [[0, 1, 0, 0], [1, 0, 0, 0]]
+
+
+def test_top_k_keeps_ties_and_top_p_breaks_them_by_token_id() -> None:
+    logits = torch.tensor([[1.0, 2.0, 2.0, 2.0]], dtype=torch.float64)
+    assert (token_probs(logits, Sampling(temperature=1.0, top_k=1)) > 0).tolist() == [[False, True, True, True]]
+    kept = token_probs(logits, Sampling(temperature=1.0, top_p=0.5)) > 0
+    assert kept.tolist() == [[False, True, True, False]]
+
+
+def test_the_smallest_top_p_keeps_one_token() -> None:
+    probs = token_probs(torch.zeros(1, 5), Sampling(temperature=1.0, top_p=1e-30))
+    assert probs.tolist() == [[1, 0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("vocab_size", [7, 320, 5003])
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(temperature=0.8), Sampling(temperature=0.8, top_k=5), Sampling(temperature=1.1, top_k=300, top_p=0.9)],
+)
+def test_a_row_does_not_depend_on_the_rows_beside_it(vocab_size: int, sampling: Sampling) -> None:
+    logits = 3 * torch.randn(9, vocab_size, generator=torch.Generator().manual_seed(1))
+    together = token_probs(logits, sampling)
+    for rows in range(1, 10):
+        assert torch.equal(token_probs(logits[:rows], sampling), together[:rows])
+        assert torch.equal(token_probs(logits[9 - rows :], sampling), together[9 - rows :])
+
+
+def draws(weights: Tensor, count: int) -> Tensor:
+    """How often each token is drawn, over ``count`` positions."""
+    tokens = [draw(weights, NoiseKey(11), position, Purpose.DRAFT) for position in range(count)]
+    return torch.bincount(torch.tensor(tokens), minlength=len(weights))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_draw_follows_the_weights(dtype: torch.dtype) -> None:
+    weights = torch.tensor([4.0, 0.0, 1.0, 2.5, 0.0, 0.5], dtype=dtype)  # not normalised
+    counts = draws(weights, 3000)
+    possible = weights > 0
+    assert int(counts[~possible].sum()) == 0
+    expected = (3000 * weights / weights.sum())[possible].double()
+    assert stats.chisquare(counts[possible].numpy(), (expected * 3000 / expected.sum()).numpy()).pvalue > 1e-3
+    wrong = torch.tensor([0.55, 0.1, 0.28, 0.07], dtype=torch.float64) * 3000
+    assert stats.chisquare(counts[possible].numpy(), wrong.numpy()).pvalue < 1e-3, "the test could not fail"
+
+
+def test_one_possible_token_is_drawn_whatever_the_noise() -> None:
+    assert draws(torch.tensor([0.0, 0.0, 1e-30, 0.0]), 50).tolist() == [0, 0, 50, 0]

@@ -1,0 +1,223 @@
+"""The loop's bookkeeping over the fake workers: who gets a slot, rows and blocks, and what is counted."""
+
+from __future__ import annotations
+
+import pytest
+
+from qspec.errors import ContractViolation, WorkerLost
+from qspec.interfaces import DraftAnswer, DraftBatch, Sampling, VerifyBatch
+from qspec.sequence import FinishReason, Sequence
+from qspec.speculation import Commit, SpeculationLoop
+from tests.fakes import FakeDrafter, FakeVerifier
+from tests.toy_model import continue_text
+
+VOCAB_SIZE = 97
+GREEDY = Sampling()
+
+
+def attached(verifier: FakeVerifier, *, wrong_every: int = 3, drafter: FakeDrafter | None = None) -> SpeculationLoop:
+    """A loop with these workers."""
+    loop = SpeculationLoop()
+    loop.attach_verifier(verifier)
+    loop.attach_drafter(drafter or FakeDrafter(wrong_every=wrong_every))
+    verifier.batches.clear()
+    return loop
+
+
+def sequence(
+    length: int = 3, *, max_tokens: int = 20, draft_length: int | None = 4, eos: int | None = None, start: int = 1
+) -> Sequence:
+    """A greedy one with a prompt of ``length`` tokens."""
+    prompt = [(start + 5 * index) % VOCAB_SIZE for index in range(length)]
+    eos_token_ids = frozenset(() if eos is None else (eos,))
+    return Sequence("request", prompt, max_tokens, GREEDY, eos_token_ids, draft_length)
+
+
+def text_of(wanted: Sequence, count: int) -> list[int]:
+    """What the toy model writes."""
+    return continue_text(wanted.prompt, count, wanted.sampling, VOCAB_SIZE)
+
+
+def run(loop: SpeculationLoop, *wanted: Sequence) -> list[Commit]:
+    """Step until nothing is left; all commits."""
+    for one in wanted:
+        loop.add(one)
+    commits: list[Commit] = []
+    for _ in range(2000):
+        if not loop.has_work:
+            return commits
+        commits += loop.step()
+    raise AssertionError("the loop does not come to an end")
+
+
+def rows_of(batch: VerifyBatch) -> int:
+    """Rows that a batch asks for."""
+    rows = sum(len(chunk.token_ids) for chunk in batch.prefill_chunks)
+    return rows + sum(1 + len(verification.draft_tokens) for verification in batch.verifications)
+
+
+def test_commits_are_the_text_in_order() -> None:
+    verifier = FakeVerifier()
+    wanted = [sequence(start=start) for start in range(6)]  # more than there are slots
+    commits = run(attached(verifier), *wanted)
+    for one in wanted:
+        mine = [commit.token_ids for commit in commits if commit.sequence is one]
+        assert [token for tokens in mine for token in tokens] == one.generated == text_of(one, 20)
+        assert len(mine) == one.stats.rounds
+        assert one.finish is FinishReason.LENGTH
+    assert all(max(part.slot for part in batch.verifications) < 4 for batch in verifier.batches if batch.verifications)
+
+
+def test_a_round_never_exceeds_the_tokens_that_are_left() -> None:
+    verifier = FakeVerifier()
+    wanted = sequence(max_tokens=4, draft_length=8)
+    run(attached(verifier, wrong_every=0), wanted)
+    # One token comes with the prompt, then three are left: two drafts and the verifier's own.
+    lengths = [len(part.draft_tokens) for batch in verifier.batches for part in batch.verifications]
+    assert lengths == [0, 2]
+    assert wanted.generated == text_of(wanted, 4)
+
+
+def test_drafts_are_capped_near_the_last_position() -> None:
+    verifier = FakeVerifier(max_model_len=16)
+    wanted = sequence(8, max_tokens=100, draft_length=8)
+    run(attached(verifier, wrong_every=2), wanted)
+    assert len(wanted.tokens) == 16
+    for batch in verifier.batches:
+        for part in batch.verifications:
+            assert part.committed_len + len(part.draft_tokens) <= 16
+
+
+@pytest.mark.parametrize("position", range(1, 9))
+@pytest.mark.parametrize("draft_length", [0, 3, 8])
+def test_nothing_follows_the_end_of_sequence(position: int, draft_length: int) -> None:
+    text = text_of(sequence(), 20)
+    end = text.index(text[position])
+    wanted = sequence(draft_length=draft_length, eos=text[position])
+    commits = run(attached(FakeVerifier(), wrong_every=0), wanted)
+    assert wanted.generated == text[: end + 1]
+    assert [token for commit in commits for token in commit.token_ids] == text[: end + 1]
+    assert wanted.finish is FinishReason.END_OF_SEQUENCE
+
+
+@pytest.mark.parametrize("max_batch_rows", [4, 5, 7, 9, 64])
+@pytest.mark.parametrize("draft_length", [0, 2, 8, None])
+def test_no_batch_has_more_rows_than_the_verifier_takes(max_batch_rows: int, draft_length: int | None) -> None:
+    verifier = FakeVerifier(max_batch_rows=max_batch_rows)
+    loop = attached(verifier)
+    wanted = [sequence(length, draft_length=draft_length) for length in (1, 30, 2, 1, 17, 1)]
+    loop.add(wanted[0])
+    loop.step()
+    run(loop, *wanted[1:])
+    assert [one.generated for one in wanted] == [text_of(one, 20) for one in wanted]
+    assert max(rows_of(batch) for batch in verifier.batches) <= max_batch_rows
+
+
+def test_a_long_prompt_is_entered_in_chunks_beside_running_texts() -> None:
+    verifier = FakeVerifier(max_batch_rows=10)
+    loop = attached(verifier)
+    running, long = sequence(max_tokens=60, draft_length=3), sequence(50)
+    loop.add(running)
+    loop.step()
+    loop.add(long)
+    before = len(running.tokens)
+    while not long.generated:
+        loop.step()
+    assert len(running.tokens) - before >= 8, "the running text waits for nobody"
+    chunks = [chunk for batch in verifier.batches for chunk in batch.prefill_chunks if chunk.slot == long.slot]
+    assert [token for chunk in chunks for token in chunk.token_ids] == long.prompt[:-1]
+    run(loop)
+    assert (long.generated, running.generated) == (text_of(long, 20), text_of(running, 60))
+
+
+def test_the_newest_text_gives_way_when_blocks_run_out() -> None:
+    verifier = FakeVerifier(num_blocks=12, max_model_len=48)
+    wanted = [sequence(8, max_tokens=20, start=start) for start in range(3)]
+    run(attached(verifier), *wanted)
+    assert [one.generated for one in wanted] == [text_of(one, 20) for one in wanted]
+    assert wanted[0].stats.recomputations == 0
+    assert wanted[2].stats.recomputations > 0
+
+
+def test_the_oldest_waiting_goes_first() -> None:
+    verifier = FakeVerifier(max_slots=1)
+    wanted = [sequence(start=start, max_tokens=3) for start in range(4)]
+    finished = [commit.sequence for commit in run(attached(verifier), *wanted) if commit.sequence.finish]
+    assert list(dict.fromkeys(finished)) == wanted
+
+
+def test_removal_frees_slot_and_blocks_with_the_next_step() -> None:
+    verifier = FakeVerifier(max_slots=1)
+    loop = attached(verifier)
+    removed, waiting = sequence(), sequence(start=2)
+    loop.add(removed)
+    loop.add(waiting)
+    loop.step()
+    loop.remove(removed)
+    assert (loop.running, loop.waiting) == (0, 1)
+    loop.step()
+    assert [release.slot for release in verifier.batches[-1].releases] == [removed.slot]
+    run(loop)
+    assert waiting.generated == text_of(waiting, 20)
+    assert removed.finish is None
+    never = sequence()
+    loop.add(never)
+    loop.remove(never)
+    assert not loop.has_work
+
+
+def test_statistics_add_up() -> None:
+    wanted = sequence(max_tokens=40, draft_length=4)
+    run(attached(FakeVerifier(), wrong_every=5), wanted)
+    stats = wanted.stats
+    assert stats.drafted == sum(stats.drafted_per_position)
+    assert stats.accepted == sum(stats.accepted_per_position)
+    assert stats.rounds == sum(stats.rounds_per_draft_length)
+    assert stats.drafted == sum(length * rounds for length, rounds in enumerate(stats.rounds_per_draft_length))
+    assert stats.accepted + stats.rounds == 40, "every round makes one token more than it accepts"
+    assert 0 < stats.accepted < stats.drafted
+    assert stats.accepted_per_position == sorted(stats.accepted_per_position, reverse=True)
+    assert 0.0 < stats.draft_s < stats.round_s
+    assert stats.rounds_without_drafter == 0
+
+
+class DeadDrafter(FakeDrafter):
+    """Answers nothing."""
+
+    def draft(self, batch: DraftBatch) -> DraftAnswer:
+        raise WorkerLost("killed by the test")
+
+
+def test_a_round_goes_on_without_its_drafter() -> None:
+    wanted = sequence()
+    loop = attached(FakeVerifier(), drafter=DeadDrafter())
+    run(loop, wanted)
+    assert wanted.generated == text_of(wanted, 20)
+    assert isinstance(loop.drafter_error, WorkerLost)
+    assert (wanted.stats.drafted, wanted.stats.rounds_without_drafter) == (0, 19)
+
+
+def test_nothing_works_without_a_verifier_or_room() -> None:
+    loop = SpeculationLoop()
+    with pytest.raises(ContractViolation, match="no verifier"):
+        loop.add(sequence())
+    loop.attach_verifier(FakeVerifier(max_model_len=16))
+    with pytest.raises(ContractViolation, match="16 tokens"):
+        loop.add(sequence(16))
+    with pytest.raises(ValueError, match="prompt"):
+        sequence(0)
+
+
+def test_calibration_fills_the_costs_and_leaves_no_trace() -> None:
+    verifier = FakeVerifier()
+    loop = attached(verifier)
+    shares: list[float | None] = []
+    loop.calibrate(lambda _what, share: shares.append(share))
+    assert not loop.has_work
+    assert shares == sorted(share for share in shares if share is not None)
+    assert all(loop.policy.costs.verify.at(rows) > 0 for rows in (1, 5, 9))
+    assert loop.policy.costs.draft(1, 8) > 0
+    assert verifier.verify(VerifyBatch(epoch=verifier.describe().epoch, round=10**6)).free_blocks == 64
+    wanted = sequence(draft_length=None)
+    run(loop, wanted)
+    assert wanted.generated == text_of(wanted, 20)

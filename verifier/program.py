@@ -1,0 +1,40 @@
+"""The verifier's server program: loads the engine, hands out its arena, serves."""
+
+from __future__ import annotations
+
+import functools
+
+from qspec.interfaces import Verifier
+from qspec.memory.fd_passing import FdServer
+from qspec.rpc.engine_thread import EngineThread
+from qspec.rpc.server import serve
+from qspec.worker_process import WorkerProcess
+from verifier.service import VerifierServicer
+
+ARENA_SOCKET = "arena.sock"
+"""Name, in the runtime directory, of the socket where the arena's descriptor is handed out."""
+
+
+async def serve_verifier(process: WorkerProcess, *, epoch: int) -> None:
+    """Serve until the process is told to stop."""
+    socket_path = process.runtime_dir / ARENA_SOCKET
+    fd_servers: list[FdServer] = []
+
+    def load() -> Verifier:
+        from qspec.engine.verifier import LocalVerifier  # imports torch: in the thread that will use it
+
+        verifier = LocalVerifier.load(process.config, progress=process.status.stage, epoch=epoch)
+        fd_servers.append(FdServer(socket_path, verifier.arena_fd))
+        return verifier
+
+    engine = EngineThread(load, name="verifier-engine")
+    servicer = VerifierServicer(engine, arena_reference=f"unix:{socket_path}")
+    try:
+        await serve(
+            [servicer.service], process.listen, prepare=engine.loaded, drain=servicer.streams.drain, grace_s=1.0,
+            on_serving=functools.partial(process.status.ready, epoch=epoch),
+        )
+    finally:
+        for fd_server in fd_servers:
+            fd_server.close()
+        await engine.close()
