@@ -11,7 +11,6 @@ from pathlib import Path
 import grpc
 
 from coordinator.engine import Engine
-from coordinator.memory_budget import budget_table
 from coordinator.messages import info_message
 from coordinator.runtime_directory import runtime_directory
 from coordinator.service import GenerationService
@@ -22,6 +21,7 @@ from qspec.config import StackConfig
 from qspec.errors import InvalidInput
 from qspec.interfaces import VerifierDescription
 from qspec.lifeline import watch_lifeline
+from qspec.memory.budget import budget_table
 from qspec.models.converted import prepare_tokenizer
 from qspec.models.text_stream import TextStream
 from qspec.models.tokenizer import Tokenizer

@@ -14,6 +14,8 @@ from qspec.noise import NoiseKey, Purpose
 from qspec.sampling import draw, token_probs
 from tests.markov_text import MarkovPair, Round, Text, law, p_value, random_pair, write, write_many
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 VOCAB_SIZE = 7
 REJECTED_BELOW = 1e-3
 PAIR = random_pair(3, seed=4, apart=1.5)

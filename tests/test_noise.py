@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from qspec.noise import NoiseKey, Purpose, gumbel, philox, uniform
+from qspec.noise import NoiseKey, Purpose, gumbel, gumbel_of, philox, uniform
 
 KEY = NoiseKey(seed=0x0123456789ABCDEF, choice=3)
 MANY = 20_000
@@ -27,20 +27,30 @@ KNOWN_ANSWERS = [
 
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
 def test_known_answers_of_random123(
-    counter: tuple[int, ...], key: tuple[int, int], expected: tuple[int, ...]
+    counter: tuple[int, int, int, int], key: tuple[int, int], expected: tuple[int, ...]
 ) -> None:
-    # Each vector stands between two others, so that an element that leaks into its neighbours is seen as well.
-    words = tuple(np.array([7, word, 9], dtype=np.uint64) for word in counter)
-    assert tuple(int(word[1]) for word in philox(words, key[0] | key[1] << 32)) == expected
+    seed = key[0] | key[1] << 32
+    assert philox(counter, seed) == expected
+    # Among others in an array, so that an element that leaks into its neighbours is seen as well.
+    c0, c1, c2, c3 = (np.array([7, word, 9], dtype=np.uint64) for word in counter)
+    assert tuple(int(word[1]) for word in philox((c0, c1, c2, c3), seed)) == expected
 
 
 def test_a_draw_is_addressed_as_documented() -> None:
     key = NoiseKey(seed=5, choice=2)
-    token, position = 11, 77
-    counter = (token // 4, position, int(Purpose.RESIDUAL) + 256 * key.choice, 0)
-    words = philox(tuple(np.array([word], dtype=np.uint64) for word in counter), key.seed)
-    expected = (int(words[token % 4][0]) + 0.5) / 2**32
-    assert uniform(key, position, Purpose.RESIDUAL, 12)[token] == expected
+    position = 77
+    for count in (12, 1000):
+        numbers = uniform(key, position, Purpose.RESIDUAL, count)
+        for token in (0, 1, 7, count - 1):
+            words = philox((token // 4, position, int(Purpose.RESIDUAL) + 256 * key.choice, 0), key.seed)
+            assert numbers[token] == (words[token % 4] + 0.5) / 2**32
+
+
+@pytest.mark.parametrize("count", [1, 3, 16, 17, 200])
+def test_some_tokens_have_the_noise_that_they_have_among_all(count: int) -> None:
+    token_ids = np.sort(np.random.default_rng(count).choice(5000, count, replace=False)).astype(np.int64)
+    everyone = gumbel(KEY, 8, Purpose.COUPLED, 5000)
+    assert np.array_equal(gumbel_of(KEY, 8, Purpose.COUPLED, token_ids), everyone[token_ids])
 
 
 def test_the_count_does_not_change_a_value() -> None:

@@ -16,6 +16,8 @@ from qspec.interfaces import AcceptanceRule, Sampling
 from qspec.noise import NoiseKey, Purpose
 from tests.markov_text import Round, law, p_value, random_pair, write_many
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PAIR = random_pair(3, seed=4, apart=2.5)
 LENGTH = 3
 TEXTS = 1500

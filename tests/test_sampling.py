@@ -12,8 +12,10 @@ from scipy import stats
 from torch import Tensor
 
 from qspec.interfaces import Sampling
-from qspec.noise import NoiseKey, Purpose
+from qspec.noise import NoiseKey, Purpose, gumbel
 from qspec.sampling import draw, token_probs
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 BOUNDARY = 1e-9
 """Sums that come this close to ``top_p`` may fall on either side of it."""
@@ -73,10 +75,14 @@ def test_the_smallest_top_p_keeps_one_token() -> None:
 @pytest.mark.parametrize("vocab_size", [7, 320, 5003])
 @pytest.mark.parametrize(
     "sampling",
-    [Sampling(temperature=0.8), Sampling(temperature=0.8, top_k=5), Sampling(temperature=1.1, top_k=300, top_p=0.9)],
+    [
+        Sampling(temperature=0.8), Sampling(temperature=0.8, top_k=5), Sampling(temperature=0.9, top_p=0.97),
+        Sampling(temperature=1.1, top_k=300, top_p=0.9),
+    ],
 )
 def test_a_row_does_not_depend_on_the_rows_beside_it(vocab_size: int, sampling: Sampling) -> None:
-    logits = 3 * torch.randn(9, vocab_size, generator=torch.Generator().manual_seed(1))
+    logits = torch.randn(9, vocab_size, generator=torch.Generator().manual_seed(1))
+    logits *= torch.tensor([9.0, 0.01, 3.0, 9.0, 1.0, 0.0, 20.0, 2.0, 4.0])[:, None]  # peaked and flat
     together = token_probs(logits, sampling)
     for rows in range(1, 10):
         assert torch.equal(token_probs(logits[:rows], sampling), together[:rows])
@@ -99,6 +105,30 @@ def test_draw_follows_the_weights(dtype: torch.dtype) -> None:
     assert stats.chisquare(counts[possible].numpy(), (expected * 3000 / expected.sum()).numpy()).pvalue > 1e-3
     wrong = torch.tensor([0.55, 0.1, 0.28, 0.07], dtype=torch.float64) * 3000
     assert stats.chisquare(counts[possible].numpy(), wrong.numpy()).pvalue < 1e-3, "the test could not fail"
+
+
+def test_a_few_possible_tokens_of_many_are_drawn_alike() -> None:
+    some = torch.tensor([4.0, 1.0, 2.5, 0.5])
+    at = torch.tensor([3, 700, 701, 4999])
+    weights = torch.zeros(5000).index_put((at,), some)
+    counts = draws(weights, 3000)
+    assert int(counts.sum() - counts[at].sum()) == 0
+    assert stats.chisquare(counts[at].numpy(), (3000 * some / some.sum()).double().numpy()).pvalue > 1e-3
+    for position in range(50):
+        noise = torch.from_numpy(gumbel(NoiseKey(11), position, Purpose.DRAFT, 5000))
+        assert draw(weights, NoiseKey(11), position, Purpose.DRAFT) == int((weights.double().log() + noise).argmax())
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    vocab_size=st.integers(60, 1500), spread=st.sampled_from([0.0, 0.02, 1.0, 6.0]),
+    top_p=st.sampled_from([0.1, 0.9, 0.999]), seed=st.integers(0, 10**6),
+)
+def test_top_p_over_large_vocabularies(vocab_size: int, spread: float, top_p: float, seed: int) -> None:
+    logits = torch.randn(vocab_size, generator=torch.Generator().manual_seed(seed)).mul(spread * 4).round() / 4
+    expected = filtered(logits.tolist(), 1.0, 0, top_p)
+    probs = token_probs(logits[None].double(), Sampling(temperature=1.0, top_p=top_p))[0]
+    torch.testing.assert_close(probs, torch.tensor(expected, dtype=torch.float64), rtol=1e-11, atol=0)
 
 
 def test_one_possible_token_is_drawn_whatever_the_noise() -> None:

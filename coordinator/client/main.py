@@ -13,10 +13,10 @@ from coordinator.client.generate import generate_all, wait_until_serving
 from coordinator.client.options import ClientOptions, parse_options
 from coordinator.client.output import OrderedOutput, Output, StreamedOutput
 from coordinator.client.progress import ProgressDisplay
-from coordinator.memory_budget import budget_line
 from coordinator.private_stack import PrivateStack
 from qspec.cli import EXIT_ERROR
 from qspec.errors import InvalidInput, QspecError, WorkerLost
+from qspec.memory.budget import budget_table
 from qspec.rpc.addresses import parse_address
 from qspec.rpc.channel import channel_options
 from qspec.rpc.options import quieten_grpc
@@ -97,9 +97,9 @@ async def _run(options: ClientOptions) -> int:
 
 
 def _description(info: pb.GetServerInfoResponse) -> str:
-    """What the private stack runs, in one line."""
+    """What the private stack runs, and its memory budget."""
     drafter = f"drafter {info.draft_method}" if info.draft_method else "no drafter"
-    return f"{info.model}: verifier {info.verify_method}, {drafter}; memory {budget_line(info.memory)}"
+    return f"{info.model}: verifier {info.verify_method}, {drafter}; memory of the stack:\n{budget_table(info.memory)}"
 
 
 def _output(options: ClientOptions) -> Output:

@@ -1,18 +1,43 @@
-"""The memory budget: what a stack holds, what of it both workers share, as a table for people. Imports no torch."""
+"""The memory budget: what a stack holds and what of it both workers share, as a table for people. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from qspec.errors import OutOfMemory
 from qspec.interfaces import MemoryItem
 from qspec.memory.available import available_memory
 
 
+class BudgetEntry(Protocol):
+    """One line of a budget; the public API's ``MemoryLine`` is one, too."""
+
+    @property
+    def owner(self) -> str:
+        """Who holds it."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """What it is for."""
+        ...
+
+    @property
+    def bytes(self) -> int:
+        """How much it is."""
+        ...
+
+    @property
+    def shared(self) -> bool:
+        """Whether both workers use the same bytes."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class BudgetLine:
-    """One line: who holds how many bytes, and for what."""
+    """A ``BudgetEntry`` as plain data."""
 
     owner: str
     name: str
@@ -25,25 +50,25 @@ def budget_lines(owner: str, items: Iterable[MemoryItem]) -> list[BudgetLine]:
     return [BudgetLine("arena" if item.shared else owner, item.name, item.bytes, item.shared) for item in items]
 
 
-def format_budget(lines: Iterable[BudgetLine]) -> str:
-    """The budget as a table, several lines of text, with the sums of what is shared and what is private."""
+def budget_table(lines: Iterable[BudgetEntry]) -> str:
+    """One row per item, and the sum; each shared byte counts once."""
     lines = list(lines)
-    rows = [(line.owner, line.name, line.bytes, "shared" if line.shared else "private") for line in lines]
-    for kind in ("shared", "private"):
-        rows.append(("total", kind, sum(row[2] for row in rows if row[3] == kind), ""))
-    width = max(len(name) for _, name, _, _ in rows)
-    body = [
-        f"  {owner:<9} {name:<{width}} {size / 2**20:>9.1f} MiB  {kind}".rstrip() for owner, name, size, kind in rows
-    ]
-    return "\n".join(["memory budget", *body])
+    rows = [(_size(line.bytes), "shared" if line.shared else f"{line.owner} only", line.name) for line in lines]
+    rows.append((_size(sum(line.bytes for line in lines)), "all", ""))
+    width = max(len(owner) for _, owner, _ in rows)
+    return "\n".join(f"  {size:>9}  {owner:<{width}}  {name}".rstrip() for size, owner, name in rows)
 
 
-def require_memory(lines: Iterable[BudgetLine]) -> None:
+def require_memory(lines: Iterable[BudgetEntry]) -> None:
     """Refuse, with the table, what does not fit into the memory that is available now: ``OutOfMemory``."""
     lines = list(lines)
     needed, available = sum(line.bytes for line in lines), available_memory()
     if needed > available:
         raise OutOfMemory(
-            f"{needed / 2**20:.0f} MiB are needed and {available / 2**20:.0f} MiB are available; "
-            f"lower kv_tokens or max_slots\n{format_budget(lines)}"
+            f"{_size(needed)} are needed and {_size(available)} are available; lower kv_tokens or max_slots\n"
+            f"{budget_table(lines)}"
         )
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"

@@ -99,6 +99,13 @@ def test_a_broken_drafter_changes_no_token_and_is_asked_no_more(
         assert not stack.loop.drafter_attached
         assert isinstance(stack.loop.drafter_error, QspecError)
         assert all(sequence.stats.rounds_without_drafter > 0 for sequence in wanted)
+
+
+def test_a_drafter_that_comes_back_is_used_again(model: Path, plain: list[list[int]]) -> None:
+    with running(model) as stack:
+        assert stack.drafter is not None
+        stack.loop.attach_drafter(FaultyDrafter(stack.drafter, lost))
+        assert generate(stack.loop, sequences(SEEDED, draft_length=4)) == plain
         stack.loop.attach_drafter(stack.drafter)
         assert stack.loop.drafter_error is None
         again = sequences(SEEDED, draft_length=4)

@@ -67,23 +67,26 @@ def test_attention_is_its_reference(shape: tuple[int, int, int], length: int) ->
     torch.testing.assert_close(sequence.attend([length]).double(), expected, rtol=0, atol=5e-6)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("block", [16, BLOCK])
+@pytest.mark.parametrize(
+    ("shape", "block", "threads"),
+    [*((shape, block, 1) for shape in SHAPES for block in (16, BLOCK)), *((shape, 16, 2) for shape in SHAPES[:2])],
+    indirect=["threads"],
+)
 def test_a_row_has_the_same_bits_in_any_chunk(shape: tuple[int, int, int], block: int, threads: int) -> None:
-    length = 4 * block + 5
+    length = 3 * block + 5
     sequence = PagedSequence(shape, length, (0, 1, 2, 3, 4), block)
     at_once = sequence.attend([length])
     assert torch.equal(sequence.attend([1] * length), at_once)
-    for chunk in (2, 3, 7, 16, 40):
+    for chunk in (3, 16, 40):
         chunks = [chunk] * (length // chunk) + [length % chunk] * (length % chunk > 0)
         assert torch.equal(sequence.attend(chunks, padded=(4, 64)), at_once)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_gathered_blocks_give_the_bits_of_adjacent_ones(shape: tuple[int, int, int], threads: int) -> None:
+def test_gathered_blocks_give_the_bits_of_adjacent_ones(shape: tuple[int, int, int]) -> None:
     length = 4 * BLOCK + 5
     adjacent = PagedSequence(shape, length, (0, 1, 2, 3, 4)).attend([length])
-    for block_ids in ((3, 4, 5, 6, 7), (7, 2, 5, 0, 1), (0, 1, 2, 3, 9)):
+    for block_ids in ((7, 2, 5, 0, 1), (0, 1, 2, 3, 9)):
         assert torch.equal(PagedSequence(shape, length, block_ids).attend([100, 161]), adjacent)
 
 

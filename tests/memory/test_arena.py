@@ -118,13 +118,6 @@ def test_another_backend_is_refused(created: HostArena) -> None:
         HostArena.open(replace(created.descriptor, backend=ArenaBackend.CUDA_IPC))
 
 
-def test_what_the_system_cannot_hold_is_an_error() -> None:
-    before = open_files()
-    with pytest.raises(OutOfMemory, match="MiB"):
-        HostArena.create([RegionSpec("huge", torch.int8, (2**60,))], epoch=1, fingerprint="f")
-    assert open_files() == before
-
-
 def test_a_failed_allocation_is_an_error_and_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(fd: int, offset: int, size: int) -> None:
         raise OSError(28, "No space left on device")

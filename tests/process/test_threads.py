@@ -55,13 +55,19 @@ def test_at_least_one_and_no_more_than_there_are(monkeypatch: pytest.MonkeyPatch
 
 
 def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_NUM_THREADS", "GOMP_SPINCOUNT", "OMP_PROC_BIND"):
+        monkeypatch.setenv(name, "")  # so that what is set below is undone
+    monkeypatch.setattr(threads, "usable_cpus", lambda: 4)
+    for name in ("GOMP_SPINCOUNT", "OMP_PROC_BIND"):
+        monkeypatch.delenv(name)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     assert threads.configure_threads(0) == 3
     assert os.environ["GOMP_SPINCOUNT"] == "30000"
+    assert "OMP_PROC_BIND" not in os.environ  # fewer threads than CPUs: left to the kernel
     assert threads.configure_threads(5) == 5
     assert os.environ["OMP_NUM_THREADS"] == "5"
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert threads.configure_threads(0) == threads.usable_cpus()
+    assert threads.configure_threads(0) == 4
     assert os.environ["GOMP_SPINCOUNT"] == "7"
+    assert os.environ["OMP_PROC_BIND"] == "true"
