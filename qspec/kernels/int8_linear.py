@@ -22,6 +22,8 @@ from qspec.errors import InvalidInput
 _ENGINES = ("x86", "fbgemm")
 _FULL_RANGE = 127
 _REDUCED_RANGE = 63
+_DYNAMIC_PRODUCT = torch.ops.quantized.linear_dynamic.default
+_STATIC_PRODUCT = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
 
 
 class Int8Linear:
@@ -38,7 +40,7 @@ class Int8Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.shape[0] == 1:
-            y: Tensor = torch.ops.quantized.linear_dynamic(x, self._packed, self._levels != _FULL_RANGE)
+            y: Tensor = _DYNAMIC_PRODUCT(x, self._packed, self._levels != _FULL_RANGE)
             return y if self._bias is None else y.add_(self._bias)
         absmax = torch.linalg.vector_norm(x, float("inf"), dim=-1, keepdim=True)  # [rows, 1]
         divisor = absmax.clamp(min=torch.finfo(torch.float32).tiny)
@@ -75,7 +77,5 @@ def _pack(codes: Tensor, scales: Tensor) -> Any:
 
 def _product(rows: Tensor, packed: Any, levels: int) -> Tensor:
     """``rows`` in [-1, 1], each quantised to -levels..levels, times the packed weight."""
-    product: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-        rows, 1.0 / levels, levels + 1, packed
-    )
+    product: Tensor = _STATIC_PRODUCT(rows, 1.0 / levels, levels + 1, packed)
     return product

@@ -7,7 +7,9 @@ norms and embeddings from the same memory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -18,7 +20,7 @@ from qspec.models.config import DecoderConfig, Norm, Positions
 
 
 class Linear(Protocol):
-    """A linear layer, bias included: ``[rows, in] -> [rows, out]``, float32."""
+    """A linear layer, bias included: ``[rows, in] -> [rows, out]``, float32, a new tensor each time."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply."""
@@ -58,48 +60,70 @@ class Decoder:
     ) -> None:
         self.config = config
         self._activate = mlp_middle(config.activation, gated=config.gated_mlp, row_invariant=row_invariant)
-        self._tensors = tensors
-        self._linears = linears
         self._embed = tensors["lm_head"].t() if config.tied_embeddings else tensors["embed"]  # [V, H]
+        self._position_embed = tensors.get("position_embed")
         if config.positions is Positions.ROTARY:
             self._cos, self._sin = (table.unsqueeze(1) for table in rotary_table(config, max_positions))
-        if config.qk_norm:
-            self._qk_norms = [
-                torch.cat([
-                    tensors[f"layers.{layer}.q_norm"].expand(config.num_heads, -1),
-                    tensors[f"layers.{layer}.k_norm"].expand(config.num_kv_heads, -1),
-                ])
-                for layer in range(config.num_layers)
-            ]  # [heads + kv_heads, D] each
+        self._layers = [_layer(config, tensors, linears, f"layers.{index}.") for index in range(config.num_layers)]
+        self._final_norm = _norm(config, tensors, "final_norm")
+        self._lm_head = linears["lm_head"]
 
     def hidden(self, token_ids: Tensor, positions: Tensor, attend: Attention) -> Tensor:
         """The last layer's output, before the final norm. ``token_ids``, ``positions``: ``[rows]``; ``[rows, H]``."""
-        config, linears, tensors = self.config, self._linears, self._tensors
-        heads, kv_heads = config.num_heads, config.num_kv_heads
+        heads, kv_heads, head_dim = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
+        rotary = self.config.positions is Positions.ROTARY
         x = self._embed.index_select(0, token_ids)
-        if config.positions is Positions.ROTARY:
+        if rotary:
             cos, sin = self._cos.index_select(0, positions), self._sin.index_select(0, positions)
-        else:
-            x = x + tensors["position_embed"].index_select(0, positions)
-        for layer in range(config.num_layers):
-            prefix = f"layers.{layer}."
-            qkv = linears[prefix + "qkv"](self._norm(x, prefix + "attention_norm"))
-            qkv = qkv.view(-1, heads + 2 * kv_heads, config.head_dim)
+        elif self._position_embed is not None:
+            x = x + self._position_embed.index_select(0, positions)
+        for index, layer in enumerate(self._layers):
+            qkv = layer.qkv(layer.attention_norm(x)).view(-1, heads + 2 * kv_heads, head_dim)
             qk, v = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
-            if config.qk_norm:
-                qk = rms_norm(qk, self._qk_norms[layer], config.norm_eps)
-            if config.positions is Positions.ROTARY:
+            if layer.qk_norm is not None:
+                qk = layer.qk_norm(qk)
+            if rotary:
                 qk = rotate(qk, cos, sin)
-            x = x + linears[prefix + "attention_out"](attend(layer, qk[:, :heads], qk[:, heads:], v))
-            inner = linears[prefix + "mlp_in"](self._norm(x, prefix + "mlp_norm"))
-            x = x + linears[prefix + "mlp_out"](self._activate(inner))
+            x = layer.attention_out(attend(index, qk[:, :heads], qk[:, heads:], v)).add_(x)
+            x = layer.mlp_out(self._activate(layer.mlp_in(layer.mlp_norm(x)))).add_(x)
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and ``lm_head``: ``[rows, H] -> [rows, V]``."""
-        return self._linears["lm_head"](self._norm(hidden, "final_norm"))
+        return self._lm_head(self._final_norm(hidden))
 
-    def _norm(self, x: Tensor, name: str) -> Tensor:
-        if self.config.norm is Norm.RMS:
-            return rms_norm(x, self._tensors[name], self.config.norm_eps)
-        return layer_norm(x, self._tensors[name], self._tensors[name + ".bias"], self.config.norm_eps)
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """One layer's operations, ready to be called."""
+
+    attention_norm: Callable[[Tensor], Tensor]
+    qkv: Linear
+    qk_norm: Callable[[Tensor], Tensor] | None
+    attention_out: Linear
+    mlp_norm: Callable[[Tensor], Tensor]
+    mlp_in: Linear
+    mlp_out: Linear
+
+
+def _layer(config: DecoderConfig, tensors: Mapping[str, Tensor], linears: Mapping[str, Linear], prefix: str) -> _Layer:
+    qk_norm = None
+    if config.qk_norm:
+        q, k = tensors[prefix + "q_norm"], tensors[prefix + "k_norm"]
+        weight = torch.cat([q.expand(config.num_heads, -1), k.expand(config.num_kv_heads, -1)])
+        qk_norm = partial(rms_norm, weight=weight, eps=config.norm_eps)  # over [rows, heads + kv_heads, D]
+    return _Layer(
+        attention_norm=_norm(config, tensors, prefix + "attention_norm"),
+        qkv=linears[prefix + "qkv"],
+        qk_norm=qk_norm,
+        attention_out=linears[prefix + "attention_out"],
+        mlp_norm=_norm(config, tensors, prefix + "mlp_norm"),
+        mlp_in=linears[prefix + "mlp_in"],
+        mlp_out=linears[prefix + "mlp_out"],
+    )
+
+
+def _norm(config: DecoderConfig, tensors: Mapping[str, Tensor], name: str) -> Callable[[Tensor], Tensor]:
+    if config.norm is Norm.RMS:
+        return partial(rms_norm, weight=tensors[name], eps=config.norm_eps)
+    return partial(layer_norm, weight=tensors[name], bias=tensors[name + ".bias"], eps=config.norm_eps)
