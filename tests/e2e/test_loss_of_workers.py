@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
 from typing import Any
 
 import pytest
@@ -35,24 +35,35 @@ def undisturbed() -> dict[str, Any]:
     return answers(*OPTIONS)[0]
 
 
-@contextmanager
-def streaming_client(*options: str) -> Iterator[subprocess.Popen[str]]:
-    """A client that has begun to write its text."""
-    process = subprocess.Popen(
-        command(*options), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
+class StreamingClient:
+    """A running client, read a little at a time."""
 
+    def __init__(self, *options: str) -> None:
+        self._cleanup = contextlib.ExitStack()
+        self._errors = self._cleanup.enter_context(tempfile.TemporaryFile("w+"))
+        self.process = subprocess.Popen(
+            command(*options), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=self._errors, text=True
+        )
 
-def read_some(process: subprocess.Popen[str], characters: int) -> str:
-    """The next ``characters`` of the text."""
-    assert process.stdout is not None
-    return process.stdout.read(characters)
+    def __enter__(self) -> StreamingClient:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        self._cleanup.close()
+
+    def read(self, characters: int = -1) -> str:
+        """The next characters of the text; by default the whole rest of it."""
+        assert self.process.stdout is not None
+        return self.process.stdout.read(characters)
+
+    def errors(self) -> str:
+        """What it wrote to standard error."""
+        self._errors.seek(0)
+        return self._errors.read()
 
 
 def assert_nothing_left(left: Footprint, shared_before: set[str]) -> None:
@@ -69,37 +80,36 @@ def assert_nothing_left(left: Footprint, shared_before: set[str]) -> None:
 )
 def test_text_survives_a_worker(undisturbed: dict[str, Any], role: str, number: signal.Signals) -> None:
     shared = shared_memory_files()
-    with streaming_client(*OPTIONS) as process:
-        text = read_some(process, 40)
-        stack = footprint(process)
+    with StreamingClient(*OPTIONS) as client:
+        text = client.read(40)
+        stack = footprint(client.process)
         os.kill(stack.role(role).pid, number)
-        rest, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-        assert (text + rest).rstrip("\n") == undisturbed["text"].rstrip("\n")
+        text += client.read()
+        assert client.process.wait(30) == 0, client.errors()
+        assert text.rstrip("\n") == undisturbed["text"].rstrip("\n")
     assert_nothing_left(stack, shared)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
 def test_nothing_is_left_behind_by_a_client_that_is_ended(number: signal.Signals) -> None:
     shared = shared_memory_files()
-    with streaming_client(*OPTIONS) as process:
-        read_some(process, 40)
-        stack = footprint(process)
+    with StreamingClient(*OPTIONS) as client:
+        client.read(40)
+        stack = footprint(client.process)
         assert {"coordinator", "verifier", "drafter"} <= {module_of(each) for each in stack.processes}
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=30)
-        assert process.returncode == (-number if number is signal.SIGKILL else 128 + number)
-        assert "Traceback" not in errors
+        client.process.send_signal(number)
+        assert client.process.wait(30) == (-number if number is signal.SIGKILL else 128 + number)
+        assert "Traceback" not in client.errors()
     assert_nothing_left(stack, shared)
 
 
 def test_nothing_is_left_behind_by_a_client_that_is_killed_while_loading() -> None:
     shared = shared_memory_files()
-    with streaming_client(*OPTIONS) as process:
-        wait_until(lambda: len(footprint(process).processes) >= 3, 30, "the workers start")
-        stack = footprint(process)
-        process.kill()
-        process.wait(10)
+    with StreamingClient(*OPTIONS) as client:
+        wait_until(lambda: len(footprint(client.process).processes) >= 3, 30, "the workers start")
+        stack = footprint(client.process)
+        client.process.kill()
+        client.process.wait(10)
     assert_nothing_left(stack, shared)
 
 
