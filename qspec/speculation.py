@@ -164,8 +164,7 @@ class SpeculationLoop:
         ready = [sequence for sequence in self._ledger.running if sequence.admitted and sequence.ready]
         if self._drafter is None:
             return {}
-        decided = sum(sequence.ready for sequence in self._ledger.running)  # new ones of a single token too
-        caps = {sequence.slot: self._draft_cap(sequence, decided) for sequence in ready}
+        caps = {sequence.slot: self._draft_cap(sequence) for sequence in ready}
         free = [sequence for sequence in ready if sequence.draft_length is None]
         chosen = 0
         if free:
@@ -176,11 +175,14 @@ class SpeculationLoop:
         }
         return {slot: length for slot, length in lengths.items() if length > 0}
 
-    def _draft_cap(self, sequence: Sequence, sequences: int) -> int:
-        """Most tokens that are worth drafting: a round makes one token anyway; rows and positions are limited."""
+    def _draft_cap(self, sequence: Sequence) -> int:
+        """Most tokens that are worth drafting: a round makes one token anyway; rows and positions are limited.
+
+        Every sequence has its share of the rows, so that drafts never keep a prompt from being prefilled.
+        """
         description = self.description
         room = description.max_model_len - len(sequence.tokens)
-        rows = description.max_batch_rows // sequences - 1
+        rows = description.max_batch_rows // len(self._ledger.running) - 1
         return max(min(sequence.remaining - 1, description.max_draft_length, room, rows), 0)
 
     def _draft(self, this: _Round, lengths: dict[int, int]) -> None:

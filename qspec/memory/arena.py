@@ -19,6 +19,7 @@ from torch import Tensor
 
 from qspec.errors import ContractViolation, OutOfMemory
 from qspec.interfaces import ArenaBackend, ArenaDescriptor
+from qspec.memory.available import available_memory
 from qspec.memory.fd_passing import receive_fd
 from qspec.memory.layout import ArenaLayout, RegionSpec, region_bytes, writable_boundary
 
@@ -36,8 +37,12 @@ class HostArena:
 
     @classmethod
     def create(cls, specs: Sequence[RegionSpec], *, epoch: int, fingerprint: str) -> HostArena:
-        """Allocate and zero an arena for ``specs``; ``OutOfMemory`` when the system refuses (see also ``budget``)."""
+        """Allocate and zero an arena for ``specs``; ``OutOfMemory`` when it does not fit (see also ``budget``)."""
         layout = ArenaLayout.place(specs)
+        if layout.size > (available := available_memory()):  # the kernel would grant it, and kill someone later
+            raise OutOfMemory(
+                f"an arena of {layout.size / 2**20:.0f} MiB does not fit into the {available / 2**20:.0f} MiB available"
+            )
         fd = _anonymous_file()
         try:
             os.posix_fallocate(fd, 0, layout.size)

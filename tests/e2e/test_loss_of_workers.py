@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
-import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,12 +37,12 @@ def undisturbed() -> dict[str, Any]:
 class StreamingClient:
     """A running client, read a little at a time."""
 
-    def __init__(self, *options: str) -> None:
-        self._cleanup = contextlib.ExitStack()
-        self._errors = self._cleanup.enter_context(tempfile.TemporaryFile("w+"))
-        self.process = subprocess.Popen(
-            command(*options), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=self._errors, text=True
-        )
+    def __init__(self, directory: Path, *options: str) -> None:
+        self._errors = directory / "stderr"
+        with self._errors.open("w") as errors:
+            self.process = subprocess.Popen(
+                command(*options), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=errors, text=True
+            )
 
     def __enter__(self) -> StreamingClient:
         return self
@@ -53,7 +52,6 @@ class StreamingClient:
         self.process.wait()
         assert self.process.stdout is not None
         self.process.stdout.close()
-        self._cleanup.close()
 
     def read(self, characters: int = -1) -> str:
         """The next characters of the text; by default the whole rest of it."""
@@ -62,8 +60,7 @@ class StreamingClient:
 
     def errors(self) -> str:
         """What it wrote to standard error."""
-        self._errors.seek(0)
-        return self._errors.read()
+        return self._errors.read_text()
 
 
 def assert_nothing_left(left: Footprint, shared_before: set[str]) -> None:
@@ -78,9 +75,11 @@ def assert_nothing_left(left: Footprint, shared_before: set[str]) -> None:
     [("drafter", signal.SIGKILL), ("drafter", signal.SIGSTOP), ("verifier", signal.SIGKILL)],
     ids=lambda value: value if isinstance(value, str) else signal.Signals(value).name,
 )
-def test_text_survives_a_worker(undisturbed: dict[str, Any], role: str, number: signal.Signals) -> None:
+def test_text_survives_a_worker(
+    undisturbed: dict[str, Any], role: str, number: signal.Signals, tmp_path: Path
+) -> None:
     shared = shared_memory_files()
-    with StreamingClient(*OPTIONS) as client:
+    with StreamingClient(tmp_path, *OPTIONS) as client:
         text = client.read(40)
         stack = footprint(client.process)
         os.kill(stack.role(role).pid, number)
@@ -91,9 +90,9 @@ def test_text_survives_a_worker(undisturbed: dict[str, Any], role: str, number: 
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
-def test_nothing_is_left_behind_by_a_client_that_is_ended(number: signal.Signals) -> None:
+def test_nothing_is_left_behind_by_a_client_that_is_ended(number: signal.Signals, tmp_path: Path) -> None:
     shared = shared_memory_files()
-    with StreamingClient(*OPTIONS) as client:
+    with StreamingClient(tmp_path, *OPTIONS) as client:
         client.read(40)
         stack = footprint(client.process)
         assert {"coordinator", "verifier", "drafter"} <= {module_of(each) for each in stack.processes}
@@ -103,9 +102,9 @@ def test_nothing_is_left_behind_by_a_client_that_is_ended(number: signal.Signals
     assert_nothing_left(stack, shared)
 
 
-def test_nothing_is_left_behind_by_a_client_that_is_killed_while_loading() -> None:
+def test_nothing_is_left_behind_by_a_client_that_is_killed_while_loading(tmp_path: Path) -> None:
     shared = shared_memory_files()
-    with StreamingClient(*OPTIONS) as client:
+    with StreamingClient(tmp_path, *OPTIONS) as client:
         wait_until(lambda: len(footprint(client.process).processes) >= 3, 30, "the workers start")
         stack = footprint(client.process)
         client.process.kill()

@@ -15,8 +15,9 @@ import torch
 
 from qspec.errors import ContractViolation, OutOfMemory
 from qspec.interfaces import ArenaBackend, RegionWriter
+from qspec.memory import arena
 from qspec.memory.arena import HostArena
-from qspec.memory.layout import RegionSpec
+from qspec.memory.layout import PAGE, RegionSpec
 
 SPECS = [
     RegionSpec("weights/a", torch.float32, (3, 5)),
@@ -81,8 +82,9 @@ _WRITE = """
 import faulthandler, sys, torch
 faulthandler.disable()
 from qspec.interfaces import RegionWriter
+from qspec.memory import arena
 from qspec.memory.arena import HostArena
-from qspec.memory.layout import RegionSpec
+from qspec.memory.layout import PAGE, RegionSpec
 created = HostArena.create(
     [RegionSpec("kv", torch.float32, (4,)), RegionSpec("tail", torch.float32, (4,), RegionWriter.DRAFTER)],
     epoch=1, fingerprint="f",
@@ -131,9 +133,9 @@ def test_a_failed_allocation_is_an_error_and_leaves_no_descriptor(monkeypatch: p
 
 def test_nothing_has_a_name_in_the_file_system(created: HostArena, opened: HostArena) -> None:
     assert not [path for path in Path("/dev/shm").iterdir() if "qspec" in path.name]
-    for arena in (created, opened):
-        assert os.fstat(arena.fd).st_nlink == 0
-        assert not os.get_inheritable(arena.fd)
+    for mapped in (created, opened):
+        assert os.fstat(mapped.fd).st_nlink == 0
+        assert not os.get_inheritable(mapped.fd)
 
 
 def test_without_memfd_a_file_without_a_name_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,3 +151,10 @@ def test_without_memfd_a_file_without_a_name_is_used(monkeypatch: pytest.MonkeyP
 
 def test_the_descriptor_does_not_show_the_way_to_the_memory(created: HostArena) -> None:
     assert created.descriptor.reference not in repr(created.descriptor)
+
+
+def test_what_does_not_fit_is_refused_before_it_is_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arena, "available_memory", lambda: 2 * PAGE - 1)
+    specs = [RegionSpec("a", torch.uint8, (PAGE + 1,))]
+    with pytest.raises(OutOfMemory, match="does not fit"):
+        HostArena.create(specs, epoch=1, fingerprint="f")
