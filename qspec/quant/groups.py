@@ -14,14 +14,19 @@ def require_finite(values: Tensor, name: str) -> None:
         raise InvalidInput.field(name, "contains NaN or infinity and cannot be quantised; check the model's files")
 
 
-def split_groups(values: Tensor, size: int, name: str) -> Tensor:
-    """``[rows, K]`` as ``[rows, K / size, size]``; ``InvalidInput`` when ``size`` does not divide K."""
-    length = values.shape[-1]
+def require_groups(length: int, size: int, name: str) -> int:
+    """How many groups of ``size`` a row of ``length`` has; ``InvalidInput`` when ``size`` does not divide it."""
     if size < 1 or length % size:
         raise InvalidInput.field(
             name, f"groups of {size} do not divide its {length} inputs; choose a group size that divides {length}"
         )
-    return values.reshape(*values.shape[:-1], length // size, size)
+    return length // size
+
+
+def split_groups(values: Tensor, size: int, name: str) -> Tensor:
+    """``[rows, K]`` as ``[rows, K / size, size]``; ``InvalidInput`` when ``size`` does not divide K."""
+    groups = require_groups(values.shape[-1], size, name)
+    return values.reshape(*values.shape[:-1], groups, size)
 
 
 def safe_divisor(scales: Tensor) -> Tensor:

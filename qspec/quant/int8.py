@@ -1,7 +1,7 @@
 """Symmetric 8-bit integers: codes -127..127 and a scale per output channel, or per group of inputs.
 
 The per-channel form is that of ``qspec.models.int8_weights``, which a conversion writes; here any tensor can be
-quantised, a group being what a channel is there. A group of zeros has codes 0 and scale 0.
+quantised, a group being what a channel is there. A group of zeros has codes 0 and scale 1.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def quantize(values: Tensor, name: str, group_size: int | None = None, largest: 
     top = groups.abs().amax(-1)
     # w · (127 / max) as in a conversion; w / (max / 127) rounds some ties the other way.
     codes = torch.round(groups * (largest / safe_divisor(top)).unsqueeze(-1))
-    return codes.clamp_(-largest, largest).to(torch.int8).flatten(-2), top / largest
+    return codes.clamp_(-largest, largest).to(torch.int8).flatten(-2), torch.where(top > 0, top / largest, 1.0)
 
 
 def dequantize(codes: Tensor, scales: Tensor) -> Tensor:
