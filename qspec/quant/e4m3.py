@@ -36,7 +36,7 @@ def quantize_rows(values: Tensor, name: str) -> tuple[Tensor, Tensor]:
     For weights a row is an output channel, for activations a token. A row of zeros has scale 0. Raises as ``encode``.
     """
     require_finite(values, name)
-    values = values.float()
+    values = values.float().contiguous()
     scales = values.abs().amax(-1, keepdim=True) / LARGEST
     return encode(values / safe_divisor(scales), name), scales
 

@@ -26,7 +26,7 @@ def require_groups(length: int, size: int, name: str) -> int:
 def split_groups(values: Tensor, size: int, name: str) -> Tensor:
     """``[rows, K]`` as ``[rows, K / size, size]``; ``InvalidInput`` when ``size`` does not divide K."""
     groups = require_groups(values.shape[-1], size, name)
-    return values.reshape(*values.shape[:-1], groups, size)
+    return values.contiguous().view(*values.shape[:-1], groups, size)
 
 
 def safe_divisor(scales: Tensor) -> Tensor:

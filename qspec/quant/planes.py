@@ -47,7 +47,7 @@ def scale_rows(weight: Tensor, name: str) -> ScaledRows:
     ``InvalidInput`` naming ``name`` for NaN and infinity.
     """
     require_finite(weight, name)
-    weight = weight.float()
+    weight = weight.float().contiguous()
     largest = weight.abs().amax(-1, keepdim=True)
     fraction, exponent = torch.frexp(largest / LARGEST_FP16)  # fraction in [½, 1)
     exponent = torch.where(fraction == 0.5, exponent - 1, exponent).clamp(min=0)  # largest ≤ 1.75 · 2^exponent
