@@ -95,12 +95,16 @@ class Choice:
 
     method: str
     variant: Variant
+    support: Support
+    """What the backend has for the role that it was chosen for."""
 
     @property
     def label(self) -> str:
-        """For people: the method, and the variant where there are several."""
+        """For people: the method, the variant where there are several, and whether it is emulated."""
         several = len(METHODS[self.method].variants) > 1
-        return f"{self.method} ({self.variant.name})" if several else self.method
+        notes = [self.variant.name] if several else []
+        notes += ["emulated"] if self.support is Support.EMULATED else []
+        return f"{self.method} ({', '.join(notes)})" if notes else self.method
 
 
 def _grouped(sizes: tuple[int, ...], activations: str, *endings: str) -> tuple[Variant, ...]:
@@ -189,9 +193,10 @@ def _choose(role: Role, name: str, backend: Backend, *, store: str | None) -> Ch
         if not named:
             known = ", ".join(f"{method_name}:{variant.name}" for variant in variants)
             raise InvalidInput.field(role.value, f"unknown variant {name!r}; choose one of: {known}")
-        return Choice(method_name, named[0])
+        return Choice(method_name, named[0], named[0].on(backend, role))
     shared = [variant for variant in variants if store is not None and is_held_by(variant.weights, store)]
-    return Choice(method_name, (shared or variants)[0])
+    chosen = (shared or variants)[0]
+    return Choice(method_name, chosen, chosen.on(backend, role))
 
 
 def _available(role: Role, backend: Backend) -> str:

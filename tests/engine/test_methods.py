@@ -153,6 +153,7 @@ def test_what_is_emulated_says_so(wide: Path) -> None:
         described = verifier.describe()
         emulated = any("emulated" in text for text in told)
         assert ("emulated" in described.kernel) == emulated
+        assert ("emulated" in described.method) == emulated
         real = {role.value: choice.variant.on(Backend.CPU, role) for role in choice.variant.support[Backend.CPU]}
         assert emulated == (real["verify_quantization"] is Support.EMULATED)
         assert described.method.startswith(spelled.partition(":")[0])

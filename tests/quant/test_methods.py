@@ -57,8 +57,10 @@ def test_a_drafter_takes_what_the_verifier_holds(draft: str, verify: str, varian
 
 def test_labels_say_which_variant_it_is() -> None:
     assert choose_verify("none", Backend.CPU).label == "none (fp32)"
-    assert choose_verify("none:fp16", Backend.CPU).label == "none (fp16)"
-    assert choose_verify("w8a8", Backend.CPU).label == "w8a8"
+    assert choose_verify("none:fp16", Backend.CPU).label == "none (fp16, emulated)"
+    assert choose_verify("w8a8", Backend.CPU).label == "w8a8 (emulated)"
+    drafting = choose_draft("w8a8", Backend.CPU, verify=choose_verify("none", Backend.CPU))
+    assert drafting is not None and drafting.label == "w8a8"
     assert choose_draft("off", Backend.CPU, verify=choose_verify("none", Backend.CPU)) is None
     check_draft_method("off", Backend.CPU)
 
