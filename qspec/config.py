@@ -26,9 +26,9 @@ class StackConfig:
     model: str = DEFAULT_MODEL
     """Alias, local directory, GGUF file or hub id."""
     draft_quantization: str = "w8a8"
-    """The drafter's method, or ``off`` for plain decoding without a drafter."""
+    """The drafter's method, ``METHOD`` or ``METHOD:VARIANT``, or ``off`` for plain decoding without a drafter."""
     verify_quantization: str = "none"
-    """The verifier's method; the text is exactly that of this method."""
+    """The verifier's method, ``METHOD`` or ``METHOD:VARIANT``; the text is exactly that of this method."""
     max_slots: int = 16
     """Sequences that can run at once."""
     max_draft_length: int = 8

@@ -1,13 +1,15 @@
 """The drafter: reads the verifier's arena and proposes tokens.
 
 It has no state of its own between batches. Each step feeds one token per sequence; attention reads the committed blocks
-in place and then the tail, the only part of the cache that the drafter writes. Its weights follow its method: ``none``
-reads the arena's, ``w8a8`` keeps a private packed int8 copy (fbgemm's layout cannot be shared).
+in place and then the tail, the only part of the cache that the drafter writes. Its weights are the arena's where the
+verifier's format is its own or holds it as a plane; else a private copy. ``w8a8`` always keeps a private packed copy
+(fbgemm's layout cannot be shared).
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +17,15 @@ from torch import Tensor
 
 from qspec.acceptance import draft_token
 from qspec.config import StackConfig
-from qspec.engine.linears import int8_linears, plain_linears
+from qspec.engine.linears import (
+    drafter_linears,
+    emulation_name,
+    is_packed,
+    is_plain,
+    packed_linears,
+    packed_name,
+    working_bytes,
+)
 from qspec.engine.regions import (
     BLOCK_TABLES,
     DRAFT_PROBS,
@@ -26,10 +36,10 @@ from qspec.engine.regions import (
     SLOT_LEASES,
     TAIL_KEYS,
     TAIL_VALUES,
-    WEIGHTS,
     arena_fingerprint,
 )
 from qspec.engine.slots import Progress
+from qspec.engine.weights import fp32_tensors, parts_bytes, private_parts, shared_parts
 from qspec.errors import ContractViolation, EpochMismatch, InvalidInput
 from qspec.interfaces import (
     DraftAnswer,
@@ -42,13 +52,15 @@ from qspec.interfaces import (
     StageTimings,
     VerifierDescription,
 )
-from qspec.kernels.int8_linear import Int8Linear, activation_levels
+from qspec.kernels.int8_linear import Int8Linear
 from qspec.kernels.paged_attention import BlockSpan, attend_with_tail, causal_mask
 from qspec.memory.arena import HostArena
 from qspec.models.converted import ConvertedModel, prepare
 from qspec.models.decoder import Decoder, Linear, linear_names
 from qspec.models.tokenizer import Tokenizer
-from qspec.quant.methods import Backend, Method, check_draft_method
+from qspec.quant.codecs import Parts
+from qspec.quant.methods import Backend, Choice, choose_draft, choose_verify
+from qspec.quant.weight_formats import is_held_by
 
 
 @dataclass(slots=True)
@@ -69,8 +81,9 @@ class _Draft:
 class _Attached:
     """An arena, and the decoder over it."""
 
-    def __init__(self, arena: HostArena, decoder: Decoder, private: tuple[MemoryItem, ...]) -> None:
-        self.arena, self.decoder, self.private = arena, decoder, private
+    def __init__(self, arena: HostArena, decoder: Decoder, parts: Mapping[str, Parts]) -> None:
+        self.arena, self.decoder = arena, decoder
+        self.parts = parts  # the stored weights that the decoder multiplies with; none where they are packed
         self.keys, self.values = arena.tensor(KV_KEYS), arena.tensor(KV_VALUES)
         self.tail_keys, self.tail_values = arena.tensor(TAIL_KEYS), arena.tensor(TAIL_VALUES)
         self.leases, self.cached = arena.tensor(SLOT_LEASES), arena.tensor(SLOT_CACHED)
@@ -81,22 +94,29 @@ class _Attached:
 class LocalDrafter:
     """The drafter of one process (``qspec.interfaces.Drafter``). Made by ``load``; used by one thread."""
 
-    def __init__(self, model: ConvertedModel, config: StackConfig, method: Method, progress: Progress) -> None:
-        self._model, self._config, self._method = model, config, method
+    def __init__(self, model: ConvertedModel, choice: Choice, store: str, progress: Progress) -> None:
+        self._model, self._choice, self._store = model, choice, store
         self._vocab_fingerprint = Tokenizer.load(model.tokenizer_directory).vocab_fingerprint
         self._attached: _Attached | None = None
-        self._int8: dict[str, Int8Linear] = {}
-        if method.name == "w8a8":
+        self._packed: dict[str, Int8Linear] = {}
+        self._private: dict[str, Parts] = {}
+        if is_packed(choice):
             with model.open_weights() as weights, model.open_int8() as int8:
-                self._int8 = int8_linears(linear_names(model.config), int8, weights, progress)
+                self._packed = packed_linears(linear_names(model.config), int8, weights, progress)
+        elif not is_held_by(choice.variant.weights, store):
+            self._private = private_parts(model, choice.variant.weights, progress)
+        if not (self._packed or is_plain(choice)):
+            progress(emulation_name(choice), None)
+        self._memory = self._private_memory()
 
     @classmethod
     def load(cls, config: StackConfig, *, progress: Progress) -> LocalDrafter:
         """Convert the model if need be and prepare private weights; needs no arena yet. ``InvalidInput``."""
-        method = check_draft_method(config.draft_quantization, Backend.CPU)
-        if method is None:
+        verify = choose_verify(config.verify_quantization, Backend.CPU)
+        choice = choose_draft(config.draft_quantization, Backend.CPU, verify=verify)
+        if choice is None:
             raise InvalidInput.field("draft_quantization", "a drafter needs a method; 'off' means to start none")
-        return cls(prepare(config.model, progress=progress), config, method, progress)
+        return cls(prepare(config.model, progress=progress), choice, verify.variant.weights, progress)
 
     def attach(self, verifier: VerifierDescription) -> DrafterDescription:
         """Map the verifier's arena; ``InvalidInput`` when it is of another model or vocabulary."""
@@ -106,22 +126,19 @@ class LocalDrafter:
         if verifier.arena.fingerprint != arena_fingerprint(self._model.fingerprint, verifier.arena.regions):
             raise InvalidInput.field("model", "the arena holds another model or format than the drafter's")
         arena = HostArena.open(verifier.arena)
-        tensors = {
-            name.removeprefix(WEIGHTS): arena.tensor(name) for name in arena.names() if name.startswith(WEIGHTS)
-        }
-        private: tuple[MemoryItem, ...] = ()
+        tensors = fp32_tensors(arena)
         linears: dict[str, Linear] = {}
-        if self._int8:
-            linears.update(self._int8)
-            size = sum(linear.bytes for linear in self._int8.values())
-            private = (MemoryItem(name="weights int8, packed", bytes=size, shared=False),)
+        parts: Mapping[str, Parts] = {}
+        if self._packed:
+            linears.update(self._packed)
         else:
-            linears.update(plain_linears(linear_names(self._model.config), tensors))
+            parts = self._private or shared_parts(arena, self._model.config, self._choice.variant.weights, self._store)
+            linears.update(drafter_linears(self._choice, parts, tensors))
         positions = verifier.max_model_len + verifier.max_draft_length
         decoder = Decoder(self._model.config, tensors, linears, positions, row_invariant=False)
-        self._attached = _Attached(arena, decoder, private)
+        self._attached = _Attached(arena, decoder, parts)
         return DrafterDescription(
-            epoch=verifier.epoch, method=self._method_name(), kernel=self._kernel_name(), memory=private
+            epoch=verifier.epoch, method=self._choice.label, kernel=self._kernel_name(), memory=self._memory
         )
 
     def detach(self, epoch: int) -> None:
@@ -238,11 +255,24 @@ class LocalDrafter:
             draft_tokens=tuple(draft.tokens) if draft else (),
         )
 
-    def _method_name(self) -> str:
-        return self._method.name if self._int8 else "none (fp32)"
-
     def _kernel_name(self) -> str:
-        if not self._int8:
-            return "torch fp32, the verifier's weights"
-        bits = 8 if activation_levels() == 127 else 7
-        return f"fbgemm int8 x int8, {bits}-bit activations per token"
+        if self._packed:
+            return packed_name()
+        name = "torch fp32" if is_plain(self._choice) else emulation_name(self._choice)
+        return f"{name}, its own weights" if self._private else f"{name}, the verifier's weights"
+
+    def _private_memory(self) -> tuple[MemoryItem, ...]:
+        """What the drafter holds for itself."""
+        if self._packed:
+            size = sum(linear.bytes for linear in self._packed.values())
+            return (MemoryItem(name="weights int8, packed", bytes=size, shared=False),)
+        items = []
+        if self._private:
+            name = f"weights {self._choice.variant.weights}"
+            items.append(MemoryItem(name=name, bytes=parts_bytes(self._private), shared=False))
+        if not is_plain(self._choice):
+            with self._model.open_weights() as weights:
+                shapes = {name: weights.shape(name) for name in weights}
+            size = working_bytes(shapes, linear_names(self._model.config))
+            items.append(MemoryItem(name="one dequantised matrix", bytes=size, shared=False))
+        return tuple(items)

@@ -1,19 +1,31 @@
-"""Linear layers of the two workers, built from what lies in the arena or in the converted model."""
+"""Linear layers of the two workers, built from what lies in the arena or in the converted model.
+
+What a worker multiplies with follows from the formats of its method's variant alone: fp32 by fp32 and packed int8 by
+int8 have kernels, every other pair is emulated with the codec of its weights.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from qspec.kernels.int8_linear import Int8Linear
+from qspec.kernels.emulated_linear import BYTES_PER_WORKING_WEIGHT, EmulatedLinear
+from qspec.kernels.int8_linear import Int8Linear, activation_levels
 from qspec.kernels.row_tiles import CANDIDATE_ROWS, RowTiles, probe_row_tiles, tiled_product
 from qspec.models.decoder import Linear
+from qspec.quant.activations import ACTIVATIONS
+from qspec.quant.codecs import CODECS, Parts
+from qspec.quant.methods import Choice
 
 _WIDE_OUTPUTS = 16384
 _WIDE_CANDIDATES = tuple(rows for rows in CANDIDATE_ROWS if rows <= 32)
 """A projection onto a vocabulary only ever sees the rows that are decided on; larger tiles cost probing time."""
+
+PACKED_WEIGHTS, PACKED_ACTIVATIONS = "int8-row", "int8 per token"
+"""What fbgemm multiplies; its packed copy is private to the drafter."""
 
 
 class TiledLinear:
@@ -40,29 +52,56 @@ class PlainLinear:
         return x @ self._weight if self._bias is None else torch.addmm(self._bias, x, self._weight)
 
 
-def tiled_linears(names: list[str], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Linear], RowTiles]:
-    """The verifier's linear layers, and the row tiles that all their shapes share (for people)."""
-    by_shape: dict[tuple[int, int], RowTiles] = {}
+def is_plain(choice: Choice) -> bool:
+    """Whether the fp32 weights themselves are multiplied with."""
+    return (choice.variant.weights, choice.variant.activations) == ("fp32", "fp32")
+
+
+def is_packed(choice: Choice) -> bool:
+    """Whether a drafter multiplies with fbgemm's packed int8 weights."""
+    return (choice.variant.weights, choice.variant.activations) == (PACKED_WEIGHTS, PACKED_ACTIVATIONS)
+
+
+def verifier_linears(
+    choice: Choice, parts: Mapping[str, Parts], tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, Linear], RowTiles]:
+    """The verifier's linear layers, and the row tiles that all their shapes share.
+
+    ``parts``: the stored weight of each layer in the format of ``choice``; ``tensors``: biases; ``shapes``: of the fp32
+    weights ``[in, out]``.
+    """
+    codec, quantise = CODECS[choice.variant.weights], ACTIVATIONS[choice.variant.activations]
+    by_shape: dict[tuple[int, ...], RowTiles] = {}
     linears: dict[str, Linear] = {}
-    for name in names:
-        weight = tensors[name]
-        shape = (weight.shape[0], weight.shape[1])
+    for name, stored in parts.items():
+        shape = shapes[name]
         if shape not in by_shape:
             candidates = _WIDE_CANDIDATES if shape[1] >= _WIDE_OUTPUTS else CANDIDATE_ROWS
-            generator = torch.Generator().manual_seed(0)
-            row = torch.randn(shape[0], generator=generator)
-            by_shape[shape] = probe_row_tiles(weight.__rmatmul__, row, candidates)
-        linears[name] = TiledLinear(weight, tensors.get(name + ".bias"), by_shape[shape])
+            row = torch.randn(shape[0], generator=torch.Generator().manual_seed(0))
+            by_shape[shape] = probe_row_tiles(codec.decode(stored).t().__rmatmul__, row, candidates)
+        bias, tiles = tensors.get(name + ".bias"), by_shape[shape]
+        if is_plain(choice):
+            linears[name] = TiledLinear(stored[""], bias, tiles)
+        else:
+            linears[name] = EmulatedLinear(partial(codec.decode, stored), bias, quantise, tiles)
     common = set.intersection(*(set(tiles.sizes) for tiles in by_shape.values()))
     return linears, RowTiles(tuple(sorted(common)) or (1,))
 
 
-def plain_linears(names: list[str], tensors: Mapping[str, Tensor]) -> dict[str, Linear]:
-    """The drafter's linear layers for method ``none``: the verifier's own weights, shared."""
-    return {name: PlainLinear(tensors[name], tensors.get(name + ".bias")) for name in names}
+def drafter_linears(choice: Choice, parts: Mapping[str, Parts], tensors: Mapping[str, Tensor]) -> dict[str, Linear]:
+    """The drafter's linear layers over stored weights; arguments as for ``verifier_linears``."""
+    codec, quantise = CODECS[choice.variant.weights], ACTIVATIONS[choice.variant.activations]
+    linears: dict[str, Linear] = {}
+    for name, stored in parts.items():
+        bias = tensors.get(name + ".bias")
+        if is_plain(choice):
+            linears[name] = PlainLinear(stored[""], bias)
+        else:
+            linears[name] = EmulatedLinear(partial(codec.decode, stored), bias, quantise, tiles=None)
+    return linears
 
 
-def int8_linears(
+def packed_linears(
     names: list[str],
     int8: Mapping[str, Tensor],
     tensors: Mapping[str, Tensor],
@@ -75,3 +114,20 @@ def int8_linears(
         linears[name] = Int8Linear(int8[f"{name}.codes"], int8[f"{name}.scales"], bias)
         progress("packing int8 weights", (index + 1) / len(names))
     return linears
+
+
+def working_bytes(shapes: Mapping[str, tuple[int, ...]], names: list[str]) -> int:
+    """What an emulation needs to dequantise the largest matrix."""
+    return BYTES_PER_WORKING_WEIGHT * max(torch.Size(shapes[name]).numel() for name in names)
+
+
+def emulation_name(choice: Choice) -> str:
+    """Kernel name of an emulated choice."""
+    variant = choice.variant
+    return f"emulated in torch fp32: {variant.weights} weights, dequantised per call, {variant.activations} activations"
+
+
+def packed_name() -> str:
+    """Kernel name of the packed int8 layers."""
+    bits = 8 if activation_levels() == 127 else 7
+    return f"fbgemm int8 x int8, {bits}-bit activations per token"

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 
 import torch
 
 from qspec.config import StackConfig
+from qspec.engine.weights import weight_memory
 from qspec.interfaces import MemoryItem, Region, RegionWriter
 from qspec.memory.layout import RegionSpec
 from qspec.models.config import DecoderConfig
 
-WEIGHTS = "weights/"
-"""Prefix of every weight; the rest of the name is the canonical one (``qspec.models.config``)."""
 KV_KEYS, KV_VALUES = "kv/keys", "kv/values"
 """``[layers, blocks, kv_heads, block, D]``: committed entries, written by the verifier alone."""
 TAIL_KEYS, TAIL_VALUES = "tail/keys", "tail/values"
@@ -31,16 +29,16 @@ DRAFT_ROUNDS = "draft/rounds"
 
 
 def arena_specs(
-    model: DecoderConfig, weights: Mapping[str, tuple[int, ...]], config: StackConfig, max_model_len: int
+    model: DecoderConfig, weights: list[RegionSpec], config: StackConfig, max_model_len: int
 ) -> list[RegionSpec]:
-    """All regions of a stack on a CPU; ``weights`` maps canonical names to shapes, held as float32."""
+    """All regions of a stack on a CPU, those of the weights (``qspec.engine.weights``) first."""
     num_blocks = config.kv_tokens // config.block_size
     cache = (model.num_layers, num_blocks, model.num_kv_heads, config.block_size, model.head_dim)
     slots, drafts = config.max_slots, max(config.max_draft_length, 1)
     tail = (model.num_layers, slots, model.num_kv_heads, drafts, model.head_dim)
     own = RegionWriter.DRAFTER
     return [
-        *(RegionSpec(WEIGHTS + name, torch.float32, shape) for name, shape in weights.items()),
+        *weights,
         RegionSpec(KV_KEYS, torch.float32, cache),
         RegionSpec(KV_VALUES, torch.float32, cache),
         RegionSpec(SLOT_LEASES, torch.int64, (slots,)),
@@ -53,19 +51,19 @@ def arena_specs(
     ]
 
 
-def arena_memory(specs: list[RegionSpec]) -> tuple[MemoryItem, ...]:
-    """The arena's part of the memory budget."""
+def arena_memory(specs: list[RegionSpec], weights: str) -> tuple[MemoryItem, ...]:
+    """The arena's part of the memory budget; ``weights``: their format."""
     purposes = {
-        WEIGHTS: "weights fp32",
         "kv/": "KV blocks fp32",
         "tail/": "drafter's tails",
         "draft/": "draft distributions",
         "state/": "batch state",
     }
-    return tuple(
+    rest = (
         MemoryItem(name=name, bytes=sum(spec.bytes for spec in specs if spec.name.startswith(prefix)), shared=True)
         for prefix, name in purposes.items()
     )
+    return (*weight_memory(specs, weights), *rest)
 
 
 def arena_fingerprint(model_fingerprint: str, regions: tuple[Region, ...]) -> str:

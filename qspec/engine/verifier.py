@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qspec.acceptance import decide
 from qspec.config import StackConfig
-from qspec.engine.linears import tiled_linears
+from qspec.engine.linears import emulation_name, is_plain, verifier_linears, working_bytes
 from qspec.engine.passes import SequenceRows, VerifyPass
 from qspec.engine.regions import (
     BLOCK_TABLES,
@@ -26,14 +26,15 @@ from qspec.engine.regions import (
     KV_VALUES,
     SLOT_CACHED,
     SLOT_LEASES,
-    WEIGHTS,
     arena_fingerprint,
     arena_memory,
     arena_specs,
 )
 from qspec.engine.slots import Progress, SlotTable, Tenancy
+from qspec.engine.weights import fill_weights, fp32_tensors, shared_parts, weight_specs
 from qspec.errors import ContractViolation, EpochMismatch, InvalidInput
 from qspec.interfaces import (
+    MemoryItem,
     PrefillChunk,
     SlotOutcome,
     StageTimings,
@@ -51,7 +52,7 @@ from qspec.memory.layout import ArenaLayout
 from qspec.models.converted import ConvertedModel, prepare
 from qspec.models.decoder import Decoder, linear_names
 from qspec.models.tokenizer import Tokenizer
-from qspec.quant.methods import Backend, check_verify_method
+from qspec.quant.methods import Backend, Choice, choose_verify
 
 
 @dataclass(slots=True)
@@ -77,25 +78,32 @@ class _Work:
 class LocalVerifier:
     """The verifier of one process (``qspec.interfaces.Verifier``). Made by ``load``; used by one thread."""
 
-    def __init__(self, model: ConvertedModel, config: StackConfig, epoch: int, progress: Progress) -> None:
-        self._config = config
+    def __init__(
+        self, model: ConvertedModel, config: StackConfig, choice: Choice, epoch: int, progress: Progress
+    ) -> None:
+        self._config, self._choice = config, choice
         self._model = model
         self._vocab_fingerprint = Tokenizer.load(model.tokenizer_directory).vocab_fingerprint
         self._max_model_len = _max_model_len(model, config)
         with model.open_weights() as weights:
-            names = sorted(weights)
-            shapes = {name: weights.shape(name) for name in names}
-            specs = arena_specs(model.config, shapes, config, self._max_model_len)
-            self._memory = arena_memory(specs)
+            shapes = {name: weights.shape(name) for name in weights}
+            store = choice.variant.weights
+            placed = weight_specs(model.config, shapes, store)
+            specs = arena_specs(model.config, placed, config, self._max_model_len)
+            self._memory = arena_memory(specs, store)
+            if not is_plain(choice):
+                size = working_bytes(shapes, linear_names(model.config))
+                self._memory += (MemoryItem(name="one dequantised matrix", bytes=size, shared=False),)
             require_memory(budget_lines("verifier", self._memory))
             fingerprint = arena_fingerprint(model.fingerprint, ArenaLayout.place(specs).regions)
             self.arena = HostArena.create(specs, epoch=epoch, fingerprint=fingerprint)
-            tensors = {name: self.arena.tensor(WEIGHTS + name) for name in names}
-            for index, name in enumerate(names):
-                tensors[name].copy_(weights[name])
-                progress("loading weights", (index + 1) / len(names))
+            fill_weights(self.arena, model.config, weights, store, progress)
+        if not is_plain(choice):
+            progress(self._kernel_name(), None)
         progress("probing row tiles", None)
-        linears, self._tiles = tiled_linears(linear_names(model.config), tensors)
+        tensors = fp32_tensors(self.arena)
+        parts = shared_parts(self.arena, model.config, store, store)
+        linears, self._tiles = verifier_linears(choice, parts, tensors, shapes)
         shape = (model.config.num_heads, model.config.num_kv_heads, model.config.head_dim)
         self._attention_tiles = probe_attention_tiles(*shape, config.block_size, CANDIDATE_ROWS)
         self._decoder = Decoder(model.config, tensors, linears, self._max_model_len)
@@ -112,8 +120,8 @@ class LocalVerifier:
     @classmethod
     def load(cls, config: StackConfig, *, progress: Progress, epoch: int) -> LocalVerifier:
         """Convert the model if need be, allocate the arena and fill it. ``InvalidInput``, ``OutOfMemory``."""
-        check_verify_method(config.verify_quantization, Backend.CPU)
-        return cls(prepare(config.model, progress=progress), config, epoch, progress)
+        choice = choose_verify(config.verify_quantization, Backend.CPU)
+        return cls(prepare(config.model, progress=progress), config, choice, epoch, progress)
 
     @property
     def arena_fd(self) -> int:
@@ -125,8 +133,8 @@ class LocalVerifier:
         config = self._config
         return VerifierDescription(
             model=config.model,
-            method="none (fp32)",
-            row_invariant=True,
+            method=self._choice.label,
+            row_invariant=self._choice.variant.row_invariant,
             vocab_size=self._model.config.vocab_size,
             vocab_fingerprint=self._vocab_fingerprint,
             max_model_len=self._max_model_len,
@@ -137,8 +145,11 @@ class LocalVerifier:
             num_blocks=config.kv_tokens // config.block_size,
             arena=self.arena.descriptor,
             memory=self._memory,
-            kernel=f"torch fp32, row tiles of {_ranges(self._tiles.sizes)}",
+            kernel=f"{self._kernel_name()}, row tiles of {_ranges(self._tiles.sizes)}",
         )
+
+    def _kernel_name(self) -> str:
+        return "torch fp32" if is_plain(self._choice) else emulation_name(self._choice)
 
     @torch.inference_mode()
     def verify(self, batch: VerifyBatch) -> VerifyAnswer:

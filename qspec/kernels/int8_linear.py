@@ -48,6 +48,11 @@ class Int8Linear:
         return y if self._bias is None else y.add_(self._bias)
 
 
+def has_kernel() -> bool:
+    """Whether this build of torch has the library that the layers need."""
+    return any(engine in torch.backends.quantized.supported_engines for engine in _ENGINES)
+
+
 @lru_cache(maxsize=1)
 def activation_levels() -> int:
     """Largest activation code: 127, or 63 where the processor's 8-bit products saturate. Needs fbgemm."""
@@ -65,7 +70,8 @@ def _pack(codes: Tensor, scales: Tensor) -> Any:
         quantized.engine = usable[0]
     if quantized.engine not in _ENGINES:
         raise InvalidInput.field(
-            "draft_quantization", "w8a8 needs fbgemm, which this build of torch lacks; choose one of: none, off"
+            "draft_quantization",
+            "w8a8 needs fbgemm, which this build of torch lacks; choose another method, none or off",
         )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*quantized tensor creation functions.*deprecated")

@@ -34,6 +34,59 @@ def linear_w8a8(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -
     return y if bias is None else y + bias.double()
 
 
+def linear_int8(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    """int8 (or int4) weights alone, symmetric: ``x · (codes · scale of the group)`` in float64.
+
+    ``codes``: ``[out, in]`` integers, ``scales``: ``[out, groups]``; a single group is a scale per output channel.
+    """
+    return linear(x, (codes.double() * _per_input(scales, codes)).t(), bias)
+
+
+def linear_int4_asymmetric(x: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor, bias: Tensor | None) -> Tensor:
+    """4-bit weights alone with zero points: ``x · ((codes - zero) · scale)``; ``zeros`` as ``scales``."""
+    return linear(x, ((codes.double() - _per_input(zeros, codes)) * _per_input(scales, codes)).t(), bias)
+
+
+def linear_w4a8(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    """int4 weights in groups times int8 activations per token."""
+    x_codes, x_scales = quantize_rows_int8(x.float())
+    return linear_int8(x_codes.double() * x_scales.double(), codes, scales, bias)
+
+
+def linear_fp8(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    """e4m3 weights per row times e4m3 activations per token; ``scales``: ``[out, 1]``; the largest code is 448."""
+    largest = x.float().abs().amax(-1, keepdim=True)
+    x_scales = largest / 448.0
+    divisor = torch.where(largest > 0, x_scales, torch.ones_like(largest))
+    x_codes = (x.float() / divisor).clamp(-448.0, 448.0).to(torch.float8_e4m3fn)
+    return linear(x_codes.double() * x_scales.double(), (codes.double() * scales.double()).t(), bias)
+
+
+def linear_fp8_plane(x: Tensor, high: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    """The high plane of fp16 weights alone: its e4m3 numbers times 2⁻⁸ and the row's power of two ``[out, 1]``."""
+    return linear(x, (high.double() * 2.0**-8 * scales.double()).t(), bias)
+
+
+def linear_fp16(x: Tensor, rows: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    """fp16 weights, both planes together, times the row's power of two ``[out, 1]``."""
+    return linear(x, (rows.double() * scales.double()).t(), bias)
+
+
+def linear_fp4(x_values: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    """e2m1 weights in blocks; ``scales`` ``[out, blocks]`` are whole (an NVFP4 block's times its tensor's).
+
+    ``codes``: ``[out, in]`` uint8 below 16. ``x_values`` are activations that went through the same kind of blocks.
+    """
+    magnitudes = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], dtype=torch.float64)
+    values = magnitudes[(codes & 7).long()] * torch.where(codes >= 8, -1.0, 1.0).double()
+    return linear(x_values, (values * _per_input(scales, codes)).t(), bias)
+
+
+def _per_input(scales: Tensor, codes: Tensor) -> Tensor:
+    """``[out, groups]`` repeated to ``[out, in]``, float64."""
+    return scales.double().repeat_interleave(codes.shape[-1] // scales.shape[-1], dim=-1)
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
     """Causal attention with grouped queries in float64.
 

@@ -1,8 +1,11 @@
 """The quantisation methods, as data (no torch here, so that a client can check a name before anything is started).
 
-A method is a weight format and an activation format, and for each backend what there is for it: a *real* kernel, a
-*faithful emulation* (right numbers, no gain) or nothing. Asking for what is not there is an error that lists what is;
-nothing falls back to another precision.
+A method has *variants*: a weight format, an activation format, and for each backend and role what there is for it, a
+*real* kernel, a *faithful emulation* (right numbers, no gain) or nothing. Asking for what is not there is an error that
+lists what is; nothing falls back to another precision.
+
+A name is written ``METHOD`` or ``METHOD:VARIANT``. Where a drafter's variant is not written, it is the first one whose
+weights the verifier's store holds, so that one copy serves both; else the method's first.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from qspec.errors import InvalidInput
+from qspec.quant.weight_formats import WEIGHT_FORMATS, is_held_by
 
 NO_DRAFTER = "off"
 """Draft "method" of a stack that decodes without a drafter."""
@@ -23,6 +27,13 @@ class Backend(Enum):
     CPU = "cpu"
 
 
+class Role(Enum):
+    """What a method is used for; the value is the configuration's field."""
+
+    DRAFT = "draft_quantization"
+    VERIFY = "verify_quantization"
+
+
 class Support(Enum):
     """What a backend has for a method."""
 
@@ -31,65 +42,167 @@ class Support(Enum):
     ABSENT = "absent"
 
 
+_EMULATED: Mapping[Backend, Mapping[Role, Support]] = {
+    Backend.CPU: {Role.DRAFT: Support.EMULATED, Role.VERIFY: Support.EMULATED}
+}
+_REAL: Mapping[Backend, Mapping[Role, Support]] = {Backend.CPU: {Role.DRAFT: Support.REAL, Role.VERIFY: Support.REAL}}
+_REAL_DRAFT: Mapping[Backend, Mapping[Role, Support]] = {
+    Backend.CPU: {Role.DRAFT: Support.REAL, Role.VERIFY: Support.EMULATED}
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Method:
-    """One quantisation method."""
+class Variant:
+    """One form of a method."""
 
     name: str
+    """What is written behind the colon."""
     weights: str
-    """Weight format."""
-    activations: str
-    """Activation format."""
-    bits_per_weight: float
-    """Bits that a forward pass reads per weight."""
-    draft: Mapping[Backend, Support] = field(default_factory=dict)
-    """What each backend has for drafting."""
-    verify: Mapping[Backend, Support] = field(default_factory=dict)
-    """What each backend has for verifying."""
+    """Weight format (``qspec.quant.weight_formats``)."""
+    activations: str = "fp32"
+    """Activation format (``qspec.quant.activations``)."""
+    support: Mapping[Backend, Mapping[Role, Support]] = field(default_factory=lambda: _EMULATED)
+    """What each backend has for each role."""
+    row_invariant: bool = True
+    """Whether the text of a verifier of this variant is the same, bit for bit, with and without speculation."""
 
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits that a forward pass reads per weight."""
+        return WEIGHT_FORMATS[self.weights].bits_per_weight
+
+    @property
+    def group_size(self) -> int | None:
+        """Inputs that share a scale; None: a whole row, or no scale."""
+        return WEIGHT_FORMATS[self.weights].group_size
+
+    def on(self, backend: Backend, role: Role) -> Support:
+        """What ``backend`` has for ``role``."""
+        return self.support.get(backend, {}).get(role, Support.ABSENT)
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One quantisation method; the first variant is meant by the name alone."""
+
+    name: str
+    variants: tuple[Variant, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A method's variant that a worker is to use."""
+
+    method: str
+    variant: Variant
+    support: Support
+    """What the backend has for the role that it was chosen for."""
+
+    @property
+    def label(self) -> str:
+        """For people: the method, the variant where there are several, and whether it is emulated."""
+        several = len(METHODS[self.method].variants) > 1
+        notes = [self.variant.name] if several else []
+        notes += ["emulated"] if self.support is Support.EMULATED else []
+        return f"{self.method} ({', '.join(notes)})" if notes else self.method
+
+
+def _grouped(sizes: tuple[int, ...], activations: str, *endings: str) -> tuple[Variant, ...]:
+    """Variants over int4 weights in groups."""
+    return tuple(
+        Variant(name=f"g{size}{ending}", weights=f"int4-g{size}{ending}", activations=activations)
+        for ending in endings
+        for size in sizes
+    )
+
+
+_INT4_SIZES = (64, 32, 128)
 
 METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
-        Method(
-            name="none", weights="fp32", activations="fp32", bits_per_weight=32,
-            draft={Backend.CPU: Support.REAL}, verify={Backend.CPU: Support.REAL},
-        ),
-        Method(
-            name="w8a8", weights="int8 per output channel", activations="int8 per token", bits_per_weight=8,
-            draft={Backend.CPU: Support.REAL},
-        ),
-        Method(name="int8", weights="int8 per output channel", activations="as stored", bits_per_weight=8),
-        Method(name="int4", weights="int4 in groups", activations="as stored", bits_per_weight=4),
-        Method(name="fp8", weights="e4m3 per row", activations="e4m3 per token", bits_per_weight=8),
-        Method(name="fp4", weights="e2m1 in blocks", activations="e2m1 in blocks", bits_per_weight=4),
-        Method(name="w4a8", weights="int4 in groups", activations="int8 or e4m3 per token", bits_per_weight=4),
+        Method("none", (
+            Variant(name="fp32", weights="fp32", support=_REAL),
+            Variant(name="fp16", weights="fp16-planes"),
+        )),
+        Method("int8", (
+            Variant(name="row", weights="int8-row"),
+            Variant(name="g64", weights="int8-g64"),
+            Variant(name="g128", weights="int8-g128"),
+            Variant(name="nibbles", weights="int8-nibbles-g64"),
+        )),
+        Method("int4", (
+            *_grouped(_INT4_SIZES, "fp32", "", "-asymmetric"),
+            Variant(name="plane", weights="int4-plane-g64"),
+        )),
+        Method("fp8", (
+            Variant(name="row", weights="e4m3-row", activations="e4m3 per token"),
+            Variant(name="plane", weights="e4m3-plane"),
+            Variant(name="plane-a8", weights="e4m3-plane", activations="e4m3 per token"),
+        )),
+        Method("fp4", (
+            Variant(name="nvfp4", weights="nvfp4", activations="nvfp4"),
+            Variant(name="mxfp4", weights="mxfp4", activations="mxfp4"),
+            *_grouped(_INT4_SIZES, "nvfp4", "", "-asymmetric"),
+        )),
+        Method("w8a8", (
+            Variant(name="row", weights="int8-row", activations="int8 per token", support=_REAL_DRAFT),
+        )),
+        Method("w4a8", (
+            *_grouped(_INT4_SIZES, "int8 per token", "", "-asymmetric"),
+            Variant(name="g64-e4m3", weights="int4-g64", activations="e4m3 per token"),
+            Variant(name="plane", weights="int4-plane-g64", activations="int8 per token"),
+        )),
     )
 }
 """All methods by name."""
 
 
-def check_draft_method(name: str, backend: Backend) -> Method | None:
-    """The drafter's method; None for ``off``. Unknown or absent on ``backend``: ``InvalidInput``."""
-    return None if name == NO_DRAFTER else _check("draft_quantization", name, backend)
+def choose_verify(name: str, backend: Backend) -> Choice:
+    """The verifier's choice. Unknown or absent on ``backend``: ``InvalidInput``."""
+    return _choose(Role.VERIFY, name, backend, store=None)
 
 
-def check_verify_method(name: str, backend: Backend) -> Method:
-    """The verifier's method. Unknown or absent on ``backend``: ``InvalidInput``."""
-    return _check("verify_quantization", name, backend)
+def choose_draft(name: str, backend: Backend, *, verify: Choice) -> Choice | None:
+    """The drafter's choice beside that of the verifier; None for ``off``. Raises as ``choose_verify``."""
+    return None if name == NO_DRAFTER else _choose(Role.DRAFT, name, backend, store=verify.variant.weights)
 
 
-def _check(role: str, name: str, backend: Backend) -> Method:
-    def support(method: Method) -> Support:
-        table = method.draft if role == "draft_quantization" else method.verify
-        return table.get(backend, Support.ABSENT)
+def check_draft_method(name: str, backend: Backend) -> None:
+    """``InvalidInput`` when ``name`` is unknown or absent on ``backend``; ``off`` is known."""
+    if name != NO_DRAFTER:
+        _choose(Role.DRAFT, name, backend, store=None)
 
-    available = [method.name for method in METHODS.values() if support(method) is not Support.ABSENT]
-    if role == "draft_quantization":
-        available.append(NO_DRAFTER)
-    remedy = f"choose one of: {', '.join(available)}"
-    if name not in METHODS:
-        raise InvalidInput.field(role, f"unknown method {name!r}; {remedy}")
-    if support(METHODS[name]) is Support.ABSENT:
-        raise InvalidInput.field(role, f"{name} has no kernel on {backend.value}; {remedy}")
-    return METHODS[name]
+
+def check_verify_method(name: str, backend: Backend) -> None:
+    """``InvalidInput`` when ``name`` is unknown or absent on ``backend``."""
+    _choose(Role.VERIFY, name, backend, store=None)
+
+
+def _choose(role: Role, name: str, backend: Backend, *, store: str | None) -> Choice:
+    method_name, colon, variant_name = name.partition(":")
+    if method_name not in METHODS:
+        raise InvalidInput.field(role.value, f"unknown method {name!r}; choose one of: {_available(role, backend)}")
+    variants = [variant for variant in METHODS[method_name].variants if variant.on(backend, role) is not Support.ABSENT]
+    if not variants:
+        raise InvalidInput.field(
+            role.value, f"{name} has no kernel on {backend.value}; choose one of: {_available(role, backend)}"
+        )
+    if colon:
+        named = [variant for variant in variants if variant.name == variant_name]
+        if not named:
+            known = ", ".join(f"{method_name}:{variant.name}" for variant in variants)
+            raise InvalidInput.field(role.value, f"unknown variant {name!r}; choose one of: {known}")
+        return Choice(method_name, named[0], named[0].on(backend, role))
+    shared = [variant for variant in variants if store is not None and is_held_by(variant.weights, store)]
+    chosen = (shared or variants)[0]
+    return Choice(method_name, chosen, chosen.on(backend, role))
+
+
+def _available(role: Role, backend: Backend) -> str:
+    names = [
+        method.name
+        for method in METHODS.values()
+        if any(variant.on(backend, role) is not Support.ABSENT for variant in method.variants)
+    ]
+    return ", ".join([*names, NO_DRAFTER] if role is Role.DRAFT else names)

@@ -51,7 +51,7 @@ def test_json_has_what_the_readme_says() -> None:
         (["--prompt", "x", "--stop", ""], "stop"),
         (["--prompt", "x", "--model", "no-such-model-anywhere/at-all"], "model"),
         (["--prompt", "x", "--draft-quantization", "int3"], "draft.quantization"),
-        (["--prompt", "x", "--verify-quantization", "fp8"], "verify.quantization"),
+        (["--prompt", "x", "--verify-quantization", "fp3"], "verify.quantization"),
         (["--prompt", "x", "--draft-length", "many"], "draft-length"),
     ],
 )

@@ -97,7 +97,7 @@ def test_a_cache_that_does_not_fit_is_refused_with_the_budget(model: Path) -> No
 
 @pytest.mark.parametrize(
     ("changes", "field"),
-    [({"verify_quantization": "int8"}, "verify_quantization"), ({"max_model_len": 129}, "max_model_len"),
+    [({"verify_quantization": "int3"}, "verify_quantization"), ({"max_model_len": 129}, "max_model_len"),
      ({"kv_tokens": 64, "max_model_len": 65}, "max_model_len")],
 )
 def test_what_the_verifier_cannot_do_is_named(model: Path, changes: dict[str, int | str], field: str) -> None:

@@ -1,0 +1,96 @@
+"""int8 and int4: round trips, error bounds, zeros, group sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from qspec.errors import InvalidInput
+from qspec.models.int8_weights import quantize_rows
+from qspec.quant import int4, int8
+
+ROWS = st.lists(st.floats(-1e6, 1e6, width=32).map(lambda v: v if abs(v) > 1e-4 else 0.0), min_size=64, max_size=64)
+
+
+def test_int8_rows_are_those_of_a_conversion() -> None:
+    weight = torch.randn(64, 257, generator=torch.Generator().manual_seed(0))
+    weight[3] = 0
+    codes, scales = int8.quantize(weight, "w")
+    expected_codes, expected_scales = quantize_rows(weight)
+    assert torch.equal(codes, expected_codes)
+    assert torch.equal(scales[:, 0], expected_scales)
+
+
+@pytest.mark.parametrize("group", [None, 64, 128])
+def test_int8_codes_come_back(group: int | None) -> None:
+    codes = (torch.arange(4 * 256) % 255 - 127).view(4, 256).to(torch.int8)
+    scales = torch.logspace(-3, 2, 4, base=2).round(decimals=3)[:, None]
+    values = codes.float() * scales
+    found, found_scales = int8.quantize(values, "w", group)
+    if group is None:
+        assert torch.equal(found, codes)
+    else:
+        assert found_scales.shape == (4, 256 // group)
+    torch.testing.assert_close(int8.dequantize(found, found_scales), values, rtol=0, atol=float(scales.max()) / 2)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(ROWS, st.sampled_from([None, 32, 64]))
+def test_int8_comes_back_within_half_a_step(row: list[float], group: int | None) -> None:
+    values = torch.tensor([row])
+    codes, scales = int8.quantize(values, "w", group)
+    steps = scales.repeat_interleave(64 // scales.shape[1], dim=1)
+    assert bool(((int8.dequantize(codes, scales) - values).abs() <= steps * 0.5001).all())
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(ROWS, st.sampled_from([32, 64]))
+def test_int4_comes_back_within_half_a_step(row: list[float], group: int) -> None:
+    values = torch.tensor([row])
+    codes, scales = int4.quantize_symmetric(values, "w", group)
+    assert int(codes.abs().max()) <= 7
+    steps = scales.repeat_interleave(group, dim=1)
+    assert bool(((int4.dequantize_symmetric(codes, scales) - values).abs() <= steps * 0.5001).all())
+    unsigned, scales, zeros = int4.quantize_asymmetric(values, "w", group)
+    assert int(unsigned.max()) <= 15
+    steps = scales.repeat_interleave(group, dim=1)
+    back = int4.dequantize_asymmetric(unsigned, scales, zeros)
+    assert bool(((back - values).abs() <= steps * 1.0001).all()), "the zero point is rounded, too"
+    assert bool((back[values == 0] == 0).all()), "zero is exact"
+
+
+def test_int4_codes_come_back() -> None:
+    symmetric = (torch.arange(64) % 15 - 7).repeat(3, 1)
+    codes, scales = int4.quantize_symmetric(symmetric * 0.25, "w", 32)
+    assert torch.equal(codes.long(), symmetric)
+    assert torch.equal(int4.dequantize_symmetric(codes, scales), symmetric * 0.25)
+    unsigned = (torch.arange(64) % 16).repeat(3, 1)
+    found, scales, zeros = int4.quantize_asymmetric((unsigned - 5) * 0.25, "w", 32)
+    assert torch.equal(found.long(), unsigned)
+    assert set(zeros.flatten().tolist()) == {5}
+    assert torch.equal(int4.dequantize_asymmetric(found, scales, zeros), (unsigned - 5) * 0.25)
+
+
+def test_groups_of_zeros_stay_zeros() -> None:
+    values = torch.zeros(2, 64)
+    values[1, 40] = 3.0
+    for back in (
+        int8.dequantize(*int8.quantize(values, "w")),
+        int8.dequantize(*int8.quantize(values, "w", 32)),
+        int4.dequantize_symmetric(*int4.quantize_symmetric(values, "w", 32)),
+        int4.dequantize_asymmetric(*int4.quantize_asymmetric(values, "w", 32)),
+    ):
+        torch.testing.assert_close(back, values, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("quantize", [int8.quantize, int4.quantize_symmetric, int4.quantize_asymmetric])
+def test_bad_input_is_named(quantize: Callable[[Tensor, str, int], object]) -> None:
+    with pytest.raises(InvalidInput, match=r"layers\.0\.qkv: groups of 128 do not divide its 576 inputs"):
+        quantize(torch.ones(2, 576), "layers.0.qkv", 128)
+    with pytest.raises(InvalidInput, match="lm_head: contains NaN or infinity"):
+        quantize(torch.full((2, 64), float("nan")), "lm_head", 64)
