@@ -130,6 +130,13 @@ class LocalDrafter:
             self._attached.arena.close()
             self._attached = None
 
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder over the attached arena's weights, with the kernels of the drafter's method."""
+        if self._attached is None:
+            raise ContractViolation("the drafter is not attached")
+        return self._attached.decoder
+
     @torch.inference_mode()
     def draft(self, batch: DraftBatch) -> DraftAnswer:
         """Draft for a batch of sequences, all at once, each as many tokens as it asks for."""
