@@ -100,7 +100,7 @@ class LocalDrafter:
 
     def attach(self, verifier: VerifierDescription) -> DrafterDescription:
         """Map the verifier's arena; ``InvalidInput`` when it is of another model or vocabulary."""
-        self._attached = None
+        self.close()
         if verifier.vocab_fingerprint != self._vocab_fingerprint:
             raise InvalidInput.field("model", "drafter and verifier have different vocabularies; give both one model")
         if verifier.arena.fingerprint != arena_fingerprint(self._model.fingerprint, verifier.arena.regions):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qspec import QuantizedModel, speculative_sampling
+from qspec import QSPECModel, QuantizedModel, speculative_sampling
 from qspec.api.sampling_functions import autoregressive_texts, speculative_texts
 from qspec.api.text_request import TextRequest
 from qspec.engine.cached_decoder import CachedDecoder
@@ -130,6 +130,17 @@ def test_a_drafter_with_fewer_positions_stops_drafting(load: Loader, tmp_path: P
         assert sequence.stats.drafted < 24
         expected = autoregressive_texts(PREFIX, load("llama"), GREEDY).output_ids
         assert torch.equal(speculative_texts(PREFIX, short, load("llama"), GREEDY).output_ids, expected)
+
+
+def test_changing_drafters_leaks_no_descriptor(pair: QSPECModel, load: Loader) -> None:
+    """Every drafter maps the verifier's arena; whoever makes way has to let go of it."""
+    def both() -> int:
+        texts = [speculative_texts(PREFIX, draft, pair.verify, GREEDY) for draft in (load("gpt2"), pair.draft)]
+        assert all(batch.acceptance is not None for batch in texts)
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = both()
+    assert [both() for _ in range(3)] == [before] * 3
 
 
 # ---- vocabularies ---------------------------------------------------------------------------------------------------
