@@ -18,14 +18,18 @@ _epochs = itertools.count(1)
 
 
 class Engines:
-    """What ``QuantizedModel`` and ``QSPECModel`` are views of. The drafter is loaded when it is first needed."""
+    """What ``QuantizedModel`` and ``QSPECModel`` are views of. The drafter is loaded with the rest if ``drafting``,
+    else when it is first needed.
+    """
 
-    def __init__(self, config: StackConfig) -> None:
+    def __init__(self, config: StackConfig, *, drafting: bool) -> None:
         self.config = config
         self._verifier: LocalVerifier | None = LocalVerifier.load(config, progress=_quiet, epoch=next(_epochs))
         self.loop = SpeculationLoop()
         self.description = self.loop.attach_verifier(self._verifier)
         self._attached: Drafter | None = None
+        if drafting:
+            self.use_drafter(self.drafter)
 
     @property
     def verifier(self) -> LocalVerifier:

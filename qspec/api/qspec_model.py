@@ -41,10 +41,11 @@ class QSPECModel:
         if draft == NO_DRAFTER:
             raise InvalidInput.field(
                 "draft_quantization", "'off' leaves nothing to draft with; use QuantizedModel to decode without drafts")
-        self._engines = Engines(StackConfig(
+        config = StackConfig(
             model=name, draft_quantization=draft, verify_quantization=verify, kv_tokens=kv_tokens,
             max_draft_length=max_draft_length,
-        ))
+        )
+        self._engines = Engines(config, drafting=True)
         self.draft = QuantizedModel.view(self._engines, draft, verifies=False)
         self.verify = QuantizedModel.view(self._engines, verify, verifies=True)
         if line := describe_gain(draft, verify, backend):

@@ -53,7 +53,8 @@ class QuantizedModel:
             verify_quantization=method if can_verify(method, backend) else "none",
             kv_tokens=kv_tokens, max_draft_length=max_draft_length,
         )
-        self._set(Engines(config), method, verifies=config.verify_quantization == method)
+        verifies = config.verify_quantization == method
+        self._set(Engines(config, drafting=not verifies), method, verifies=verifies)
 
     @classmethod
     def view(cls, engines: Engines, method: str, *, verifies: bool) -> QuantizedModel:
