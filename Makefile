@@ -48,7 +48,7 @@ test: $(VENV)/.dev
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check
-	$(BIN)/mypy qspec drafter verifier coordinator benchmarks tools
+	$(BIN)/mypy qspec drafter verifier coordinator benchmarks tools qspec_example.py benchmark_qspec.py
 	$(BIN)/python -m tools.check_generated
 	$(BIN)/buf lint protos
 	$(BIN)/python -m tools.check_imports

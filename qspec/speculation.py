@@ -138,6 +138,13 @@ class SpeculationLoop:
         """Drop a sequence (cancelled, or stopped by its text); slot and blocks are given back with the next step."""
         self._ledger.remove(sequence)
 
+    def committed_tokens(self, slot: int, lease: int) -> list[int] | None:
+        """What the sequence of a tenancy has committed, for a drafter that reads tokens; None when it is over.
+
+        The loop's own list: read it, and read it now.
+        """
+        return next((s.tokens for s in self._ledger.running if (s.slot, s.lease) == (slot, lease)), None)
+
     # ---- one round --------------------------------------------------------------------------------------------------
 
     def step(self) -> list[Commit]:

@@ -120,7 +120,7 @@ class LocalDrafter:
 
     def attach(self, verifier: VerifierDescription) -> DrafterDescription:
         """Map the verifier's arena; ``InvalidInput`` when it is of another model or vocabulary."""
-        self._attached = None
+        self.close()
         if verifier.vocab_fingerprint != self._vocab_fingerprint:
             raise InvalidInput.field("model", "drafter and verifier have different vocabularies; give both one model")
         if verifier.arena.fingerprint != arena_fingerprint(self._model.fingerprint, verifier.arena.regions):
@@ -146,6 +146,13 @@ class LocalDrafter:
         if self._attached is not None and self._attached.arena.descriptor.epoch == epoch:
             self._attached.arena.close()
             self._attached = None
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder over the attached arena's weights, with the kernels of the drafter's method."""
+        if self._attached is None:
+            raise ContractViolation("the drafter is not attached")
+        return self._attached.decoder
 
     @torch.inference_mode()
     def draft(self, batch: DraftBatch) -> DraftAnswer:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from qspec.acceptance import decide
 from qspec.config import StackConfig
+from qspec.engine.cached_decoder import CachedDecoder
 from qspec.engine.linears import emulation_name, is_plain, verifier_linears, working_bytes
 from qspec.engine.passes import SequenceRows, VerifyPass
 from qspec.engine.regions import (
@@ -127,6 +128,23 @@ class LocalVerifier:
     def arena_fd(self) -> int:
         """File descriptor of the arena, to be handed to the drafter."""
         return self.arena.fd
+
+    @property
+    def vocab_fingerprint(self) -> str:
+        """Equal for two models exactly when they number the same tokens alike."""
+        return self._vocab_fingerprint
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder over the arena's weights, with the kernels of the verifier's method."""
+        return self._decoder
+
+    def cached_decoder(self, num_blocks: int) -> CachedDecoder:
+        """The decoder over private KV blocks: a row gets the bits that ``verify`` decides by."""
+        return CachedDecoder(
+            self._decoder, num_blocks=num_blocks, block_size=self._config.block_size,
+            attention_tiles=self._attention_tiles, linear_tiles=self._tiles,
+        )
 
     def describe(self) -> VerifierDescription:
         """Model, formats, arena, epoch and limits."""

@@ -1,0 +1,96 @@
+"""Which methods this machine has, which pair ``auto`` means, and what a pair can gain. Imports no torch."""
+
+from __future__ import annotations
+
+from qspec.config import StackConfig
+from qspec.errors import FieldViolation, InvalidInput
+from qspec.quant.methods import (
+    METHODS,
+    NO_DRAFTER,
+    Backend,
+    Support,
+    check_draft_method,
+    check_verify_method,
+    choose_draft,
+    choose_verify,
+)
+
+AUTO = "auto"
+"""The method that pays on this machine, for drafter or verifier."""
+
+
+def backend_of(device: str) -> Backend:
+    """The backend of a device as torch names it (``cpu``, ``cpu:0``); ``InvalidInput`` lists what there is."""
+    kind = device.partition(":")[0]
+    try:
+        return Backend(kind)
+    except ValueError:
+        there = ", ".join(backend.value for backend in Backend)
+        raise InvalidInput.field("device", f"no kernels for {device!r}; choose one of: {there}") from None
+
+
+def resolve_pair(draft: str, verify: str, backend: Backend) -> tuple[str, str]:
+    """Plain names for a pair of methods, ``auto`` resolved; ``InvalidInput`` names each that is not there."""
+    draft = str(StackConfig.default_of("draft_quantization")) if draft == AUTO else str(draft)
+    verify = str(StackConfig.default_of("verify_quantization")) if verify == AUTO else str(verify)
+    violations: list[FieldViolation] = []
+    for check, name in ((check_draft_method, draft), (check_verify_method, verify)):
+        try:
+            check(name, backend)
+        except InvalidInput as error:
+            violations += error.violations
+    if violations:
+        raise InvalidInput(*violations)
+    return draft, verify
+
+
+def can_draft(method: str, backend: Backend) -> bool:
+    """Whether there is a kernel for drafting."""
+    try:
+        check_draft_method(method, backend)
+    except InvalidInput:
+        return False
+    return method != NO_DRAFTER
+
+
+def can_verify(method: str, backend: Backend) -> bool:
+    """Whether there is a kernel for verifying."""
+    try:
+        check_verify_method(method, backend)
+    except InvalidInput:
+        return False
+    return True
+
+
+def check_method(method: str, backend: Backend) -> str:
+    """The plain name of a method that drafts or verifies here; ``InvalidInput`` lists those that do."""
+    method = str(StackConfig.default_of("verify_quantization")) if method == AUTO else str(method)
+    if can_draft(method, backend) or can_verify(method, backend):
+        return method
+    there = [name for name in METHODS if can_draft(name, backend) or can_verify(name, backend)]
+    problem = f"{method} has no kernel on {backend.value}" if method in METHODS else f"unknown method {method!r}"
+    raise InvalidInput.field("quantization_method", f"{problem}; choose one of: {', '.join(there)}")
+
+
+def describe_gain(draft: str, verify: str, backend: Backend) -> str | None:
+    """One line for people when a pair cannot pay on this machine, with the pair that can; None when it can.
+
+    Decoding one text is bound by the bytes that a pass reads, so a drafter pays only if it reads fewer.
+    """
+    better_draft, better_verify = resolve_pair(AUTO, AUTO, backend)
+    if draft == better_draft and verify == better_verify:
+        return None
+    verifier = choose_verify(verify, backend)
+    drafter = choose_draft(draft, backend, verify=verifier)
+    if drafter is None:
+        return None
+    drafted, verified = drafter.variant.bits_per_weight, verifier.variant.bits_per_weight
+    if drafter.support is Support.EMULATED:
+        reason = f"{draft} is emulated on {backend.value}, with the right numbers and no gain"
+    elif drafted >= verified:
+        reason = (
+            f"a draft step reads {drafted:g} bits per weight and a verify pass {verified:g}, so drafting gains nothing"
+        )
+    else:
+        return None
+    return f"{draft} -> {verify}: {reason}; {better_draft} -> {better_verify} gains more here"

@@ -1,0 +1,73 @@
+"""One model twice: quantised to draft, and in the precision that decides."""
+
+from __future__ import annotations
+
+import logging
+from types import TracebackType
+
+import torch
+
+from qspec.api.engines import Engines
+from qspec.api.method_choice import backend_of, describe_gain, resolve_pair
+from qspec.api.quantized_model import DEFAULT_KV_TOKENS, DEFAULT_MAX_DRAFT_LENGTH, QuantizedModel
+from qspec.config import StackConfig
+from qspec.errors import InvalidInput
+from qspec.quant.methods import NO_DRAFTER
+
+_log = logging.getLogger("qspec")
+
+
+class QSPECModel:
+    """A model with its drafter and its verifier over one copy of the weights that they share, and one KV cache.
+
+    Parameters and errors as of ``QuantizedModel``, with one method for each side; ``auto`` is the one that pays on this
+    machine. ``draft`` and ``verify`` are both sides as ``QuantizedModel``. A pair that cannot gain anything here is
+    announced in one line (logger ``qspec``). Source: Zhao et al., "QSpec: Speculative Decoding with Complementary
+    Quantization Schemes", EMNLP 2025.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        draft_quantization: str = "fp8",
+        verify_quantization: str = "int8",
+        device: str | torch.device = "cpu",
+        *,
+        kv_tokens: int = DEFAULT_KV_TOKENS,
+        max_draft_length: int = DEFAULT_MAX_DRAFT_LENGTH,
+    ) -> None:
+        backend = backend_of(str(device))
+        draft, verify = resolve_pair(draft_quantization, verify_quantization, backend)
+        if draft == NO_DRAFTER:
+            raise InvalidInput.field(
+                "draft_quantization", "'off' leaves nothing to draft with; use QuantizedModel to decode without drafts")
+        config = StackConfig(
+            model=name, draft_quantization=draft, verify_quantization=verify, kv_tokens=kv_tokens,
+            max_draft_length=max_draft_length,
+        )
+        self._engines = Engines(config, drafting=True)
+        self.draft = QuantizedModel.view(self._engines, draft, verifies=False)
+        self.verify = QuantizedModel.view(self._engines, verify, verifies=True)
+        if line := describe_gain(draft, verify, backend):
+            _log.warning(line)
+
+    @property
+    def name(self) -> str:
+        """The model, as it was named."""
+        return self._engines.config.model
+
+    def __repr__(self) -> str:
+        config = self._engines.config
+        return f"QSPECModel({self.name!r}, {config.draft_quantization!r}, {config.verify_quantization!r})"
+
+    def close(self) -> None:
+        """Let go of weights and cache; harmless when repeated."""
+        self._engines.close()
+
+    def __enter__(self) -> QSPECModel:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,62 @@
+"""What a caller wants, checked once: how tokens are drawn, how many, and from which noise."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from dataclasses import dataclass
+
+from qspec.errors import FieldViolation, InvalidInput
+from qspec.interfaces import AcceptanceRule, Sampling
+
+_MIN_TEMPERATURE = 1e-3
+"""Below it logits divided by the temperature no longer fit float32; 0 is greedy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextRequest:
+    """How every row of a batch is to be continued. ``InvalidInput`` names each field that cannot be used."""
+
+    max_len: int
+    """Most new tokens per row, at least 1."""
+    temperature: float = 1.0
+    """Softmax temperature; 0 is greedy."""
+    top_k: int = 0
+    """Draw from the k most probable tokens; 0 from all."""
+    top_p: float = 0.0
+    """Draw from the smallest set of tokens with this probability; 0 and 1 mean all."""
+    random_seed: int | None = None
+    """Reproducible texts, by coupled acceptance; None takes fresh noise, and rejection sampling. 0 is a seed."""
+    gamma: int = 0
+    """Tokens drafted per round; 0 drafts none."""
+
+    def __post_init__(self) -> None:
+        seed = self.random_seed
+        problems = {
+            "max_len": self.max_len < 1 and f"must be at least 1, got {self.max_len}",
+            "temperature": not _usable(self.temperature) and (
+                f"must be 0 (greedy) or a finite number of at least {_MIN_TEMPERATURE:g}, got {self.temperature:g}"),
+            "top_k": self.top_k < 0 and f"must be at least 0 (0 keeps all), got {self.top_k}",
+            "top_p": not 0 <= self.top_p <= 1 and f"must be in 0..1 (0 and 1 keep all), got {self.top_p:g}",
+            "random_seed": seed is not None and not 0 <= seed < 1 << 64 and f"must be in 0..2^64-1, got {seed}",
+            "gamma": self.gamma < 0 and f"must be at least 0 (0 drafts none), got {self.gamma}",
+        }
+        if violations := [FieldViolation(name, str(problem)) for name, problem in problems.items() if problem]:
+            raise InvalidInput(*violations)
+
+    def samplings(self, rows: int) -> list[Sampling]:
+        """How each row draws: one seed for the call, and the row's number as choice, so that equal prompts differ."""
+        seeded = self.random_seed is not None
+        seed = self.random_seed if self.random_seed is not None else secrets.randbits(64)
+        rule = AcceptanceRule.COUPLED if seeded or self.temperature == 0 else AcceptanceRule.REJECTION
+        return [
+            Sampling(
+                temperature=float(self.temperature), top_k=self.top_k, top_p=self.top_p or 1.0, seed=seed, choice=row,
+                rule=rule,
+            )
+            for row in range(rows)
+        ]
+
+
+def _usable(temperature: float) -> bool:
+    return temperature == 0 or (math.isfinite(temperature) and temperature >= _MIN_TEMPERATURE)
