@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -61,7 +62,7 @@ def test_the_example(typed: Typed, models: str) -> None:
     done = typed(f"python qspec_example.py {models} --verbose")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert "\033" not in done.stdout
+    assert not re.search(r"\033\[3\dm", done.stdout)  # no colours; the model's random bytes may hold an escape
     assert "drafted tokens accepted" in done.stdout
     assert done.stdout.count("tokens/s") == 2
 
