@@ -26,13 +26,12 @@ from coordinator.generation import Generation, Piece, TextSource
 from coordinator.requests import ValidRequest
 from coordinator.stream import Stream
 from qspec.errors import QspecError, WorkerLost
-from qspec.interfaces import Drafter, DrafterDescription, Verifier, VerifierDescription
+from qspec.interfaces import Drafter, DrafterDescription, Progress, Verifier, VerifierDescription
 from qspec.sequence import Sequence
 from qspec.speculation import SpeculationLoop
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-Progress = Callable[[str, float | None], None]
 COSTS_EVERY_S = 1.0
 
 

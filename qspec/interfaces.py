@@ -10,9 +10,13 @@ A sequence's *committed* tokens are ``c[0..L-1]``; the KV cache holds positions 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
+
+Progress = Callable[[str, float | None], None]
+"""Told what is being done, and the share of it that is done (0…1; None: unknown)."""
 
 
 class AcceptanceRule(Enum):
@@ -183,6 +187,16 @@ class DraftResult:
     lease: int
     outcome: SlotOutcome
     draft_tokens: tuple[int, ...]
+
+    @classmethod
+    def answering(cls, item: DraftItem, draft_tokens: Sequence[int] | None) -> DraftResult:
+        """The result of ``item``; None for ``draft_tokens`` where it is stale."""
+        return cls(
+            slot=item.slot,
+            lease=item.lease,
+            outcome=SlotOutcome.STALE if draft_tokens is None else SlotOutcome.OK,
+            draft_tokens=tuple(draft_tokens or ()),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

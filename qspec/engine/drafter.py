@@ -38,7 +38,6 @@ from qspec.engine.regions import (
     TAIL_VALUES,
     arena_fingerprint,
 )
-from qspec.engine.slots import Progress
 from qspec.engine.weights import fp32_tensors, parts_bytes, private_parts, shared_parts
 from qspec.errors import ContractViolation, EpochMismatch, InvalidInput
 from qspec.interfaces import (
@@ -48,7 +47,7 @@ from qspec.interfaces import (
     DraftItem,
     DraftResult,
     MemoryItem,
-    SlotOutcome,
+    Progress,
     StageTimings,
     VerifierDescription,
 )
@@ -176,11 +175,12 @@ class LocalDrafter:
         for draft in drafts.values():
             if draft.item.sampling.needs_draft_probs:
                 attached.draft_rounds[draft.item.slot] = batch.round
+        tokens = {slot: draft.tokens for slot, draft in drafts.items()}
         done = time.perf_counter_ns()
         return DraftAnswer(
             epoch=batch.epoch,
             round=batch.round,
-            results=tuple(self._result(item, drafts.get(item.slot)) for item in batch.items),
+            results=tuple(DraftResult.answering(item, tokens.get(item.slot)) for item in batch.items),
             timings=StageTimings(
                 prepare_ns=prepared - started,
                 forward_ns=done - prepared - sampling_ns,
@@ -252,15 +252,6 @@ class LocalDrafter:
         if sampling.needs_draft_probs:
             attached.draft_probs[draft.item.slot, step] = probs[0]
         draft.tokens.append(token)
-
-    @staticmethod
-    def _result(item: DraftItem, draft: _Draft | None) -> DraftResult:
-        return DraftResult(
-            slot=item.slot,
-            lease=item.lease,
-            outcome=SlotOutcome.STALE if draft is None else SlotOutcome.OK,
-            draft_tokens=tuple(draft.tokens) if draft else (),
-        )
 
     def _kernel_name(self) -> str:
         if self._packed:

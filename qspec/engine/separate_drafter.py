@@ -36,7 +36,6 @@ from qspec.interfaces import (
     DraftItem,
     DraftResult,
     MemoryItem,
-    SlotOutcome,
     StageTimings,
     VerifierDescription,
 )
@@ -144,11 +143,12 @@ class SeparateDrafter:
         for draft in drafts.values():
             if draft.tokens and draft.item.sampling.needs_draft_probs:
                 self._draft_rounds[draft.item.slot] = batch.round
+        tokens = {slot: draft.tokens for slot, draft in drafts.items()}
         done = time.perf_counter_ns()
         return DraftAnswer(
             epoch=batch.epoch,
             round=batch.round,
-            results=tuple(self._result(item, drafts.get(item.slot)) for item in batch.items),
+            results=tuple(DraftResult.answering(item, tokens.get(item.slot)) for item in batch.items),
             timings=StageTimings(
                 prepare_ns=prepared - started, forward_ns=done - prepared, total_ns=done - started),
         )
@@ -227,15 +227,6 @@ class SeparateDrafter:
         if sampling.needs_draft_probs:
             self._draft_probs[draft.item.slot, step] = probs[0]
         draft.tokens.append(token)
-
-    @staticmethod
-    def _result(item: DraftItem, draft: _Draft | None) -> DraftResult:
-        return DraftResult(
-            slot=item.slot,
-            lease=item.lease,
-            outcome=SlotOutcome.STALE if draft is None else SlotOutcome.OK,
-            draft_tokens=tuple(draft.tokens) if draft else (),
-        )
 
 
 def _common_prefix(fed: list[int], tokens: Sequence[int], most: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -101,7 +100,3 @@ class SlotTable:
     def _check(self, slot: int) -> None:
         if not 0 <= slot < len(self._leases):
             raise ContractViolation(f"slot {slot} does not exist; there are {len(self._leases)}")
-
-
-Progress = Callable[[str, float | None], None]
-"""Told what is being done, and how much of it is done (0…1) where that is known."""

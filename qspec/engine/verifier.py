@@ -31,12 +31,13 @@ from qspec.engine.regions import (
     arena_memory,
     arena_specs,
 )
-from qspec.engine.slots import Progress, SlotTable, Tenancy
+from qspec.engine.slots import SlotTable, Tenancy
 from qspec.engine.weights import fill_weights, fp32_tensors, shared_parts, weight_specs
 from qspec.errors import ContractViolation, EpochMismatch, InvalidInput
 from qspec.interfaces import (
     MemoryItem,
     PrefillChunk,
+    Progress,
     SlotOutcome,
     StageTimings,
     Verification,

@@ -7,13 +7,13 @@ or a plane of it, uses those very bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from qspec.errors import InvalidInput
-from qspec.interfaces import MemoryItem
+from qspec.interfaces import MemoryItem, Progress
 from qspec.memory.arena import HostArena
 from qspec.memory.layout import RegionSpec
 from qspec.models.config import DecoderConfig
@@ -26,8 +26,6 @@ WEIGHTS = "weights/"
 """Prefix of every weight in fp32; the rest of the name is the canonical one (``qspec.models.config``)."""
 QUANTISED = "quantised/"
 """Prefix of every part of a linear layer in another format; then the format, the canonical name and the part."""
-
-Progress = Callable[[str, float | None], None]
 
 
 def part_region(weights: str, name: str, part: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from qspec.errors import ModelError
+from qspec.interfaces import Progress
 from qspec.models.checkpoint import TensorSource, open_checkpoint
 from qspec.models.config import DecoderConfig
 from qspec.models.families import FamilySpec, family_of_config
@@ -26,9 +27,6 @@ from qspec.models.resolve import ModelSource, SourceKind
 from qspec.models.safetensors_writer import SafetensorsWriter
 from qspec.models.tensor_rules import Feature, TensorPlan, check_stored_tensors, plan
 from qspec.models.tokenizer_files import write_gguf_tokenizer, write_tokenizer
-
-Progress = Callable[[str, float | None], None]
-"""Told what is going on, and the share that is done (None: unknown)."""
 
 
 def convert(

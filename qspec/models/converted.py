@@ -24,7 +24,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ import filelock
 
 from qspec.config import cache_directory
 from qspec.errors import ModelError
+from qspec.interfaces import Progress
 from qspec.models.config import DecoderConfig
 from qspec.models.resolve import MODEL_FILES, ModelSource, SourceKind, resolve
 from qspec.models.tokenizer import SETTINGS_FILE
@@ -43,9 +44,6 @@ if TYPE_CHECKING:
 
 CONVERTER_VERSION = 1
 """Raised whenever a conversion yields other files, so that cached ones are made anew."""
-
-Progress = Callable[[str, float | None], None]
-"""Told what is going on, and the share that is done (None: unknown)."""
 
 _WEIGHTS, _INT8, _CONFIG, _MANIFEST, _TOKENIZER = (
     "weights.safetensors", "int8.safetensors", "config.json", "converted.json", "tokenizer",
