@@ -128,11 +128,13 @@ METHODS: Mapping[str, Method] = {
         Method("int8", (
             Variant(name="row", weights="int8-row"),
             Variant(name="g64", weights="int8-g64"),
+            Variant(name="g32", weights="int8-g32"),
             Variant(name="g128", weights="int8-g128"),
             Variant(name="nibbles", weights="int8-nibbles-g64"),
         )),
         Method("int4", (
             *_grouped(_INT4_SIZES, "fp32", "", "-asymmetric"),
+            *_grouped((32,), "fp32", "-minimum"),
             Variant(name="plane", weights="int4-plane-g64"),
         )),
         Method("fp8", (
@@ -144,12 +146,14 @@ METHODS: Mapping[str, Method] = {
             Variant(name="nvfp4", weights="nvfp4", activations="nvfp4"),
             Variant(name="mxfp4", weights="mxfp4", activations="mxfp4"),
             *_grouped(_INT4_SIZES, "nvfp4", "", "-asymmetric"),
+            *_grouped((32,), "nvfp4", "-minimum"),
         )),
         Method("w8a8", (
             Variant(name="row", weights="int8-row", activations="int8 per token", support=_REAL_DRAFT),
         )),
         Method("w4a8", (
             *_grouped(_INT4_SIZES, "int8 per token", "", "-asymmetric"),
+            *_grouped((32,), "int8 per token", "-minimum"),
             Variant(name="g64-e4m3", weights="int4-g64", activations="e4m3 per token"),
             Variant(name="plane", weights="int4-plane-g64", activations="int8 per token"),
         )),
