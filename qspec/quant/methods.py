@@ -5,11 +5,13 @@ A method has *variants*: a weight format, an activation format, and for each bac
 lists what is; nothing falls back to another precision.
 
 A name is written ``METHOD`` or ``METHOD:VARIANT``. Where a drafter's variant is not written, it is the first one whose
-weights the verifier's store holds, so that one copy serves both; else the method's first.
+weights the verifier's store holds, so that one copy serves both; else the method's first. Where a verifier's variant is
+not written and the model came quantised, it is the first one with the weights that most of its layers have.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -162,9 +164,13 @@ METHODS: Mapping[str, Method] = {
 """All methods by name."""
 
 
-def choose_verify(name: str, backend: Backend) -> Choice:
-    """The verifier's choice. Unknown or absent on ``backend``: ``InvalidInput``."""
-    return _choose(Role.VERIFY, name, backend, store=None)
+def choose_verify(name: str, backend: Backend, *, stored: Mapping[str, str] | None = None) -> Choice:
+    """The verifier's choice. Unknown or absent on ``backend``: ``InvalidInput``.
+
+    ``stored``: weight formats of the layers that the model came with (``ConvertedModel.stored``).
+    """
+    formats = Counter((stored or {}).values())
+    return _choose(Role.VERIFY, name, backend, store=max(formats, key=formats.__getitem__, default=None))
 
 
 def choose_draft(name: str, backend: Backend, *, verify: Choice) -> Choice | None:
