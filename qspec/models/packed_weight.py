@@ -74,7 +74,7 @@ def format_of(packings: Sequence[Packing | None], inputs: int) -> str | None:
         return None
     offset = next(kind for kind in (Offset.MINIMUM, Offset.ZERO_POINT, Offset.NONE) if kind in offsets)
     bits, size = known[0].bits, known[0].group_size
-    sizes = [str(f"g{ours}") for ours in _SIZES if size is not None and size % ours == 0]
+    sizes = [f"g{ours}" for ours in _SIZES if size is not None and size % ours == 0]
     if size == inputs and size not in _SIZES:
         sizes.insert(0, "row")
     names = [f"int{bits}-{ending}{offset.value}" for ending in sizes]
@@ -86,7 +86,7 @@ def to_parts(weights: Sequence[PackedWeight], weights_format: str) -> dict[str, 
     inputs = weights[0].codes.shape[-1]
     groups = inputs // (WEIGHT_FORMATS[weights_format].group_size or inputs)
     scales = torch.cat([_repeated(weight.scales, groups) for weight in weights])
-    if weights_format.endswith(Offset.NONE.value) and weights_format.startswith("int8"):
+    if weights_format.startswith("int8"):
         return {"codes": torch.cat([weight.codes for weight in weights]), "scales": scales}
     if weights_format.endswith(Offset.MINIMUM.value):
         minima = torch.cat([_repeated(_offsets(weight), groups) for weight in weights])
