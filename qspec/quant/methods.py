@@ -101,10 +101,15 @@ class Choice:
     @property
     def label(self) -> str:
         """For people: the method, the variant where there are several, and whether it is emulated."""
+        return self.labelled("")
+
+    def labelled(self, note: str) -> str:
+        """The label with one more note in its parentheses, if it is not empty."""
         several = len(METHODS[self.method].variants) > 1
-        notes = [self.variant.name] if several else []
-        notes += ["emulated"] if self.support is Support.EMULATED else []
-        return f"{self.method} ({', '.join(notes)})" if notes else self.method
+        own = [self.variant.name] if several else []
+        own += ["emulated"] if self.support is Support.EMULATED else []
+        notes = "; ".join(filter(None, (", ".join(own), note)))
+        return f"{self.method} ({notes})" if notes else self.method
 
 
 def _grouped(sizes: tuple[int, ...], activations: str, *endings: str) -> tuple[Variant, ...]:
@@ -160,49 +165,56 @@ METHODS: Mapping[str, Method] = {
 
 def choose_verify(name: str, backend: Backend) -> Choice:
     """The verifier's choice. Unknown or absent on ``backend``: ``InvalidInput``."""
-    return _choose(Role.VERIFY, name, backend, store=None)
+    return choose_variant(name, Role.VERIFY, backend, store=None)
 
 
 def choose_draft(name: str, backend: Backend, *, verify: Choice) -> Choice | None:
     """The drafter's choice beside that of the verifier; None for ``off``. Raises as ``choose_verify``."""
-    return None if name == NO_DRAFTER else _choose(Role.DRAFT, name, backend, store=verify.variant.weights)
+    return None if name == NO_DRAFTER else choose_variant(name, Role.DRAFT, backend, store=verify.variant.weights)
 
 
 def check_draft_method(name: str, backend: Backend) -> None:
     """``InvalidInput`` when ``name`` is unknown or absent on ``backend``; ``off`` is known."""
     if name != NO_DRAFTER:
-        _choose(Role.DRAFT, name, backend, store=None)
+        choose_variant(name, Role.DRAFT, backend, store=None)
 
 
 def check_verify_method(name: str, backend: Backend) -> None:
     """``InvalidInput`` when ``name`` is unknown or absent on ``backend``."""
-    _choose(Role.VERIFY, name, backend, store=None)
+    choose_variant(name, Role.VERIFY, backend, store=None)
 
 
-def _choose(role: Role, name: str, backend: Backend, *, store: str | None) -> Choice:
+def choose_variant(
+    name: str, role: Role, backend: Backend, *, store: str | None, field: str | None = None
+) -> Choice:
+    """The choice that ``name`` means: without a variant, the first one whose weights a store of format ``store`` holds.
+
+    Unknown or absent on ``backend``: ``InvalidInput`` of the configuration's ``field`` (the role's own if None).
+    """
     method_name, colon, variant_name = name.partition(":")
+    known = _available(role, backend, whole_worker=field is None)
+    field = field or role.value
     if method_name not in METHODS:
-        raise InvalidInput.field(role.value, f"unknown method {name!r}; choose one of: {_available(role, backend)}")
+        raise InvalidInput.field(field, f"unknown method {name!r}; choose one of: {known}")
     variants = [variant for variant in METHODS[method_name].variants if variant.on(backend, role) is not Support.ABSENT]
     if not variants:
-        raise InvalidInput.field(
-            role.value, f"{name} has no kernel on {backend.value}; choose one of: {_available(role, backend)}"
-        )
+        raise InvalidInput.field(field, f"{name} has no kernel on {backend.value}; choose one of: {known}")
     if colon:
         named = [variant for variant in variants if variant.name == variant_name]
         if not named:
             known = ", ".join(f"{method_name}:{variant.name}" for variant in variants)
-            raise InvalidInput.field(role.value, f"unknown variant {name!r}; choose one of: {known}")
+            raise InvalidInput.field(field, f"unknown variant {name!r}; choose one of: {known}")
         return Choice(method_name, named[0], named[0].on(backend, role))
     shared = [variant for variant in variants if store is not None and is_held_by(variant.weights, store)]
     chosen = (shared or variants)[0]
     return Choice(method_name, chosen, chosen.on(backend, role))
 
 
-def _available(role: Role, backend: Backend) -> str:
+def _available(role: Role, backend: Backend, *, whole_worker: bool) -> str:
+    """The methods that there are, and ``off`` where a whole drafter is chosen."""
     names = [
         method.name
         for method in METHODS.values()
         if any(variant.on(backend, role) is not Support.ABSENT for variant in method.variants)
     ]
-    return ", ".join([*names, NO_DRAFTER] if role is Role.DRAFT else names)
+    return ", ".join([*names, NO_DRAFTER] if role is Role.DRAFT and whole_worker else names)
