@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qspec.quant import e4m3, int4, int8
+from qspec.quant import bitsandbytes_4bit, e4m3, int4, int8
 from qspec.quant.blocks_fp4 import (
     MXFP4_BLOCK,
     NVFP4_BLOCK,
@@ -156,6 +156,16 @@ def _int4_asymmetric(size: int) -> Codec:
     )
 
 
+def _bitsandbytes(kind: str) -> Codec:
+    return Codec(
+        shapes=_grouped(torch.uint8, 2, {"scales": torch.float32}, bitsandbytes_4bit.BLOCK),
+        encode=lambda weight, name: dict(
+            zip(("codes", "scales"), bitsandbytes_4bit.quantize(weight, name, kind), strict=True)
+        ),
+        decode=lambda parts: bitsandbytes_4bit.dequantize(parts["codes"], parts["scales"], kind),
+    )
+
+
 def _e4m3_row() -> Codec:
     return Codec(
         shapes=_grouped(_E4M3, 1, {"scales": torch.float32}, None),
@@ -218,6 +228,8 @@ CODECS: Mapping[str, Codec] = {
     "int4-plane-g64": _plane(_int8_nibbles(64), _decode_high_int8, "high", "scales"),
     **{f"int4-g{size}": _int4(size) for size in int4.GROUP_SIZES},
     **{f"int4-g{size}-asymmetric": _int4_asymmetric(size) for size in int4.GROUP_SIZES},
+    "nf4-g64": _bitsandbytes("nf4"),
+    "bnb-fp4-g64": _bitsandbytes("fp4"),
     "nvfp4": _nvfp4(),
     "mxfp4": _mxfp4(),
 }

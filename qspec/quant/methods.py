@@ -77,8 +77,17 @@ class Variant:
         return WEIGHT_FORMATS[self.weights].group_size
 
     def on(self, backend: Backend, role: Role) -> Support:
-        """What ``backend`` has for ``role``."""
+        """What ``backend`` has for ``role`` with the packages that are installed."""
+        if not WEIGHT_FORMATS[self.weights].is_there:
+            return Support.ABSENT
         return self.support.get(backend, {}).get(role, Support.ABSENT)
+
+    def absence(self, backend: Backend) -> str:
+        """Why ``backend`` does not have it, for people."""
+        described = WEIGHT_FORMATS[self.weights]
+        if not described.is_there:
+            return f"needs the package {described.package}, which is not installed"
+        return f"has no kernel on {backend.value}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +130,14 @@ def _grouped(sizes: tuple[int, ...], activations: str, *endings: str) -> tuple[V
     )
 
 
+def _of_bitsandbytes(activations: str) -> tuple[Variant, ...]:
+    """Variants over the 4-bit formats of bitsandbytes."""
+    return (
+        Variant(name="nf4", weights="nf4-g64", activations=activations),
+        Variant(name="fp4", weights="bnb-fp4-g64", activations=activations),
+    )
+
+
 _INT4_SIZES = (64, 32, 128)
 
 METHODS: Mapping[str, Method] = {
@@ -138,6 +155,7 @@ METHODS: Mapping[str, Method] = {
         )),
         Method("int4", (
             *_grouped(_INT4_SIZES, "fp32", "", "-asymmetric"),
+            *_of_bitsandbytes("fp32"),
             Variant(name="plane", weights="int4-plane-g64"),
         )),
         Method("fp8", (
@@ -155,6 +173,7 @@ METHODS: Mapping[str, Method] = {
         )),
         Method("w4a8", (
             *_grouped(_INT4_SIZES, "int8 per token", "", "-asymmetric"),
+            *_of_bitsandbytes("int8 per token"),
             Variant(name="g64-e4m3", weights="int4-g64", activations="e4m3 per token"),
             Variant(name="plane", weights="int4-plane-g64", activations="int8 per token"),
         )),
@@ -200,11 +219,12 @@ def choose_variant(
     if not variants:
         raise InvalidInput.field(field, f"{name} has no kernel on {backend.value}; choose one of: {known}")
     if colon:
-        named = [variant for variant in variants if variant.name == variant_name]
-        if not named:
+        named = next((each for each in METHODS[method_name].variants if each.name == variant_name), None)
+        if named is None or named not in variants:
+            problem = f"unknown variant {name!r}" if named is None else f"{name} {named.absence(backend)}"
             known = ", ".join(f"{method_name}:{variant.name}" for variant in variants)
-            raise InvalidInput.field(field, f"unknown variant {name!r}; choose one of: {known}")
-        return Choice(method_name, named[0], named[0].on(backend, role))
+            raise InvalidInput.field(field, f"{problem}; choose one of: {known}")
+        return Choice(method_name, named, named.on(backend, role))
     shared = [variant for variant in variants if store is not None and is_held_by(variant.weights, store)]
     chosen = (shared or variants)[0]
     return Choice(method_name, chosen, chosen.on(backend, role))
