@@ -9,13 +9,16 @@ import pytest
 import torch
 
 from qspec.engine.drafter import LocalDrafter
-from qspec.engine.linears import PlainLinear, TiledLinear
+from qspec.engine.linears import PlainLinear, TiledLinear, verifier_linears
 from qspec.engine.verifier import LocalVerifier
 from qspec.errors import InvalidInput
 from qspec.interfaces import Sampling
 from qspec.kernels.emulated_linear import EmulatedLinear
 from qspec.kernels.int8_linear import Int8Linear
 from qspec.models.decoder import linear_names
+from qspec.quant.codecs import CODECS
+from qspec.quant.method_plan import MethodPlan
+from qspec.quant.methods import Backend, choose_verify
 from tests.engine.stacks import SEEDED, Stack, config, generate, generate_alone, quiet, running, sequences
 
 PAIRS = [
@@ -71,6 +74,22 @@ def test_an_override_changes_the_verifiers_logits_and_no_other_layer(wide: Path)
     assert torch.equal(logits["*=int4"], whole), "all layers overridden are the method itself"
     plain, one = logits[""], logits["layers.1.mlp_out=int4"]
     assert 0 < float((one - plain).norm()) < 0.7 * float((whole - plain).norm())
+
+
+def test_row_tiles_suit_every_format_of_a_shape() -> None:
+    """The library takes another kernel for a dequantised weight than for one in place, with other tiles."""
+    inputs, outputs = 576, 1536
+    weight = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(0))
+
+    def tiles(*methods: str) -> tuple[int, ...]:
+        choices = {f"layers.{index}.qkv": choose_verify(name, Backend.CPU) for index, name in enumerate(methods)}
+        plan = MethodPlan(next(iter(choices.values())), (), choices)
+        encoded = {layer: CODECS[plan.weights(layer)].encode(weight, layer) for layer in choices}
+        parts = {layer: {name: part.contiguous() for name, part in stored.items()} for layer, stored in encoded.items()}
+        return verifier_linears(plan, parts, {}, dict.fromkeys(choices, (inputs, outputs)))[1].sizes
+
+    alone = set(tiles("none")) & set(tiles("int8"))
+    assert set(tiles("none", "int8")) == set(tiles("int8", "none")) == (alone or {1})
 
 
 def test_bytes_are_shared_layer_by_layer(wide: Path) -> None:
