@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Sequence
 
 from qspec.cli import run_program
-from qspec.quant.methods import Backend, Role
+from qspec.quant.methods import METHODS, Backend, Role
 from qspec.quant.methods_table import methods_table
+from qspec.quant.weight_formats import WEIGHT_FORMATS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,8 +24,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _methods() -> int:
     from qspec.kernels.int8_linear import has_kernel  # imports torch
+    from qspec.quant.bitsandbytes_4bit import runs
 
-    print(methods_table(Backend.CPU, () if has_kernel() else (("w8a8", Role.DRAFT),)))
+    missing = set() if has_kernel() else {("w8a8", Role.DRAFT)}
+    for method in METHODS.values():
+        for variant in method.variants:
+            if WEIGHT_FORMATS[variant.weights].package is not None and not runs():
+                missing |= {(f"{method.name}:{variant.name}", role) for role in Role}
+    print(methods_table(Backend.CPU, missing))
     print(
         "\nreal: a kernel that gains; emulated: right numbers, no gain. A name alone means its first variant, for a\n"
         "drafter the first one whose weights the verifier holds, for the verifier of a checkpoint that came quantised\n"

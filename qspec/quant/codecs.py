@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qspec.quant import e4m3, int4, int8
+from qspec.quant import bitsandbytes_4bit, e4m3, int4, int8
 from qspec.quant.blocks_fp4 import (
     MXFP4_BLOCK,
     NVFP4_BLOCK,
@@ -168,6 +168,16 @@ def _int4_minimum(size: int) -> Codec:
     )
 
 
+def _bitsandbytes(kind: str) -> Codec:
+    return Codec(
+        shapes=_grouped(torch.uint8, 2, {"scales": torch.float32}, bitsandbytes_4bit.BLOCK),
+        encode=lambda weight, name: dict(
+            zip(("codes", "scales"), bitsandbytes_4bit.quantize(weight, name, kind), strict=True)
+        ),
+        decode=lambda parts: bitsandbytes_4bit.dequantize(parts["codes"], parts["scales"], kind),
+    )
+
+
 def _e4m3_row() -> Codec:
     return Codec(
         shapes=_grouped(_E4M3, 1, {"scales": torch.float32}, None),
@@ -222,6 +232,8 @@ CODECS: Mapping[str, Codec] = {
     **{f"int4-g{size}": _int4(size) for size in int4.GROUP_SIZES},
     **{f"int4-g{size}-asymmetric": _int4_asymmetric(size) for size in int4.GROUP_SIZES},
     **{f"int4-g{size}-minimum": _int4_minimum(size) for size in int4.MINIMUM_GROUP_SIZES},
+    "nf4-g64": _bitsandbytes("nf4"),
+    "bnb-fp4-g64": _bitsandbytes("fp4"),
     "nvfp4": _nvfp4(),
     "mxfp4": _mxfp4(),
 }
