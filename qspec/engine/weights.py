@@ -116,7 +116,7 @@ def shared_parts(arena: HostArena, layers: Iterable[str], plan: MethodPlan, stor
         try:
             parts[name] = {
                 part: arena.tensor(part_region(held, name, part))
-                for part in CODECS[plan.weights(name)].shapes(_ANY_SIZE, _ANY_SIZE, "")
+                for part in CODECS[plan.weights(name)].part_names
             }
         except KeyError as error:
             raise InvalidInput.field(
@@ -124,10 +124,6 @@ def shared_parts(arena: HostArena, layers: Iterable[str], plan: MethodPlan, stor
                 f"the arena does not hold weights as {held} ({name}); give both workers the same methods and overrides",
             ) from error
     return parts
-
-
-_ANY_SIZE = 1 << 12
-"""A size that every group size divides, to ask a codec for the names of its parts."""
 
 
 def private_parts(model: ConvertedModel, layers: list[str], plan: MethodPlan, progress: Progress) -> dict[str, Parts]:

@@ -106,7 +106,11 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and ``lm_head``: ``[rows, H] -> [rows, V]``."""
-        return self._lm_head(self._final_norm(hidden))
+        return self._lm_head(self.head_input(hidden))
+
+    def head_input(self, hidden: Tensor) -> Tensor:
+        """What ``lm_head`` reads: ``[rows, H] -> [rows, H]``."""
+        return self._final_norm(hidden)
 
 
 @dataclass(frozen=True, slots=True)

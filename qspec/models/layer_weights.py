@@ -11,9 +11,6 @@ from qspec.models.mapped_tensors import MappedTensors
 from qspec.quant.codecs import CODECS
 from qspec.quant.weight_formats import is_held_by
 
-_ANY_SIZE = 1 << 12
-"""A size that every group size divides, to ask a codec for the names of its parts."""
-
 
 class LayerWeights:
     """A context manager over the files of a converted model; what is taken out stays valid. Treat it as read-only."""
@@ -35,7 +32,7 @@ class LayerWeights:
         """
         codec = CODECS[weights_format]
         if self._stored is not None and self.is_stored(name, weights_format):
-            return {part: self._stored[f"{name}.{part}"] for part in codec.shapes(_ANY_SIZE, _ANY_SIZE, name)}
+            return {part: self._stored[f"{name}.{part}"] for part in codec.part_names}
         return codec.encode(self.tensors[name].t(), name)
 
     def tell_stored(self, names: list[str], weights_format: str) -> str | None:

@@ -50,6 +50,12 @@ class Codec:
     decode: Callable[[Parts], Tensor]
     """The fp32 weight ``[out, in]`` that parts stand for."""
 
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """The names of the parts, whatever the weight's size."""
+        any_size = 1 << 12  # one that every group size divides
+        return tuple(self.shapes(any_size, any_size, ""))
+
 
 def _grouped(codes: torch.dtype, per_code: int, extra: Mapping[str, torch.dtype], size: int | None) -> Callable[
     [int, int, str], PartShapes

@@ -41,7 +41,7 @@ class Codes:
     """A quantised weight."""
 
     codes: Tensor
-    """``[out, in]`` int8, those of the grid."""
+    """``[out, in]`` int8, those of the grid; a weight is ``(code - zero) · scale``."""
     scales: Tensor
     """``[out, groups]`` fp32."""
     zeros: Tensor
@@ -73,13 +73,6 @@ def gptq(weight: Tensor, products: Tensor, name: str, grid: IntegerGrid) -> Code
         torch.cat([part.scales for part in parts]),
         torch.cat([part.zeros for part in parts]),
     )
-
-
-def dequantise(codes: Codes) -> Tensor:
-    """The weight ``[out, in]`` fp32 that ``codes`` stand for."""
-    size = codes.codes.shape[1] // codes.scales.shape[1]
-    groups = codes.codes.float().view(*codes.scales.shape, size)
-    return IntegerGrid.values(groups, GroupGrid(codes.scales, codes.zeros.float())).flatten(-2)
 
 
 def _quantise_rows(weight: Tensor, hessian: Tensor, order: Tensor, factor: Tensor, grid: IntegerGrid) -> Codes:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from qspec.errors import InvalidInput
 from qspec.quant import int4
-from qspec.quant.gptq import Codes, dequantise, gptq, input_products
-from qspec.quant.integer_grid import IntegerGrid, int4_grid
+from qspec.quant.gptq import Codes, gptq, input_products
+from qspec.quant.integer_grid import GroupGrid, IntegerGrid, int4_grid
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FORMATS = ("int4-g32", "int4-g64", "int4-g64-asymmetric")
@@ -28,6 +28,11 @@ def grid_of(weights: str) -> IntegerGrid:
     grid = int4_grid(weights)
     assert grid is not None
     return grid
+
+
+def dequantise(codes: Codes) -> Tensor:
+    groups = codes.codes.float().view(*codes.scales.shape, -1)
+    return IntegerGrid.values(groups, GroupGrid(codes.scales, codes.zeros.float())).flatten(-2)
 
 
 def rounded(weight: Tensor, weights: str) -> Tensor:
