@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from qspec.cli import run_program
+from qspec.evaluation.sensitivity_command import add_sensitivity_command
 from qspec.quant.methods import Backend, Role
 from qspec.quant.methods_table import methods_table
 
@@ -16,12 +17,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     methods = commands.add_parser("methods", help="the quantisation methods, and what this machine has for each")
     methods.set_defaults(run=_methods)
+    add_sensitivity_command(commands)
     args = parser.parse_args(arguments)
-    code: int = args.run()
+    code: int = args.run(args)
     return code
 
 
-def _methods() -> int:
+def _methods(_args: argparse.Namespace) -> int:
     from qspec.kernels.int8_linear import has_kernel  # imports torch
 
     print(methods_table(Backend.CPU, () if has_kernel() else (("w8a8", Role.DRAFT),)))
