@@ -29,7 +29,8 @@ def _methods(_args: argparse.Namespace) -> int:
     print(methods_table(Backend.CPU, () if has_kernel() else (("w8a8", Role.DRAFT),)))
     print(
         "\nreal: a kernel that gains; emulated: right numbers, no gain. A name alone means its first variant, for a\n"
-        "drafter the first one whose weights the verifier holds. same bits: text with speculation equals that without."
+        "drafter the first one whose weights the verifier holds, for the verifier of a checkpoint that came quantised\n"
+        "the one with the checkpoint's own codes. same bits: text with speculation equals that without."
     )
     return 0
 

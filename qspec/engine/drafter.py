@@ -58,7 +58,15 @@ from qspec.models.converted import ConvertedModel, prepare
 from qspec.models.decoder import Decoder, Linear, linear_names
 from qspec.models.tokenizer import Tokenizer
 from qspec.quant.codecs import Parts
-from qspec.quant.methods import Backend, Choice, choose_draft, choose_verify
+from qspec.quant.methods import (
+    NO_DRAFTER,
+    Backend,
+    Choice,
+    check_draft_method,
+    check_verify_method,
+    choose_draft,
+    choose_verify,
+)
 from qspec.quant.weight_formats import is_held_by
 
 
@@ -111,11 +119,15 @@ class LocalDrafter:
     @classmethod
     def load(cls, config: StackConfig, *, progress: Progress) -> LocalDrafter:
         """Convert the model if need be and prepare private weights; needs no arena yet. ``InvalidInput``."""
-        verify = choose_verify(config.verify_quantization, Backend.CPU)
-        choice = choose_draft(config.draft_quantization, Backend.CPU, verify=verify)
-        if choice is None:
+        check_draft_method(config.draft_quantization, Backend.CPU)
+        check_verify_method(config.verify_quantization, Backend.CPU)
+        if config.draft_quantization == NO_DRAFTER:
             raise InvalidInput.field("draft_quantization", "a drafter needs a method; 'off' means to start none")
-        return cls(prepare(config.model, progress=progress), choice, verify.variant.weights, progress)
+        model = prepare(config.model, progress=progress)
+        verify = choose_verify(config.verify_quantization, Backend.CPU, stored=model.stored)
+        choice = choose_draft(config.draft_quantization, Backend.CPU, verify=verify)
+        assert choice is not None
+        return cls(model, choice, verify.variant.weights, progress)
 
     def attach(self, verifier: VerifierDescription) -> DrafterDescription:
         """Map the verifier's arena; ``InvalidInput`` when it is of another model or vocabulary."""

@@ -53,8 +53,9 @@ from qspec.memory.budget import budget_lines, require_memory
 from qspec.memory.layout import ArenaLayout
 from qspec.models.converted import ConvertedModel, prepare
 from qspec.models.decoder import Decoder, linear_names
+from qspec.models.layer_weights import LayerWeights
 from qspec.models.tokenizer import Tokenizer
-from qspec.quant.methods import Backend, Choice, choose_verify
+from qspec.quant.methods import Backend, Choice, check_verify_method, choose_verify
 
 
 @dataclass(slots=True)
@@ -87,8 +88,8 @@ class LocalVerifier:
         self._model = model
         self._vocab_fingerprint = Tokenizer.load(model.tokenizer_directory).vocab_fingerprint
         self._max_model_len = _max_model_len(model, config)
-        with model.open_weights() as weights:
-            shapes = {name: weights.shape(name) for name in weights}
+        with LayerWeights(model) as weights:
+            shapes = {name: weights.tensors.shape(name) for name in weights.tensors}
             store = choice.variant.weights
             placed = weight_specs(model.config, shapes, store)
             specs = arena_specs(model.config, placed, config, self._max_model_len)
@@ -122,8 +123,10 @@ class LocalVerifier:
     @classmethod
     def load(cls, config: StackConfig, *, progress: Progress, epoch: int) -> LocalVerifier:
         """Convert the model if need be, allocate the arena and fill it. ``InvalidInput``, ``OutOfMemory``."""
-        choice = choose_verify(config.verify_quantization, Backend.CPU)
-        return cls(prepare(config.model, progress=progress), config, choice, epoch, progress)
+        check_verify_method(config.verify_quantization, Backend.CPU)
+        model = prepare(config.model, progress=progress)
+        choice = choose_verify(config.verify_quantization, Backend.CPU, stored=model.stored)
+        return cls(model, config, choice, epoch, progress)
 
     @property
     def arena_fd(self) -> int:

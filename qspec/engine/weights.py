@@ -19,6 +19,7 @@ from qspec.memory.layout import RegionSpec
 from qspec.models.config import DecoderConfig
 from qspec.models.converted import ConvertedModel
 from qspec.models.decoder import linear_names
+from qspec.models.layer_weights import LayerWeights
 from qspec.quant.codecs import CODECS, Parts
 from qspec.quant.weight_formats import WEIGHT_FORMATS, is_held_by
 
@@ -57,9 +58,10 @@ def kept_in_fp32(model: DecoderConfig, names: Mapping[str, object], weights: str
 
 
 def fill_weights(
-    arena: HostArena, model: DecoderConfig, tensors: Mapping[str, Tensor], weights: str, progress: Progress
+    arena: HostArena, model: DecoderConfig, stored: LayerWeights, weights: str, progress: Progress
 ) -> None:
     """Write the weights into their regions, and tell how many were rounded where the format has exceptions."""
+    tensors = stored.tensors
     fp32 = kept_in_fp32(model, tensors, weights)
     layers = [] if weights == "fp32" else linear_names(model)
     total = len(fp32) + len(layers)
@@ -68,14 +70,16 @@ def fill_weights(
         progress("loading weights", (index + 1) / total)
     codec, rounded, count = CODECS[weights], 0, 0
     for index, name in enumerate(layers):
-        weight = tensors[name].t()
-        parts = codec.encode(weight, name)
+        parts = stored.parts(name, weights)
         for part, tensor in parts.items():
             arena.tensor(part_region(weights, name, part)).copy_(tensor)
         if WEIGHT_FORMATS[weights].counts_rounding:
+            weight = tensors[name].t()
             rounded += int((codec.decode(parts) != weight).sum())
             count += weight.numel()
         progress(f"quantising weights to {weights}", (len(fp32) + index + 1) / total)
+    if told := stored.tell_stored(layers, weights):
+        progress(told, None)
     if count:
         progress(f"{rounded} of {count} weights were rounded to fit {weights}", None)
 
@@ -111,10 +115,12 @@ def private_parts(model: ConvertedModel, weights: str, progress: Progress) -> di
     """The linear layers in format ``weights``, a copy of one's own; fp32 is mapped from the converted model's file."""
     names = linear_names(model.config)
     parts: dict[str, Parts] = {}
-    with model.open_weights() as tensors:
+    with LayerWeights(model) as stored:
         for index, name in enumerate(names):
-            parts[name] = CODECS[weights].encode(tensors[name].t(), name)
+            parts[name] = stored.parts(name, weights)
             progress(f"making the drafter's own {weights} weights", (index + 1) / len(names))
+        if told := stored.tell_stored(names, weights):
+            progress(told, None)
     return parts
 
 

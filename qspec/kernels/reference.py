@@ -47,6 +47,11 @@ def linear_int4_asymmetric(x: Tensor, codes: Tensor, scales: Tensor, zeros: Tens
     return linear(x, ((codes.double() - _per_input(zeros, codes)) * _per_input(scales, codes)).t(), bias)
 
 
+def linear_int4_minimum(x: Tensor, codes: Tensor, scales: Tensor, minima: Tensor, bias: Tensor | None) -> Tensor:
+    """4-bit weights alone with a minimum per group: ``x · (code · scale + minimum)``; ``minima`` as ``scales``."""
+    return linear(x, (codes.double() * _per_input(scales, codes) + _per_input(minima, codes)).t(), bias)
+
+
 def linear_w4a8(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
     """int4 weights in groups times int8 activations per token."""
     x_codes, x_scales = quantize_rows_int8(x.float())

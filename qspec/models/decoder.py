@@ -18,7 +18,6 @@ from torch import Tensor
 from qspec.kernels.elementwise import layer_norm, mlp_middle, rms_norm, rotary_table, rotate
 from qspec.models.config import DecoderConfig, Norm, Positions
 
-
 Rotary = tuple[Tensor, Tensor]
 """cos and sin of some rows' positions, ``[rows, 1, D]`` each (``qspec.kernels.elementwise.rotate``)."""
 

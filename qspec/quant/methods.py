@@ -5,11 +5,13 @@ A method has *variants*: a weight format, an activation format, and for each bac
 lists what is; nothing falls back to another precision.
 
 A name is written ``METHOD`` or ``METHOD:VARIANT``. Where a drafter's variant is not written, it is the first one whose
-weights the verifier's store holds, so that one copy serves both; else the method's first.
+weights the verifier's store holds, so that one copy serves both; else the method's first. Where a verifier's variant is
+not written and the model came quantised, it is the first one with the weights that most of its layers have.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -128,11 +130,13 @@ METHODS: Mapping[str, Method] = {
         Method("int8", (
             Variant(name="row", weights="int8-row"),
             Variant(name="g64", weights="int8-g64"),
+            Variant(name="g32", weights="int8-g32"),
             Variant(name="g128", weights="int8-g128"),
             Variant(name="nibbles", weights="int8-nibbles-g64"),
         )),
         Method("int4", (
             *_grouped(_INT4_SIZES, "fp32", "", "-asymmetric"),
+            *_grouped((32,), "fp32", "-minimum"),
             Variant(name="plane", weights="int4-plane-g64"),
         )),
         Method("fp8", (
@@ -144,12 +148,14 @@ METHODS: Mapping[str, Method] = {
             Variant(name="nvfp4", weights="nvfp4", activations="nvfp4"),
             Variant(name="mxfp4", weights="mxfp4", activations="mxfp4"),
             *_grouped(_INT4_SIZES, "nvfp4", "", "-asymmetric"),
+            *_grouped((32,), "nvfp4", "-minimum"),
         )),
         Method("w8a8", (
             Variant(name="row", weights="int8-row", activations="int8 per token", support=_REAL_DRAFT),
         )),
         Method("w4a8", (
             *_grouped(_INT4_SIZES, "int8 per token", "", "-asymmetric"),
+            *_grouped((32,), "int8 per token", "-minimum"),
             Variant(name="g64-e4m3", weights="int4-g64", activations="e4m3 per token"),
             Variant(name="plane", weights="int4-plane-g64", activations="int8 per token"),
         )),
@@ -158,9 +164,13 @@ METHODS: Mapping[str, Method] = {
 """All methods by name."""
 
 
-def choose_verify(name: str, backend: Backend) -> Choice:
-    """The verifier's choice. Unknown or absent on ``backend``: ``InvalidInput``."""
-    return _choose(Role.VERIFY, name, backend, store=None)
+def choose_verify(name: str, backend: Backend, *, stored: Mapping[str, str] | None = None) -> Choice:
+    """The verifier's choice. Unknown or absent on ``backend``: ``InvalidInput``.
+
+    ``stored``: weight formats of the layers that the model came with (``ConvertedModel.stored``).
+    """
+    formats = Counter((stored or {}).values())
+    return _choose(Role.VERIFY, name, backend, store=max(formats, key=formats.__getitem__, default=None))
 
 
 def choose_draft(name: str, backend: Backend, *, verify: Choice) -> Choice | None:

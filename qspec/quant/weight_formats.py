@@ -38,11 +38,12 @@ WEIGHT_FORMATS: Mapping[str, WeightFormat] = {
         WeightFormat(name="e4m3-plane", bits_per_weight=8, plane_of="fp16-planes"),
         WeightFormat(name="e4m3-row", bits_per_weight=8),
         WeightFormat(name="int8-row", bits_per_weight=8),
-        *(_with_scales(f"int8-g{group}", 8, group, 32) for group in (64, 128)),
+        *(_with_scales(f"int8-g{group}", 8, group, 32) for group in (64, 32, 128)),
         _with_scales("int8-nibbles-g64", 8, 64, 32),
         _with_scales("int4-plane-g64", 4, 64, 32, plane_of="int8-nibbles-g64"),
         *(_with_scales(f"int4-g{group}", 4, group, 32) for group in (32, 64, 128)),
         *(_with_scales(f"int4-g{group}-asymmetric", 4, group, 32 + 8) for group in (32, 64, 128)),
+        _with_scales("int4-g32-minimum", 4, 32, 32 + 32),
         _with_scales("nvfp4", 4, 16, 8),
         _with_scales("mxfp4", 4, 32, 8),
     )

@@ -22,9 +22,9 @@ from qspec.quant.weight_formats import WEIGHT_FORMATS, is_held_by
 
 OUTPUTS, INPUTS = 96, 256
 LOSS_DB = {"fp32": 130, "fp16-planes": 70, "e4m3-plane": 29, "e4m3-row": 30, "int8-row": 38, "int8-g64": 42,
-           "int8-g128": 40, "int8-nibbles-g64": 42, "int4-plane-g64": 16, "int4-g32": 19, "int4-g64": 17,
-           "int4-g128": 16, "int4-g32-asymmetric": 20, "int4-g64-asymmetric": 19, "int4-g128-asymmetric": 17,
-           "nvfp4": 19, "mxfp4": 16}
+           "int8-g32": 44, "int8-g128": 40, "int8-nibbles-g64": 42, "int4-plane-g64": 16, "int4-g32": 19,
+           "int4-g64": 17, "int4-g128": 16, "int4-g32-asymmetric": 20, "int4-g64-asymmetric": 19,
+           "int4-g128-asymmetric": 17, "int4-g32-minimum": 20, "nvfp4": 19, "mxfp4": 16}
 """Least signal to quantisation noise of normal weights."""
 
 
@@ -57,6 +57,9 @@ DEFINITIONS: Mapping[tuple[str, str], Callable[[Tensor, Mapping[str, Tensor], Te
     ("int4-g64", "fp32"): lambda x, p, b: reference.linear_int8(x, signed(p["codes"]), p["scales"], b),
     ("int4-g32-asymmetric", "fp32"): lambda x, p, b: reference.linear_int4_asymmetric(
         x, unpack_nibbles(p["codes"]), p["scales"], p["zeros"], b),
+    ("int8-g32", "fp32"): lambda x, p, b: reference.linear_int8(x, p["codes"], p["scales"], b),
+    ("int4-g32-minimum", "fp32"): lambda x, p, b: reference.linear_int4_minimum(
+        x, unpack_nibbles(p["codes"]), p["scales"], p["minima"], b),
     ("int4-g128", "int8 per token"): lambda x, p, b: reference.linear_w4a8(x, signed(p["codes"]), p["scales"], b),
     ("e4m3-row", "e4m3 per token"): lambda x, p, b: reference.linear_fp8(x, p["codes"], p["scales"], b),
     ("e4m3-plane", "fp32"): lambda x, p, b: reference.linear_fp8_plane(x, p["high"], p["scales"], b),
