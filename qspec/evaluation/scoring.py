@@ -26,6 +26,7 @@ from qspec.kernels.emulated_linear import EmulatedLinear
 from qspec.kernels.int8_linear import Int8Linear, has_kernel
 from qspec.models.converted import ConvertedModel
 from qspec.models.decoder import Decoder, Linear, linear_names
+from qspec.models.layer_weights import LayerWeights
 from qspec.quant.activations import ACTIVATIONS
 from qspec.quant.codecs import CODECS
 from qspec.quant.methods import Choice, Support
@@ -42,50 +43,30 @@ class ScoredModel:
     def __init__(self, model: ConvertedModel) -> None:
         self.model = model
         self.layer_names = linear_names(model.config)
-        self._weights, self._int8 = model.open_weights(), model.open_int8()
+        self._layers, self._int8 = LayerWeights(model), model.open_int8()
+        self._weights = self._layers.tensors
 
-    def layer(self, name: str, choice: Choice) -> Linear:
-        """One linear layer under a method; ``InvalidInput`` naming it when it cannot be cut into groups."""
+    def layer(self, name: str, choice: Choice, decoded: Tensor | None = None) -> Linear:
+        """One linear layer under a method; ``decoded`` is its weight in the method's format where that is at hand.
+
+        ``InvalidInput`` naming the layer when it cannot be cut into groups.
+        """
         bias = self._weights.get(name + ".bias")
         if is_packed(choice) and choice.support is Support.REAL and has_kernel():
             return Int8Linear(self._int8[f"{name}.codes"], self._int8[f"{name}.scales"], bias)
         if is_plain(choice):
             return PlainLinear(self._weights[name], bias)
-        decoded = self.decoded(name, choice.variant.weights)
-        return EmulatedLinear(lambda: decoded, bias, ACTIVATIONS[choice.variant.activations], tiles=None)
+        weight = self.decoded(name, choice.variant.weights) if decoded is None else decoded
+        return EmulatedLinear(lambda: weight, bias, ACTIVATIONS[choice.variant.activations], tiles=None)
 
     def decoded(self, name: str, weights: str) -> Tensor:
-        """The fp32 weight ``[out, in]`` that a layer stands for in format ``weights``. Raises as ``layer``."""
-        weight, codec = self._weights[name].t(), CODECS[weights]
-        outputs, inputs = weight.shape
-        codec.shapes(outputs, inputs, name)  # the error that a worker would raise
-        return codec.decode(codec.encode(weight, name))
+        """The fp32 weight ``[out, in]`` that a layer stands for in format ``weights``, its own codes if it came so.
 
-    def logits(self, layers: Mapping[str, Linear], texts: Sequence[Sequence[int]]) -> list[Tensor]:
-        """``text_logits`` of every text over ``layers``. A vocabulary of 49,152 makes 200 MB of a thousand tokens."""
-        decoder = self.decoder(layers, max(map(len, texts)))
-        return [text_logits(decoder, text) for text in texts]
-
-    def agreement(
-        self, layers: Mapping[str, Linear], texts: Sequence[Sequence[int]], targets: Sequence[Tensor]
-    ) -> Agreement:
-        """What ``layers`` and a target whose logits are ``targets``, one for each of ``texts``, agree on."""
-        decoder = self.decoder(layers, max(map(len, texts)))
-        return sum(
-            (compare_logits(text_logits(decoder, text), target) for text, target in zip(texts, targets, strict=True)),
-            NO_AGREEMENT,
-        )
-
-    def layer_bytes(self, name: str, weights: str) -> int:
-        """Size of one layer's stored weight in format ``weights``, scales included; biases are not."""
+        Raises as ``layer``.
+        """
         inputs, outputs = self._weights.shape(name)
-        return sum(dtype.itemsize * math.prod(shape) for dtype, shape in CODECS[weights].shapes(
-            outputs, inputs, name).values())
-
-    def store_bytes(self, weights: str) -> int:
-        """What a verifier's store holds in format ``weights``: linear layers, embeddings, norms and biases."""
-        shapes = {name: self._weights.shape(name) for name in self._weights}
-        return sum(spec.bytes for spec in weight_specs(self.model.config, shapes, weights))
+        CODECS[weights].shapes(outputs, inputs, name)  # the error that a worker would raise
+        return CODECS[weights].decode(self._layers.parts(name, weights))
 
     def misfit(self, weights: str) -> str | None:
         """Why the model's linear layers cannot be stored in format ``weights``; None when they can."""
@@ -118,6 +99,32 @@ class ScoredModel:
             most = self.model.config.max_position
             raise InvalidInput.field("texts", f"one is {positions} tokens long, and the model knows {most} positions")
         return Decoder(self.model.config, self._weights, layers, positions, row_invariant=False)
+
+    def logits(self, layers: Mapping[str, Linear], texts: Sequence[Sequence[int]]) -> list[Tensor]:
+        """``text_logits`` of every text over ``layers``. A vocabulary of 49,152 makes 200 MB of a thousand tokens."""
+        decoder = self.decoder(layers, max(map(len, texts)))
+        return [text_logits(decoder, text) for text in texts]
+
+    def agreement(
+        self, layers: Mapping[str, Linear], texts: Sequence[Sequence[int]], targets: Sequence[Tensor]
+    ) -> Agreement:
+        """What ``layers`` and a target whose logits are ``targets``, one for each of ``texts``, agree on."""
+        decoder = self.decoder(layers, max(map(len, texts)))
+        return sum(
+            (compare_logits(text_logits(decoder, text), target) for text, target in zip(texts, targets, strict=True)),
+            NO_AGREEMENT,
+        )
+
+    def layer_bytes(self, name: str, weights: str) -> int:
+        """Size of one layer's stored weight in format ``weights``, scales included; biases are not."""
+        inputs, outputs = self._weights.shape(name)
+        return sum(dtype.itemsize * math.prod(shape) for dtype, shape in CODECS[weights].shapes(
+            outputs, inputs, name).values())
+
+    def store_bytes(self, weights: str) -> int:
+        """What a verifier's store holds in format ``weights``: linear layers, embeddings, norms and biases."""
+        shapes = {name: self._weights.shape(name) for name in self._weights}
+        return sum(spec.bytes for spec in weight_specs(self.model.config, shapes, weights))
 
 
 class WholeText:

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 from qspec.config import DEFAULT_MODEL
 from qspec.errors import InvalidInput
 from qspec.progress_display import showing_progress
-from qspec.quant.methods import Backend, Choice, choose_draft, choose_verify
+from qspec.quant.methods import (
+    NO_DRAFTER,
+    Backend,
+    check_draft_method,
+    check_verify_method,
+    choose_draft,
+    choose_verify,
+)
 
 if TYPE_CHECKING:
     from qspec.evaluation.sensitivity import Sensitivity
@@ -43,8 +50,10 @@ def add_sensitivity_command(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run_sensitivity(args: argparse.Namespace) -> int:
     """Measure and print; returns the exit code. Raises a ``QspecError`` for whatever cannot be used."""
-    against = _chosen("--against", lambda: choose_verify(args.against, Backend.CPU))
-    method = _chosen("--method", lambda: choose_draft(args.method, Backend.CPU, verify=against))
+    _check("--against", check_verify_method, args.against)
+    _check("--method", check_draft_method, args.method)
+    if args.method == NO_DRAFTER:
+        raise InvalidInput.field("--method", "'off' is no method; there is nothing to measure")
     if args.positions < 2:
         raise InvalidInput.field("--positions", f"must be at least 2, got {args.positions}")
     from qspec.evaluation.sensitivity_report import (
@@ -58,7 +67,7 @@ def run_sensitivity(args: argparse.Namespace) -> int:
     plots = args.output is not None and not args.no_plot
     if plots:
         require_plotting()
-    found = _measure(args, method, against)
+    found = _measure(args)
     print(sensitivity_table(found))
     print()
     if args.output is not None:
@@ -72,7 +81,7 @@ def run_sensitivity(args: argparse.Namespace) -> int:
     return 0
 
 
-def _measure(args: argparse.Namespace, method: Choice, against: Choice) -> Sensitivity:
+def _measure(args: argparse.Namespace) -> Sensitivity:
     from qspec.evaluation.scoring import ScoredModel, first_positions
     from qspec.evaluation.sensitivity import Grain, measure_sensitivity
     from qspec.evaluation.token_sequences import token_sequences
@@ -81,6 +90,9 @@ def _measure(args: argparse.Namespace, method: Choice, against: Choice) -> Sensi
 
     with showing_progress() as progress:
         model = prepare(args.model, progress=progress)
+    against = choose_verify(args.against, Backend.CPU, stored=model.stored)
+    method = choose_draft(args.method, Backend.CPU, verify=against)
+    assert method is not None
     longest = min(_LONGEST, model.config.max_position)
     texts = token_sequences(args.texts, Tokenizer.load(model.tokenizer_directory), longest, "--texts")
     with showing_progress() as progress:
@@ -88,12 +100,9 @@ def _measure(args: argparse.Namespace, method: Choice, against: Choice) -> Sensi
             ScoredModel(model), method, against, first_positions(texts, args.positions), Grain(args.per), progress)
 
 
-def _chosen(option: str, choose: Callable[[], Choice | None]) -> Choice:
-    """What a choice yields, its errors in terms of the option."""
+def _check(option: str, check: Callable[[str, Backend], None], name: str) -> None:
+    """``check`` a method's name, its errors in terms of the option."""
     try:
-        choice = choose()
+        check(name, Backend.CPU)
     except InvalidInput as error:
         raise InvalidInput.field(option, "; ".join(each.description for each in error.violations)) from None
-    if choice is None:
-        raise InvalidInput.field(option, "'off' is no method; there is nothing to measure")
-    return choice

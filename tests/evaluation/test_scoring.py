@@ -14,6 +14,8 @@ from qspec.evaluation.scoring import ScoredModel, first_positions, numbers, text
 from qspec.quant.methods import METHODS, Backend, Choice, choose_draft, choose_verify
 from tests.engine.stacks import running
 from tests.evaluation.conftest import TEXTS
+from tests.models.packed_checkpoints import write_packed
+from tests.models.quiet import prepare_quietly
 
 VARIANTS = [f"{method.name}:{variant.name}" for method in METHODS.values() for variant in method.variants]
 NONE = choose_verify("none", Backend.CPU)
@@ -38,6 +40,22 @@ def test_logits_are_the_verifiers(scored: ScoredModel, wide: Path, name: str) ->
             theirs = stack.verifier.cached_decoder(8).score(text, 64)
             assert found.shape == theirs.shape
             assert error_db(theirs, found) > (90 if choice.variant.activations == "fp32" else 30)
+
+
+@pytest.mark.parametrize("name", ["int4", "w4a8:g64-asymmetric", "int4:g32"])
+def test_codes_that_came_with_the_model_are_scored(wide: Path, tmp_path: Path, name: str) -> None:
+    """A GPTQ checkpoint's own codes where the method's format is its; ``wide`` sets the cache."""
+    assert wide.exists()
+    write_packed(tmp_path / "packed", group_size=64, symmetric=False)
+    packed = ScoredModel(prepare_quietly(tmp_path / "packed"))
+    choice = choose_verify(name, Backend.CPU, stored=packed.model.stored)
+    with running(tmp_path / "packed", draft_quantization="off", verify_quantization=name) as stack:
+        theirs = stack.verifier.cached_decoder(8).score(TEXTS[0], 64)
+    found = packed.logits(packed.layers(packed.uniform(choice)), TEXTS[:1])[0]
+    assert error_db(theirs, found) > (90 if choice.variant.activations == "fp32" else 30)
+    if choice.variant.weights == "int4-g64-asymmetric":
+        exact = packed.decoded("layers.0.qkv", "fp32")
+        assert torch.equal(packed.decoded("layers.0.qkv", choice.variant.weights), exact)
 
 
 def test_packed_int8_is_the_drafters_kernel(scored: ScoredModel, wide: Path) -> None:
