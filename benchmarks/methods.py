@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.calibrated_figures import measure_calibrated
 from benchmarks.environment import ROOT, describe_environment
 from benchmarks.method_figures import measure_methods, own_answers
 from benchmarks.method_pairs import all_choices
@@ -45,8 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scored = ScoredModel(model)
     with showing_progress() as progress:
         methods, pairs = measure_methods(scored, answers, text, progress)
+        calibrated = measure_calibrated(scored, args.calibrated, answers, text, progress)
     environment = describe_environment()
-    document = methods_document(methods, pairs, Circumstances(
+    document = methods_document(methods, pairs, calibrated, Circumstances(
         model=args.model,
         command=_command(args),
         machine=f"CPU {environment['cpu'] or 'unknown'}, torch {environment['torch']}, Python {environment['python']}",
@@ -75,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--answer-tokens", type=int, default=96, metavar="N", help="longest answer (default: %(default)s)")
     add("--text", type=Path, default=ROOT / "benchmarks" / "public_domain.txt", metavar="FILE", help=(
         "text to measure perplexity on (default: benchmarks/public_domain.txt)"))
+    add("--calibrated", type=Path, action="append", default=[], metavar="DIRECTORY", help=(
+        "a directory that python -m qspec quantize made of the model; may be given several times"))
     add("--output", type=Path, default=ROOT / "docs" / "methods.md", metavar="FILE", help=(
         "the document (default: docs/methods.md)"))
     return parser
@@ -84,9 +88,10 @@ def _command(args: argparse.Namespace) -> str:
     """The command line, in names of files and not of this machine's directories; defaults left out."""
     parts = ["python", "-m", "benchmarks.methods"]
     for option, value in vars(args).items():
-        if option != "output" and value != _parser().get_default(option):
-            shown = value.name if isinstance(value, Path) else str(value)
-            parts += [f"--{option.replace('_', '-')}", shown]
+        if option == "output" or value == _parser().get_default(option):
+            continue
+        for each in value if isinstance(value, list) else [value]:
+            parts += [f"--{option.replace('_', '-')}", each.name if isinstance(each, Path) else str(each)]
     return shlex.join(parts)
 
 

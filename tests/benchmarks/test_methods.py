@@ -14,6 +14,7 @@ from benchmarks.environment import ROOT
 from benchmarks.method_figures import Answer, answer_logits, own_answers
 from benchmarks.method_pairs import LIKE_Q4_1, all_choices, can_decide, sensible_pairs
 from benchmarks.methods import main
+from qspec.calibration.quantised_model import CalibrationConfig, quantise_model
 from qspec.errors import InvalidInput
 from qspec.evaluation.scoring import ScoredModel
 from qspec.evaluation.sensitivity import full_name
@@ -184,3 +185,22 @@ def test_the_text_in_the_repository_is_long_enough_and_says_what_it_is() -> None
     text = (ROOT / "benchmarks" / "public_domain.txt").read_text("utf-8")
     assert 2000 <= len(text.split()) <= 3500
     assert "public domain" in text.splitlines()[0]
+
+
+def test_calibrated_codes_stand_beside_rounded_ones(models: Path) -> None:
+    made = quantise_model(CalibrationConfig(
+        model=str(models / "wide"), output=models / "calibrated", calibration=models / "prompts.jsonl",
+        method="int4:g32-asymmetric", answer_tokens=8,
+    ), lambda _text, _share: None)
+    document = generate(models, "wide", "--calibrated", str(made.directory))
+    *_, calibrated = tables(document)
+    assert [row["codes chosen by"] for row in calibrated] == ["rounded to nearest", "gptq"]
+    assert {row["method"] for row in calibrated} == {"`int4:g32-asymmetric`"}
+    rounded = next(row for row in tables(document)[0] if row["method"].startswith("`int4:g32-asymmetric`"))
+    assert all(calibrated[0][column] == rounded[column] for column in ("perplexity", "greedy", "T = 1", "KL, nats"))
+    assert float(calibrated[1]["KL, nats"]) != float(rounded["KL, nats"])
+
+
+def test_a_directory_of_another_model_is_refused(models: Path) -> None:
+    with pytest.raises(InvalidInput, match="--calibrated.*no quantised form of this model"):
+        generate(models, "wide", "--calibrated", str(models / "narrow"))
