@@ -58,7 +58,7 @@ from qspec.memory.arena import HostArena
 from qspec.models.converted import ConvertedModel, prepare
 from qspec.models.decoder import Decoder, Linear, linear_names
 from qspec.models.layer_weights import LayerWeights
-from qspec.models.tokenizer import Tokenizer
+from qspec.models.tokenizer import vocab_fingerprint
 from qspec.quant.codecs import Parts
 from qspec.quant.method_plan import MethodPlan, check_methods, plan_draft, plan_verify
 from qspec.quant.methods import NO_DRAFTER, Backend, Role
@@ -97,7 +97,7 @@ class LocalDrafter:
 
     def __init__(self, model: ConvertedModel, plan: MethodPlan, store: MethodPlan, progress: Progress) -> None:
         self._model, self._methods, self._store = model, plan, store
-        self._vocab_fingerprint = Tokenizer.load(model.tokenizer_directory).vocab_fingerprint
+        self._vocab_fingerprint = vocab_fingerprint(model.tokenizer_directory)
         self._attached: _Attached | None = None
         packed = [name for name, choice in plan.layers.items() if is_packed(choice)]
         self._stored = [name for name in plan.layers if name not in packed]

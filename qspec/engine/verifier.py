@@ -54,7 +54,7 @@ from qspec.memory.layout import ArenaLayout
 from qspec.models.converted import ConvertedModel, prepare
 from qspec.models.decoder import Decoder, linear_names
 from qspec.models.layer_weights import LayerWeights
-from qspec.models.tokenizer import Tokenizer
+from qspec.models.tokenizer import vocab_fingerprint
 from qspec.quant.method_plan import MethodPlan, check_methods, plan_verify
 from qspec.quant.methods import Backend, Role
 
@@ -87,7 +87,7 @@ class LocalVerifier:
     ) -> None:
         self._config, self._methods = config, plan
         self._model = model
-        self._vocab_fingerprint = Tokenizer.load(model.tokenizer_directory).vocab_fingerprint
+        self._vocab_fingerprint = vocab_fingerprint(model.tokenizer_directory)
         self._max_model_len = _max_model_len(model, config)
         with LayerWeights(model) as weights:
             shapes = {name: weights.tensors.shape(name) for name in weights.tensors}

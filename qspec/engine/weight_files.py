@@ -17,6 +17,7 @@ from torch import Tensor
 
 from qspec.config import cache_directory
 from qspec.engine.weights import WeightRegion
+from qspec.errors import ModelError
 from qspec.interfaces import Progress, Region, RegionWriter
 from qspec.memory.layout import REGION_ALIGNMENT, RegionSpec
 from qspec.memory.mapped_file import MappedFile, MappedRegions
@@ -53,7 +54,7 @@ def open_weights(
         paths = list(dict.fromkeys(place[0] for place in places.values() if place is not None))
         numbers = {path: len(files) + 1 + index for index, path in enumerate(paths)}
         for path in paths:
-            files.append(MappedFile.open(path))
+            files.append(_map(path))
         for region in wanted:
             if (place := places[region.spec.name]) is not None:
                 regions.append(_in_model(region.spec, numbers[place[0]], place[1]))
@@ -81,23 +82,47 @@ def _open_or_make(
     made: Sequence[WeightRegion], placed: Sequence[Region], fingerprint: str, model: LayerWeights, progress: Progress
 ) -> WeightStore:
     path = _store_path(made, placed, fingerprint)
-    try:
-        return open_store(path, fingerprint, placed)
-    except FileNotFoundError:
-        pass
-    except StoreDamaged as damage:
-        progress(f"{path} is written anew: {damage}", None)
+    if (store := _open(path, fingerprint, placed, progress)) is not None:
+        return store
     with locked(path, progress, work="writes the weights"):
+        if (store := _open(path, fingerprint, placed, _quiet)) is not None:  # of the process that had the lock
+            return store
         try:
-            return open_store(path, fingerprint, placed)
-        except (FileNotFoundError, StoreDamaged):
-            pass
-        try:
-            with StoreWriter(path, fingerprint, placed) as store:
-                _write(store, made, model, progress)
+            with StoreWriter(path, fingerprint, placed) as writer:
+                _write(writer, made, model, progress)
             return open_store(path, fingerprint, placed)
         except OSError as error:
             raise unwritable(error) from error
+        except StoreDamaged as damage:
+            raise ModelError(f"{path} was written, and yet {damage}; is the disk in order?") from damage
+
+
+def _open(path: Path, fingerprint: str, placed: Sequence[Region], progress: Progress) -> WeightStore | None:
+    """The store at ``path``; None, with a line that says why, when there is no whole one of these regions."""
+    try:
+        return open_store(path, fingerprint, placed)
+    except FileNotFoundError:
+        return None
+    except StoreDamaged as damage:
+        progress(f"{path} is written anew: {damage}", None)
+        return None
+    except OSError as error:
+        raise _unmappable(path, error) from error
+
+
+def _map(path: Path) -> MappedFile:
+    try:
+        return MappedFile.open(path)
+    except OSError as error:
+        raise _unmappable(path, error) from error
+
+
+def _unmappable(path: Path, error: OSError) -> ModelError:
+    return ModelError(f"{path} cannot be mapped ({error.strerror or error}); make it readable, or delete it")
+
+
+def _quiet(_what: str, _share: float | None) -> None:
+    """Nothing to say: it was said before."""
 
 
 def _store_path(made: Sequence[WeightRegion], placed: Sequence[Region], fingerprint: str) -> Path:

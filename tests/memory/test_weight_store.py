@@ -26,6 +26,11 @@ REGIONS = place_regions(SPECS, file=1)
 FINGERPRINT = "f1"
 
 
+def open_files() -> int:
+    """Descriptors of this process."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 def values(spec: RegionSpec) -> torch.Tensor:
     """What the tests store."""
     count = int(torch.Size(spec.shape).numel())
@@ -57,7 +62,7 @@ def test_what_was_written_is_mapped(path: Path) -> None:
         assert torch.equal(tensor.float(), values(spec).float())
     mapped.close()
     mapped.close()
-    assert os.listdir(path.parent) == [path.name], "no partial file"
+    assert list(path.parent.iterdir()) == [path], "no partial file"
 
 
 def test_a_transposed_tensor_is_written_as_it_reads(tmp_path: Path) -> None:
@@ -117,10 +122,10 @@ def with_another_table(content: bytes) -> bytes:
 ])
 def test_damage_is_noticed(path: Path, damage: Callable[[bytes], bytes], reason: str) -> None:
     path.write_bytes(damage(path.read_bytes()))
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     with pytest.raises(StoreDamaged, match=reason):
         open_store(path, FINGERPRINT, REGIONS)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before
 
 
 def test_the_store_of_something_else_is_noticed(path: Path) -> None:
@@ -159,17 +164,17 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def full(*_arguments: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     monkeypatch.setattr(os, function, full)
     with pytest.raises(OSError, match="No space left"):
         write(tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before
 
 
 def test_a_store_beyond_a_real_limit_leaves_nothing(tmp_path: Path) -> None:
     """The kernel's own refusal: no file of this process may exceed 4 KiB."""
-    code = "import sys; from pathlib import Path; from tests.memory.test_weight_store import write; write(Path(sys.argv[1]))"
+    code = "import sys, pathlib; from tests.memory import test_weight_store as t; t.write(pathlib.Path(sys.argv[1]))"
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "x")], capture_output=True, text=True, timeout=60,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
