@@ -89,7 +89,8 @@ def _add_ending(message: pb.GenerateResponse, ending: Ending) -> None:
 def _add_memory(message: pb.GetServerInfoResponse, worker: str, items: tuple[MemoryItem, ...]) -> None:
     for item in items:
         owner = "arena" if item.shared else worker
-        message.memory.add(owner=owner, name=item.name, bytes=item.bytes, shared=item.shared)
+        message.memory.add(
+            owner=owner, name=item.name, bytes=item.bytes, shared=item.shared, mapped_file=item.mapped_file)
 
 
 def _version() -> str:

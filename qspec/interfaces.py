@@ -79,6 +79,8 @@ class MemoryItem:
     name: str
     bytes: int
     shared: bool
+    mapped_file: bool = False
+    """Whether it is a file, mapped read-only, whose pages all stacks on a host share."""
 
 
 class ArenaBackend(Enum):
@@ -97,13 +99,17 @@ class RegionWriter(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Region:
-    """One tensor in the arena: ``offset`` in bytes from the arena's start, ``dtype`` as torch names it."""
+    """One tensor in the arena: ``dtype`` as torch names it, ``offset`` in bytes from the start of what it lies in.
+
+    That is the arena's own memory (``file`` 0), or the n-th of its read-only files (``file`` n).
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     offset: int
     writer: RegionWriter
+    file: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -118,6 +124,8 @@ class ArenaDescriptor:
     epoch: int
     fingerprint: str
     regions: tuple[Region, ...]
+    file_sizes: tuple[int, ...] = ()
+    """Of the files with weights that belong to it."""
 
     def __repr__(self) -> str:
         return f"ArenaDescriptor({self.backend.value}, {self.size} bytes, epoch {self.epoch})"

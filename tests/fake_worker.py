@@ -19,7 +19,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     if role == "verifier":
         verifier = FakeVerifier(delay_s=delay_s)
-        serving = served_verifier(lambda: verifier, directory, lambda: verifier.arena_fd)
+        serving = served_verifier(lambda: verifier, directory, lambda: verifier.arena_fds)
     else:
         serving = served_drafter(lambda: FakeDrafter(delay_s=delay_s), directory)
     with serving:

@@ -39,7 +39,7 @@ from qspec.interfaces import (
     VerifyBatch,
     VerifyResult,
 )
-from qspec.memory.fd_passing import receive_fd
+from qspec.memory.fd_passing import receive_fds
 from tests.toy_model import next_token
 
 VOCAB_FINGERPRINT = "toy-vocabulary"
@@ -102,11 +102,11 @@ class FakeVerifier:
         max_model_len: int = 256, max_draft_length: int = 8, max_batch_rows: int = 64, epoch: int | None = None,
         delay_s: float = 0.0,
     ) -> None:
-        self.arena_fd = os.memfd_create("fake-arena")
-        os.ftruncate(self.arena_fd, FakeArena.size(max_slots, max_model_len))
+        self._arena_fd = os.memfd_create("fake-arena")
+        os.ftruncate(self._arena_fd, FakeArena.size(max_slots, max_model_len))
         self.delay_s = delay_s
         self.batches: list[VerifyBatch] = []
-        self._arena = FakeArena(self.arena_fd, max_slots, max_model_len)
+        self._arena = FakeArena(self._arena_fd, max_slots, max_model_len)
         self._slots = [_Slot() for _ in range(max_slots)]
         self._free_blocks = num_blocks
         regions = (
@@ -115,7 +115,7 @@ class FakeVerifier:
                    writer=RegionWriter.VERIFIER),
         )
         arena = ArenaDescriptor(
-            backend=ArenaBackend.HOST_SHM, device_uuid="", handle=b"", reference=f"fd:{self.arena_fd}",
+            backend=ArenaBackend.HOST_SHM, device_uuid="", handle=b"", reference=f"fd:{self._arena_fd}",
             size=FakeArena.size(max_slots, max_model_len), epoch=next(_epochs) if epoch is None else epoch,
             fingerprint="fake", regions=regions,
         )
@@ -126,6 +126,11 @@ class FakeVerifier:
             num_blocks=num_blocks, arena=arena, memory=(MemoryItem(name="toy", bytes=arena.size, shared=True),),
             kernel="toy",
         )
+
+    @property
+    def arena_fds(self) -> tuple[int, ...]:
+        """What a drafter maps."""
+        return (self._arena_fd,)
 
     def describe(self) -> VerifierDescription:
         """See ``Verifier``."""
@@ -162,7 +167,7 @@ class FakeVerifier:
     def close(self) -> None:
         """See ``Verifier``."""
         self._arena.close()
-        os.close(self.arena_fd)
+        os.close(self._arena_fd)
 
     def _check(self, batch: VerifyBatch) -> None:
         about = self._description
@@ -292,7 +297,7 @@ class FakeDrafter:
         self.close()
         max_slots, max_model_len = verifier.arena.regions[1].shape
         kind, _, where = verifier.arena.reference.partition(":")
-        fd = os.dup(int(where)) if kind == "fd" else receive_fd(Path(where), timeout=5.0)
+        fd = os.dup(int(where)) if kind == "fd" else receive_fds(Path(where), timeout=5.0)[0]
         try:
             self._arena = FakeArena(fd, max_slots, max_model_len)
         finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -20,15 +20,17 @@ _START_S = 20.0
 
 
 @contextlib.contextmanager
-def served_verifier(load: Callable[[], Verifier], directory: Path, arena_fd: Callable[[], int]) -> Iterator[str]:
-    """Serve the verifier that ``load`` gives; ``arena_fd`` is called after loading. Yields the address."""
+def served_verifier(
+    load: Callable[[], Verifier], directory: Path, arena_fds: Callable[[], Sequence[int]]
+) -> Iterator[str]:
+    """Serve the verifier that ``load`` gives; ``arena_fds`` is called after loading. Yields the address."""
     arena_socket = directory / "arena.sock"
 
     async def run(stop: asyncio.Event, on_serving: Callable[[str], None]) -> None:
         engine = EngineThread(load, name="verifier-engine")
         servicer = VerifierServicer(engine, arena_reference=f"unix:{arena_socket}")
         await engine.loaded()
-        fd_server = FdServer(arena_socket, arena_fd())
+        fd_server = FdServer(arena_socket, *arena_fds())
         try:
             await serve(
                 [servicer.service], f"unix:{directory / 'verifier.sock'}", prepare=engine.loaded,

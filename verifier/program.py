@@ -12,7 +12,7 @@ from qspec.worker_process import WorkerProcess
 from verifier.service import VerifierServicer
 
 ARENA_SOCKET = "arena.sock"
-"""Name, in the runtime directory, of the socket where the arena's descriptor is handed out."""
+"""Name, in the runtime directory, of the socket where the arena's descriptors are handed out."""
 
 
 async def serve_verifier(process: WorkerProcess, *, epoch: int) -> None:
@@ -24,7 +24,7 @@ async def serve_verifier(process: WorkerProcess, *, epoch: int) -> None:
         from qspec.engine.verifier import LocalVerifier  # imports torch: in the thread that will use it
 
         verifier = LocalVerifier.load(process.config, progress=process.status.stage, epoch=epoch)
-        fd_servers.append(FdServer(socket_path, verifier.arena_fd))
+        fd_servers.append(FdServer(socket_path, *verifier.arena_fds))
         return verifier
 
     engine = EngineThread(load, name="verifier-engine")

@@ -2,8 +2,8 @@
 
 It has no state of its own between batches. Each step feeds one token per sequence; attention reads the committed blocks
 in place and then the tail, the only part of the cache that the drafter writes. Its weights are, layer by layer, the
-arena's where the verifier's format is its own or holds it as a plane; else a private copy. ``w8a8`` always keeps a
-private packed copy (fbgemm's layout cannot be shared).
+arena's where the verifier's format is its own or holds it as a plane; else its own, in a file that is mapped as well.
+``w8a8`` always keeps a private packed copy (fbgemm's layout cannot be shared).
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from qspec.engine.regions import (
     TAIL_VALUES,
     arena_fingerprint,
 )
-from qspec.engine.weights import fp32_tensors, parts_bytes, private_parts, shared_parts
+from qspec.engine.weight_files import open_weights
+from qspec.engine.weights import fp32_tensors, layer_regions, parts_bytes, shared_parts
 from qspec.errors import ContractViolation, EpochMismatch, InvalidInput
 from qspec.interfaces import (
     DraftAnswer,
@@ -56,7 +57,8 @@ from qspec.kernels.paged_attention import BlockSpan, attend_with_tail, causal_ma
 from qspec.memory.arena import HostArena
 from qspec.models.converted import ConvertedModel, prepare
 from qspec.models.decoder import Decoder, Linear, linear_names
-from qspec.models.tokenizer import Tokenizer
+from qspec.models.layer_weights import LayerWeights
+from qspec.models.tokenizer import vocab_fingerprint
 from qspec.quant.codecs import Parts
 from qspec.quant.method_plan import MethodPlan, check_methods, plan_draft, plan_verify
 from qspec.quant.methods import NO_DRAFTER, Backend, Role
@@ -95,7 +97,7 @@ class LocalDrafter:
 
     def __init__(self, model: ConvertedModel, plan: MethodPlan, store: MethodPlan, progress: Progress) -> None:
         self._model, self._methods, self._store = model, plan, store
-        self._vocab_fingerprint = Tokenizer.load(model.tokenizer_directory).vocab_fingerprint
+        self._vocab_fingerprint = vocab_fingerprint(model.tokenizer_directory)
         self._attached: _Attached | None = None
         packed = [name for name, choice in plan.layers.items() if is_packed(choice)]
         self._stored = [name for name in plan.layers if name not in packed]
@@ -104,12 +106,16 @@ class LocalDrafter:
         if packed:
             with model.open_weights() as weights, model.open_int8() as int8:
                 self._packed = packed_linears(packed, int8, weights, progress)
-        self._private = private_parts(model, private, plan, progress)
+        with LayerWeights(model) as weights:
+            shapes = {name: weights.tensors.shape(name) for name in self._stored}
+            own = open_weights(layer_regions(private, shapes, plan), model.fingerprint, weights, progress)
+        self._private = shared_parts(own, private, plan, plan)
+        own.close()
         for name in dict.fromkeys(
             kernel_name(choice) for choice in map(plan.layers.__getitem__, self._stored) if not is_plain(choice)
         ):
             progress(name, None)
-        self._memory = self._private_memory()
+        self._memory = self._private_memory(shapes)
 
     @classmethod
     def load(cls, config: StackConfig, *, progress: Progress) -> LocalDrafter:
@@ -264,7 +270,7 @@ class LocalDrafter:
         owner = "its own" if name in self._private else "the verifier's"
         return f"{kernel_name(self._methods.layers[name])}, {owner} weights"
 
-    def _private_memory(self) -> tuple[MemoryItem, ...]:
+    def _private_memory(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[MemoryItem, ...]:
         """What the drafter holds for itself: an item for each format, and room to work."""
         items = []
         if self._packed:
@@ -274,7 +280,6 @@ class LocalDrafter:
         for name, parts in self._private.items():
             by_format.setdefault(self._methods.weights(name), {})[name] = parts
         for weights, stored in by_format.items():
-            items.append(MemoryItem(name=f"weights {weights}", bytes=parts_bytes(stored), shared=False))
-        with self._model.open_weights() as tensors:
-            shapes = {name: tensors.shape(name) for name in self._stored}
+            items.append(
+                MemoryItem(name=f"weights {weights}", bytes=parts_bytes(stored), shared=False, mapped_file=True))
         return (*items, *working_memory(self._methods, shapes, self._stored))

@@ -7,11 +7,9 @@ import hashlib
 import torch
 
 from qspec.config import StackConfig
-from qspec.engine.weights import weight_memory
 from qspec.interfaces import MemoryItem, Region, RegionWriter
 from qspec.memory.layout import RegionSpec
 from qspec.models.config import DecoderConfig
-from qspec.quant.method_plan import MethodPlan
 
 KV_KEYS, KV_VALUES = "kv/keys", "kv/values"
 """``[layers, blocks, kv_heads, block, D]``: committed entries, written by the verifier alone."""
@@ -29,17 +27,14 @@ DRAFT_ROUNDS = "draft/rounds"
 """``[slots]`` int64: the round that the distributions are of; 0 while they are being written."""
 
 
-def arena_specs(
-    model: DecoderConfig, weights: list[RegionSpec], config: StackConfig, max_model_len: int
-) -> list[RegionSpec]:
-    """All regions of a stack on a CPU, those of the weights (``qspec.engine.weights``) first."""
+def arena_specs(model: DecoderConfig, config: StackConfig, max_model_len: int) -> list[RegionSpec]:
+    """All regions of a stack on a CPU but those of the weights (``qspec.engine.weights``)."""
     num_blocks = config.kv_tokens // config.block_size
     cache = (model.num_layers, num_blocks, model.num_kv_heads, config.block_size, model.head_dim)
     slots, drafts = config.max_slots, max(config.max_draft_length, 1)
     tail = (model.num_layers, slots, model.num_kv_heads, drafts, model.head_dim)
     own = RegionWriter.DRAFTER
     return [
-        *weights,
         RegionSpec(KV_KEYS, torch.float32, cache),
         RegionSpec(KV_VALUES, torch.float32, cache),
         RegionSpec(SLOT_LEASES, torch.int64, (slots,)),
@@ -52,24 +47,24 @@ def arena_specs(
     ]
 
 
-def arena_memory(specs: list[RegionSpec], model: DecoderConfig, plan: MethodPlan) -> tuple[MemoryItem, ...]:
-    """The arena's part of the memory budget; ``plan``: the verifier's."""
+def arena_memory(specs: list[RegionSpec]) -> tuple[MemoryItem, ...]:
+    """The part of the arena's own memory in the budget."""
     purposes = {
         "kv/": "KV blocks fp32",
         "tail/": "drafter's tails",
         "draft/": "draft distributions",
         "state/": "batch state",
     }
-    rest = (
+    return tuple(
         MemoryItem(name=name, bytes=sum(spec.bytes for spec in specs if spec.name.startswith(prefix)), shared=True)
         for prefix, name in purposes.items()
     )
-    return (*weight_memory(specs, model, plan), *rest)
 
 
 def arena_fingerprint(model_fingerprint: str, regions: tuple[Region, ...]) -> str:
     """Hash over the model and everything about the regions; both workers compute it and must agree."""
     digest = hashlib.sha256(model_fingerprint.encode())
     for region in regions:
-        digest.update(f"{region.name}|{region.dtype}|{region.shape}|{region.offset}|{region.writer.value}\n".encode())
+        place = f"{region.file}|{region.offset}"
+        digest.update(f"{region.name}|{region.dtype}|{region.shape}|{place}|{region.writer.value}\n".encode())
     return digest.hexdigest()

@@ -32,7 +32,8 @@ from qspec.engine.regions import (
     arena_specs,
 )
 from qspec.engine.slots import SlotTable, Tenancy
-from qspec.engine.weights import fill_weights, fp32_tensors, shared_parts, weight_specs
+from qspec.engine.weight_files import open_weights
+from qspec.engine.weights import fp32_tensors, shared_parts, weight_memory, weight_regions
 from qspec.errors import ContractViolation, EpochMismatch, InvalidInput
 from qspec.interfaces import (
     PrefillChunk,
@@ -53,7 +54,7 @@ from qspec.memory.layout import ArenaLayout
 from qspec.models.converted import ConvertedModel, prepare
 from qspec.models.decoder import Decoder, linear_names
 from qspec.models.layer_weights import LayerWeights
-from qspec.models.tokenizer import Tokenizer
+from qspec.models.tokenizer import vocab_fingerprint
 from qspec.quant.method_plan import MethodPlan, check_methods, plan_verify
 from qspec.quant.methods import Backend, Role
 
@@ -86,17 +87,20 @@ class LocalVerifier:
     ) -> None:
         self._config, self._methods = config, plan
         self._model = model
-        self._vocab_fingerprint = Tokenizer.load(model.tokenizer_directory).vocab_fingerprint
+        self._vocab_fingerprint = vocab_fingerprint(model.tokenizer_directory)
         self._max_model_len = _max_model_len(model, config)
         with LayerWeights(model) as weights:
             shapes = {name: weights.tensors.shape(name) for name in weights.tensors}
-            placed = weight_specs(model.config, shapes, plan)
-            specs = arena_specs(model.config, placed, config, self._max_model_len)
-            self._memory = (*arena_memory(specs, model.config, plan), *working_memory(plan, shapes, plan.layers))
+            placed = weight_regions(model.config, shapes, plan)
+            specs = arena_specs(model.config, config, self._max_model_len)
+            self._memory = (
+                *weight_memory([region.spec for region in placed], model.config, plan), *arena_memory(specs),
+                *working_memory(plan, shapes, plan.layers),
+            )
             require_memory(budget_lines("verifier", self._memory))
-            fingerprint = arena_fingerprint(model.fingerprint, ArenaLayout.place(specs).regions)
-            self.arena = HostArena.create(specs, epoch=epoch, fingerprint=fingerprint)
-            fill_weights(self.arena, model.config, weights, plan, progress)
+            mapped = open_weights(placed, model.fingerprint, weights, progress)
+            fingerprint = arena_fingerprint(model.fingerprint, (*mapped.regions, *ArenaLayout.place(specs).regions))
+            self.arena = HostArena.create(specs, epoch=epoch, fingerprint=fingerprint, weights=mapped)
         if not all(map(is_plain, plan.layers.values())):
             progress(self._kernel_name(), None)
         progress("probing row tiles", None)
@@ -118,16 +122,16 @@ class LocalVerifier:
 
     @classmethod
     def load(cls, config: StackConfig, *, progress: Progress, epoch: int) -> LocalVerifier:
-        """Convert the model if need be, allocate the arena and fill it. ``InvalidInput``, ``OutOfMemory``."""
+        """Convert the model if need be, map its weights and allocate the arena. ``InvalidInput``, ``OutOfMemory``."""
         check_methods(config, Role.VERIFY, Backend.CPU)  # before a conversion that takes long
         model = prepare(config.model, progress=progress)
         plan = plan_verify(config, linear_names(model.config), Backend.CPU, stored=model.stored)
         return cls(model, config, plan, epoch, progress)
 
     @property
-    def arena_fd(self) -> int:
-        """File descriptor of the arena, to be handed to the drafter."""
-        return self.arena.fd
+    def arena_fds(self) -> tuple[int, ...]:
+        """File descriptors of the arena and its weights, to be handed to the drafter."""
+        return self.arena.fds
 
     @property
     def vocab_fingerprint(self) -> str:

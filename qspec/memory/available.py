@@ -7,11 +7,17 @@ from pathlib import Path
 
 
 def available_memory() -> int:
-    """Bytes that can be allocated: the smaller of what the machine has free and what the control group leaves."""
+    """Bytes that can be allocated: the smaller of what the machine has free and what the control group leaves.
+
+    Cached files count as free, as the kernel gives them up when memory is asked for; weights that are mapped from
+    files are such, so a second start finds as much as the first.
+    """
     limits = [_machine()]
-    for maximum, current in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes",
-                                                                "memory/memory.usage_in_bytes")):
-        group = _control_group(maximum, current)
+    for names in (
+        ("memory.max", "memory.current", "memory.stat"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+    ):
+        group = _control_group(*names)
         if group is not None:
             limits.append(group)
     return min(limits)
@@ -27,11 +33,14 @@ def _machine() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _control_group(maximum: str, current: str) -> int | None:
-    root = Path("/sys/fs/cgroup")
+def _control_group(maximum: str, current: str, statistics: str, root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What one version's control group leaves; None where there is no such group, or no limit."""
     try:
         limit = (root / maximum).read_text().strip()
         used = int((root / current).read_text())
+        fields = dict(line.split() for line in (root / statistics).read_text().splitlines())
     except (OSError, ValueError):
         return None
-    return None if limit == "max" else max(int(limit) - used, 0)
+    # Version 1 has the same two for the group alone, and prefixed with "total_" for the groups below it as well.
+    cached = sum(int(fields.get(f"total_{name}", fields.get(name, 0))) for name in ("active_file", "inactive_file"))
+    return None if limit == "max" else max(int(limit) - used + cached, 0)

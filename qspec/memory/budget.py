@@ -34,6 +34,11 @@ class BudgetEntry(Protocol):
         """Whether both workers use the same bytes."""
         ...
 
+    @property
+    def mapped_file(self) -> bool:
+        """Whether it is a file, mapped read-only, whose pages all stacks on a host share."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class BudgetLine:
@@ -43,24 +48,36 @@ class BudgetLine:
     name: str
     bytes: int
     shared: bool
+    mapped_file: bool = False
 
 
 def budget_lines(owner: str, items: Iterable[MemoryItem]) -> list[BudgetLine]:
     """A worker's memory as budget lines; what is shared belongs to the arena."""
-    return [BudgetLine("arena" if item.shared else owner, item.name, item.bytes, item.shared) for item in items]
+    return [
+        BudgetLine("arena" if item.shared else owner, item.name, item.bytes, item.shared, item.mapped_file)
+        for item in items
+    ]
 
 
 def budget_table(lines: Iterable[BudgetEntry]) -> str:
     """One row per item, and the sum; each shared byte counts once."""
     lines = list(lines)
-    rows = [(_size(line.bytes), "shared" if line.shared else f"{line.owner} only", line.name) for line in lines]
+    rows = [
+        (_size(line.bytes), "shared" if line.shared else f"{line.owner} only",
+         f"{line.name} (mapped file, shared by all stacks)" if line.mapped_file else line.name)
+        for line in lines
+    ]
     rows.append((_size(sum(line.bytes for line in lines)), "all", ""))
     width = max(len(owner) for _, owner, _ in rows)
     return "\n".join(f"  {size:>9}  {owner:<{width}}  {name}".rstrip() for size, owner, name in rows)
 
 
 def require_memory(lines: Iterable[BudgetEntry]) -> None:
-    """Refuse, with the table, what does not fit into the memory that is available now: ``OutOfMemory``."""
+    """Refuse, with the table, what does not fit into the memory that is available now: ``OutOfMemory``.
+
+    Mapped files count although the kernel could drop them: weights that are read from the disk for every token are of
+    no use. What of them is cached already, for another stack or an earlier one, is part of what is available.
+    """
     lines = list(lines)
     needed, available = sum(line.bytes for line in lines), available_memory()
     if needed > available:

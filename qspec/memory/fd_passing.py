@@ -1,9 +1,9 @@
-"""Handing a file descriptor to another process of the same user.
+"""Handing file descriptors to another process of the same user.
 
 The verifier's arena has no name in the file system (it is unlinked as soon as it exists, so that nothing can stay
-behind), so the only way to map it is to be given its descriptor. ``FdServer`` gives it away over a Unix socket
-(``SCM_RIGHTS``), in a directory that only the owner can enter, and asks the kernel who is at the other end
-(``SO_PEERCRED``, where there is one) before it does.
+behind), so the only way to map it is to be given its descriptor; the files of the weights go with it. ``FdServer``
+gives them away over a Unix socket (``SCM_RIGHTS``), in a directory that only the owner can enter, and asks the kernel
+who is at the other end (``SO_PEERCRED``, where there is one) before it does.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from qspec.errors import FieldViolation, InvalidInput, WorkerLost
 _GREETING = b"qspec-arena"
 _PEER_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: Linux's struct ucred
 _RETRY_S = 0.02
+_MOST_FDS = 16
+"""More than an arena has files."""
 _MAX_SOCKET_PATH = 107  # bytes in sockaddr_un, less the terminating zero
 
 
@@ -33,20 +35,20 @@ def check_socket_path(path: Path, field: str) -> None:
 
 
 class FdServer:
-    """Gives one file descriptor to every process of the same user that connects to ``path``.
+    """Gives file descriptors, always the same, to every process of the same user that connects to ``path``.
 
-    ``fd`` stays the caller's: it must stay open until ``close``, and is not closed here. The directory of ``path`` is
-    created with mode 0700 where it is missing; one that others may enter is refused (``InvalidInput``).
+    ``fds`` stay the caller's: they must stay open until ``close``, and are not closed here. The directory of ``path``
+    is created with mode 0700 where it is missing; one that others may enter is refused (``InvalidInput``).
     """
 
-    def __init__(self, path: Path, fd: int) -> None:
+    def __init__(self, path: Path, *fds: int) -> None:
         check_socket_path(path, "runtime_dir")
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if path.parent.stat().st_mode & 0o077:
             raise InvalidInput.field("runtime_dir", f"{path.parent} is open to other users; chmod 700 it")
         path.unlink(missing_ok=True)
         self.path = path
-        self._fd = fd
+        self._fds = fds
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))
         path.chmod(0o600)
@@ -55,7 +57,7 @@ class FdServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop giving the descriptor away and remove the socket."""
+        """Stop giving the descriptors away and remove the socket."""
         with contextlib.suppress(OSError):  # the peer-less shutdown wakes accept() and then complains
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -68,13 +70,13 @@ class FdServer:
                 connection, _ = self._listener.accept()
             except OSError:  # closed
                 return
-            with connection, contextlib.suppress(OSError):  # a peer that left needs no descriptor
+            with connection, contextlib.suppress(OSError):  # a peer that left needs nothing
                 if _peer_uid(connection) in (None, os.getuid()):
-                    socket.send_fds(connection, [_GREETING], [self._fd])
+                    socket.send_fds(connection, [_GREETING], self._fds)
 
 
-def receive_fd(path: str | Path, timeout: float) -> int:
-    """The descriptor given away at ``path``; the caller closes it.
+def receive_fds(path: str | Path, timeout: float) -> list[int]:
+    """The descriptors given away at ``path``, at least one; the caller closes them.
 
     Tries again until ``timeout`` seconds are over, because the giver may not have started yet, and then raises
     ``WorkerLost``.
@@ -89,17 +91,18 @@ def receive_fd(path: str | Path, timeout: float) -> int:
         time.sleep(_RETRY_S)
 
 
-def _receive_once(path: str | Path, timeout: float) -> int:
+def _receive_once(path: str | Path, timeout: float) -> list[int]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout)
         connection.connect(str(path))
-        message, fds, _, _ = socket.recv_fds(connection, len(_GREETING), 1)
-    if message != _GREETING or len(fds) != 1:
+        message, fds, _, _ = socket.recv_fds(connection, len(_GREETING), _MOST_FDS)
+    if message != _GREETING or not fds:
         for fd in fds:
             os.close(fd)
         raise ConnectionRefusedError("the peer gave no descriptor (another user?)")
-    os.set_inheritable(fds[0], False)
-    return fds[0]
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    return fds
 
 
 def _peer_uid(connection: socket.socket) -> int | None:

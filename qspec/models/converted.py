@@ -34,11 +34,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import filelock
-
 from qspec.config import cache_directory
 from qspec.errors import ModelError
 from qspec.interfaces import Progress
+from qspec.models.cache_entry import locked, unwritable
 from qspec.models.config import DecoderConfig
 from qspec.models.resolve import CONVERTED_FILE, MODEL_FILES, ModelSource, SourceKind, resolve
 from qspec.models.tokenizer import SETTINGS_FILE
@@ -102,7 +101,7 @@ def prepare(name: str, *, progress: Progress) -> ConvertedModel:
     directory = _directory(source)
     if (model := _open(directory)) is not None:
         return model
-    with _locked(directory, progress):
+    with locked(directory, progress, work="converts the model"):
         if (model := _open(directory)) is not None:
             return model
         from qspec.models.conversion import convert
@@ -176,7 +175,7 @@ def prepare_tokenizer(name: str) -> Path:
     for cached in (directory / TOKENIZER_DIRECTORY, alone):
         if (cached / SETTINGS_FILE).is_file():
             return cached
-    with _locked(alone, lambda _text, _share: None):
+    with locked(alone, lambda _text, _share: None, work="converts the tokenizer"):
         if not (alone / SETTINGS_FILE).is_file():
             from qspec.models.tokenizer_files import write_tokenizer
 
@@ -209,25 +208,6 @@ def _open(directory: Path) -> ConvertedModel | None:
 
 
 @contextmanager
-def _locked(directory: Path, progress: Progress) -> Iterator[None]:
-    """Hold the lock of one cache entry; it goes with the process, however that ends."""
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(directory.with_name(f".{directory.name}.lock"))
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            progress("waiting for another process that converts the model", None)
-            lock.acquire()
-    except OSError as error:
-        raise _unwritable(error) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
 def _replacing(directory: Path) -> Iterator[Path]:
     """A partial directory that takes the place of ``directory`` when all went well, and vanishes otherwise."""
     partial = directory.with_name(f".{directory.name}.partial")
@@ -238,13 +218,6 @@ def _replacing(directory: Path) -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
         partial.rename(directory)
     except OSError as error:
-        raise _unwritable(error) from error
+        raise unwritable(error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _unwritable(error: OSError) -> ModelError:
-    return ModelError(
-        f"the model cache {cache_directory()} cannot be written ({error.strerror or error}); "
-        "free some space there or set QSPEC_CACHE_DIR to another directory"
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import TracebackType
 
 from torch import Tensor
@@ -34,6 +35,14 @@ class LayerWeights:
         if self._stored is not None and self.is_stored(name, weights_format):
             return {part: self._stored[f"{name}.{part}"] for part in codec.part_names}
         return codec.encode(self.tensors[name].t(), name)
+
+    def place(self, name: str, weights_format: str, part: str) -> tuple[Path, int] | None:
+        """The file and the first byte in it of a part as the model has it; None where it has to be made."""
+        if weights_format == "fp32":
+            return self.tensors.path, self.tensors.offset(name)
+        if self._stored is not None and self.is_stored(name, weights_format):
+            return self._stored.path, self._stored.offset(f"{name}.{part}")
+        return None
 
     def tell_stored(self, names: list[str], weights_format: str) -> str | None:
         """One line for people on how many of the layers came in ``weights_format``; None when none did."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,9 @@ class MappedTensors(Mapping[str, torch.Tensor]):
             opened: Any = safetensors.safe_open(path, framework="pt")
         except (safetensors.SafetensorError, OSError) as error:
             raise ModelError(f"{path} is damaged ({error}); delete its directory to convert the model again") from error
+        self.path = path
         self._handle = opened
+        self._offsets: dict[str, int] = {}
         self._names: frozenset[str] = frozenset(opened.keys())
 
     def __iter__(self) -> Iterator[str]:
@@ -43,6 +46,15 @@ class MappedTensors(Mapping[str, torch.Tensor]):
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""
         return tuple(self._handle.get_slice(name).get_shape())
+
+    def offset(self, name: str) -> int:
+        """First byte of a tensor in the file (https://github.com/huggingface/safetensors#format)."""
+        if not self._offsets:
+            with self.path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(length))
+            self._offsets = {name: 8 + length + header[name]["data_offsets"][0] for name in self._names}
+        return self._offsets[name]
 
     def __enter__(self) -> MappedTensors:
         return self

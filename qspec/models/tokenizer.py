@@ -9,18 +9,38 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tokenizers
 
 from qspec.errors import InvalidInput, ModelError
-from qspec.models.chat_template import ChatTemplate
+
+if TYPE_CHECKING:
+    from qspec.models.chat_template import ChatTemplate
 
 TOKENIZER_FILE = "tokenizer.json"
 TEMPLATE_FILE = "chat_template.jinja"
 SETTINGS_FILE = "qspec_tokenizer.json"
+
+
+def vocab_fingerprint(directory: Path) -> str:
+    """``Tokenizer.load(directory).vocab_fingerprint``, without loading it where it was written down. ``ModelError``."""
+    try:
+        known = json.loads((directory / SETTINGS_FILE).read_text("utf-8")).get("vocabulary", {})
+        if known and known["checksum"] == file_checksum(directory / TOKENIZER_FILE):
+            return str(known["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # loading says what is wrong
+    return Tokenizer.load(directory).vocab_fingerprint
+
+
+def file_checksum(path: Path) -> int:
+    """CRC-32 of a tokenizer's file, by which an edited one is told from the one that was converted."""
+    return zlib.crc32(path.read_bytes())
 
 
 class Tokenizer:
@@ -93,6 +113,8 @@ class Tokenizer:
     def _chat_template(self) -> ChatTemplate:
         if self._template_source is None:
             raise InvalidInput.field("prompt", "this model has no chat template; use --raw")
+        from qspec.models.chat_template import ChatTemplate  # late: only who renders prompts needs Jinja
+
         return ChatTemplate(self._template_source, self._special_tokens)
 
     def encode(self, text: str) -> list[int]:

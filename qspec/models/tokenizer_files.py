@@ -19,7 +19,7 @@ from qspec.errors import ModelError
 from qspec.models.gguf_file import GgufFile
 from qspec.models.gguf_tokenizer import gguf_tokenizer
 from qspec.models.resolve import ModelSource, SourceKind
-from qspec.models.tokenizer import SETTINGS_FILE, TEMPLATE_FILE, TOKENIZER_FILE
+from qspec.models.tokenizer import SETTINGS_FILE, TEMPLATE_FILE, TOKENIZER_FILE, Tokenizer, file_checksum
 
 
 def write_tokenizer(source: ModelSource, directory: Path) -> None:
@@ -44,7 +44,12 @@ def _write(
     if template is not None:
         (directory / TEMPLATE_FILE).write_bytes(template.encode())
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **special_tokens}
-    settings = {"eos_token_ids": sorted(eos), "special_tokens": dict(special_tokens)}
+    tokenizer = Tokenizer(backend, eos_token_ids=eos, special_tokens=special_tokens, chat_template=template)
+    checksum = file_checksum(directory / TOKENIZER_FILE)
+    settings = {
+        "eos_token_ids": sorted(eos), "special_tokens": dict(special_tokens),
+        "vocabulary": {"checksum": checksum, "fingerprint": tokenizer.vocab_fingerprint},
+    }
     (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2), "utf-8")
     (directory / SETTINGS_FILE).write_text(json.dumps(settings, indent=2), "utf-8")
 

@@ -124,12 +124,17 @@ def timings_from_pb(message: types_pb2.StageTimings) -> StageTimings:
 
 def memory_to_pb(items: Iterable[MemoryItem]) -> list[types_pb2.MemoryItem]:
     """Encode."""
-    return [types_pb2.MemoryItem(name=item.name, bytes=item.bytes, shared=item.shared) for item in items]
+    return [
+        types_pb2.MemoryItem(name=item.name, bytes=item.bytes, shared=item.shared, mapped_file=item.mapped_file)
+        for item in items
+    ]
 
 
 def memory_from_pb(messages: Iterable[types_pb2.MemoryItem]) -> tuple[MemoryItem, ...]:
     """Decode."""
-    return tuple(MemoryItem(name=m.name, bytes=m.bytes, shared=m.shared) for m in messages)
+    return tuple(
+        MemoryItem(name=m.name, bytes=m.bytes, shared=m.shared, mapped_file=m.mapped_file) for m in messages
+    )
 
 
 @checked
@@ -139,9 +144,11 @@ def arena_to_pb(arena: ArenaDescriptor) -> types_pb2.ArenaDescriptor:
         backend=_BACKENDS[arena.backend], device_uuid=arena.device_uuid, handle=arena.handle,
         reference=arena.reference, size=arena.size, epoch=arena.epoch, fingerprint=arena.fingerprint,
         regions=[
-            types_pb2.ArenaRegion(name=r.name, dtype=r.dtype, shape=r.shape, offset=r.offset, writer=_WRITERS[r.writer])
+            types_pb2.ArenaRegion(
+                name=r.name, dtype=r.dtype, shape=r.shape, offset=r.offset, writer=_WRITERS[r.writer], file=r.file)
             for r in arena.regions
         ],
+        file_sizes=arena.file_sizes,
     )
 
 
@@ -149,15 +156,17 @@ def arena_from_pb(message: types_pb2.ArenaDescriptor) -> ArenaDescriptor:
     """Decode; every region starts inside the arena and has a name of its own."""
     regions = tuple(
         Region(name=r.name, dtype=r.dtype, shape=tuple(r.shape), offset=r.offset,
-               writer=_member(_WRITERS_BACK, r.writer, "region writer"))
+               writer=_member(_WRITERS_BACK, r.writer, "region writer"), file=r.file)
         for r in message.regions
     )
     require(len({region.name for region in regions}) == len(regions), "two regions of an arena have the same name")
-    require(all(region.offset <= message.size for region in regions), "a region starts outside its arena")
+    sizes = (message.size, *message.file_sizes)
+    require(all(region.file < len(sizes) for region in regions), "a region lies in a file that its arena does not have")
+    require(all(region.offset <= sizes[region.file] for region in regions), "a region starts outside its arena")
     return ArenaDescriptor(
         backend=_member(_BACKENDS_BACK, message.backend, "arena backend"), device_uuid=message.device_uuid,
         handle=message.handle, reference=message.reference, size=message.size, epoch=message.epoch,
-        fingerprint=message.fingerprint, regions=regions,
+        fingerprint=message.fingerprint, regions=regions, file_sizes=tuple(message.file_sizes),
     )
 
 

@@ -187,16 +187,18 @@ class GetServerInfoResponse(_message.Message):
     def __init__(self, version: _Optional[str] = ..., state: _Optional[_Union[ServerState, str]] = ..., model: _Optional[str] = ..., draft_method: _Optional[str] = ..., verify_method: _Optional[str] = ..., max_model_len: _Optional[int] = ..., max_slots: _Optional[int] = ..., max_draft_length: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., drafter_restarts: _Optional[int] = ..., verifier_restarts: _Optional[int] = ..., memory: _Optional[_Iterable[_Union[MemoryLine, _Mapping]]] = ..., verify_kernel: _Optional[str] = ..., draft_kernel: _Optional[str] = ..., row_invariant: bool = ..., verify_s: _Optional[_Iterable[float]] = ..., draft_step_s: _Optional[float] = ...) -> None: ...
 
 class MemoryLine(_message.Message):
-    __slots__ = ("owner", "name", "bytes", "shared")
+    __slots__ = ("owner", "name", "bytes", "shared", "mapped_file")
     OWNER_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     SHARED_FIELD_NUMBER: _ClassVar[int]
+    MAPPED_FILE_FIELD_NUMBER: _ClassVar[int]
     owner: str
     name: str
     bytes: int
     shared: bool
-    def __init__(self, owner: _Optional[str] = ..., name: _Optional[str] = ..., bytes: _Optional[int] = ..., shared: bool = ...) -> None: ...
+    mapped_file: bool
+    def __init__(self, owner: _Optional[str] = ..., name: _Optional[str] = ..., bytes: _Optional[int] = ..., shared: bool = ..., mapped_file: bool = ...) -> None: ...
 
 class TokenizeRequest(_message.Message):
     __slots__ = ("text", "chat")

@@ -74,21 +74,23 @@ class StageTimings(_message.Message):
     def __init__(self, prepare_ns: _Optional[int] = ..., forward_ns: _Optional[int] = ..., sample_ns: _Optional[int] = ..., total_ns: _Optional[int] = ...) -> None: ...
 
 class ArenaRegion(_message.Message):
-    __slots__ = ("name", "dtype", "shape", "offset", "writer")
+    __slots__ = ("name", "dtype", "shape", "offset", "writer", "file")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     WRITER_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
     name: str
     dtype: str
     shape: _containers.RepeatedScalarFieldContainer[int]
     offset: int
     writer: RegionWriter
-    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., offset: _Optional[int] = ..., writer: _Optional[_Union[RegionWriter, str]] = ...) -> None: ...
+    file: int
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., offset: _Optional[int] = ..., writer: _Optional[_Union[RegionWriter, str]] = ..., file: _Optional[int] = ...) -> None: ...
 
 class ArenaDescriptor(_message.Message):
-    __slots__ = ("backend", "device_uuid", "handle", "reference", "size", "epoch", "fingerprint", "regions")
+    __slots__ = ("backend", "device_uuid", "handle", "reference", "size", "epoch", "fingerprint", "regions", "file_sizes")
     BACKEND_FIELD_NUMBER: _ClassVar[int]
     DEVICE_UUID_FIELD_NUMBER: _ClassVar[int]
     HANDLE_FIELD_NUMBER: _ClassVar[int]
@@ -97,6 +99,7 @@ class ArenaDescriptor(_message.Message):
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     REGIONS_FIELD_NUMBER: _ClassVar[int]
+    FILE_SIZES_FIELD_NUMBER: _ClassVar[int]
     backend: ArenaBackend
     device_uuid: str
     handle: bytes
@@ -105,14 +108,17 @@ class ArenaDescriptor(_message.Message):
     epoch: int
     fingerprint: str
     regions: _containers.RepeatedCompositeFieldContainer[ArenaRegion]
-    def __init__(self, backend: _Optional[_Union[ArenaBackend, str]] = ..., device_uuid: _Optional[str] = ..., handle: _Optional[bytes] = ..., reference: _Optional[str] = ..., size: _Optional[int] = ..., epoch: _Optional[int] = ..., fingerprint: _Optional[str] = ..., regions: _Optional[_Iterable[_Union[ArenaRegion, _Mapping]]] = ...) -> None: ...
+    file_sizes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, backend: _Optional[_Union[ArenaBackend, str]] = ..., device_uuid: _Optional[str] = ..., handle: _Optional[bytes] = ..., reference: _Optional[str] = ..., size: _Optional[int] = ..., epoch: _Optional[int] = ..., fingerprint: _Optional[str] = ..., regions: _Optional[_Iterable[_Union[ArenaRegion, _Mapping]]] = ..., file_sizes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class MemoryItem(_message.Message):
-    __slots__ = ("name", "bytes", "shared")
+    __slots__ = ("name", "bytes", "shared", "mapped_file")
     NAME_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     SHARED_FIELD_NUMBER: _ClassVar[int]
+    MAPPED_FILE_FIELD_NUMBER: _ClassVar[int]
     name: str
     bytes: int
     shared: bool
-    def __init__(self, name: _Optional[str] = ..., bytes: _Optional[int] = ..., shared: bool = ...) -> None: ...
+    mapped_file: bool
+    def __init__(self, name: _Optional[str] = ..., bytes: _Optional[int] = ..., shared: bool = ..., mapped_file: bool = ...) -> None: ...

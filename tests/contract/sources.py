@@ -24,11 +24,11 @@ EPOCH = 7
 
 
 class ArenaOwner(Verifier, Protocol):
-    """A verifier engine: owns the arena's file descriptor."""
+    """A verifier engine: owns the arena's file descriptors."""
 
     @property
-    def arena_fd(self) -> int:
-        """The descriptor."""
+    def arena_fds(self) -> tuple[int, ...]:
+        """The descriptors."""
         ...
 
 
@@ -110,7 +110,7 @@ def over_grpc(source: Source, directory: Path) -> Iterator[Workers]:
         return owners[0]
 
     with (
-        served_verifier(load, directory, lambda: owners[0].arena_fd) as verifier_address,
+        served_verifier(load, directory, lambda: owners[0].arena_fds) as verifier_address,
         served_drafter(source.load_drafter, directory) as drafter_address,
         contextlib.closing(RemoteVerifier(verifier_address, load_timeout_s=20.0)) as verifier,
         contextlib.closing(RemoteDrafter(drafter_address, load_timeout_s=20.0)) as drafter,

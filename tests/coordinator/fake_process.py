@@ -30,7 +30,7 @@ async def serve_fake_verifier(process: WorkerProcess, delay_s: float) -> None:
 
     def load() -> Verifier:
         verifier = FakeVerifier(delay_s=delay_s, epoch=time.time_ns())
-        servers.append(FdServer(arena_socket, verifier.arena_fd))
+        servers.append(FdServer(arena_socket, *verifier.arena_fds))
         return verifier
 
     engine = EngineThread(load, name="verifier-engine")

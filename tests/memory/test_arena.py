@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from qspec.errors import ContractViolation, OutOfMemory
-from qspec.interfaces import ArenaBackend, RegionWriter
+from qspec.interfaces import ArenaBackend, Region, RegionWriter
 from qspec.memory import arena
 from qspec.memory.arena import HostArena
 from qspec.memory.layout import PAGE, RegionSpec
+from qspec.memory.mapped_file import MappedFile, MappedRegions
 
 SPECS = [
     RegionSpec("weights/a", torch.float32, (3, 5)),
@@ -102,6 +103,76 @@ def test_the_drafter_cannot_write_what_is_committed() -> None:
     assert (done.returncode, done.stdout) == (-signal.SIGSEGV, "tail written\n"), done.stderr
 
 
+@pytest.fixture
+def weights(tmp_path: Path) -> Iterator[MappedRegions]:
+    """Two tensors in two files."""
+    regions = []
+    for index, name in enumerate("ab"):
+        (tmp_path / name).write_bytes(bytes(64) + torch.full((6,), 1.0 + index).numpy().tobytes())
+        regions.append(Region(
+            name=f"weights/{name}", dtype="float32", shape=(2, 3), offset=64, writer=RegionWriter.VERIFIER,
+            file=index + 1,
+        ))
+    mapped = MappedRegions([MappedFile.open(tmp_path / name) for name in "ab"], regions)
+    yield mapped
+    mapped.close()
+
+
+def test_weights_are_the_files_that_the_creator_opened(weights: MappedRegions, tmp_path: Path) -> None:
+    before = open_files()
+    created = HostArena.create(SPECS[2:], epoch=3, fingerprint="f", weights=weights)
+    (tmp_path / "a").unlink()  # replaced meanwhile, or in another mount namespace
+    (tmp_path / "a").write_bytes(bytes(88))
+    opened = HostArena.open(created.descriptor)
+    for index, name in enumerate("ab"):
+        assert opened.tensor(f"weights/{name}").tolist() == [[1.0 + index] * 3] * 2
+        assert os.path.samestat(os.fstat(opened.fds[index + 1]), os.fstat(created.fds[index + 1]))
+    opened.tensor("tail").fill_(2.0)
+    assert created.tensor("tail").tolist() == [[2.0] * 2] * 2
+    tensor = opened.tensor("weights/b")
+    opened.close()
+    created.close()
+    assert tensor.tolist() == [[2.0] * 3] * 2, "a tensor keeps its mapping"
+    del tensor
+    assert open_files() <= before
+
+
+def test_files_of_another_size_are_refused(weights: MappedRegions) -> None:
+    created = HostArena.create(SPECS, epoch=3, fingerprint="f", weights=weights)
+    before = open_files()
+    for sizes in ((88, 89), (88,), (88, 88, 88)):
+        with pytest.raises(ContractViolation, match="size"):
+            HostArena.open(replace(created.descriptor, file_sizes=sizes))
+    assert open_files() == before
+    created.close()
+
+
+_WRITE_WEIGHTS = """
+import faulthandler, sys, torch
+faulthandler.disable()
+from pathlib import Path
+from qspec.interfaces import Region, RegionWriter
+from qspec.memory.arena import HostArena
+from qspec.memory.mapped_file import MappedFile, MappedRegions
+Path(sys.argv[1]).write_bytes(bytes(64))
+region = Region(name="w", dtype="float32", shape=(16,), offset=0, writer=RegionWriter.VERIFIER, file=1)
+created = HostArena.create(
+    [], epoch=1, fingerprint="f", weights=MappedRegions([MappedFile.open(Path(sys.argv[1]))], [region]))
+arena = created if sys.argv[2] == "verifier" else HostArena.open(created.descriptor)
+print(arena.tensor("w").sum().item(), flush=True)
+arena.tensor("w").fill_(1.0)
+print("written", flush=True)
+"""
+
+
+@pytest.mark.parametrize("worker", ["verifier", "drafter"])
+def test_nobody_can_write_weights(tmp_path: Path, worker: str) -> None:
+    command = [sys.executable, "-c", _WRITE_WEIGHTS, str(tmp_path / "file"), worker]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (-signal.SIGSEGV, "0.0\n"), done.stderr
+    assert (tmp_path / "file").read_bytes() == bytes(64)
+
+
 def test_another_size_is_refused(created: HostArena) -> None:
     before = open_files()
     with pytest.raises(ContractViolation, match="size"):
@@ -120,7 +191,9 @@ def test_another_backend_is_refused(created: HostArena) -> None:
         HostArena.open(replace(created.descriptor, backend=ArenaBackend.CUDA_IPC))
 
 
-def test_a_failed_allocation_is_an_error_and_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_allocation_is_an_error_and_leaves_no_descriptor(
+    monkeypatch: pytest.MonkeyPatch, weights: MappedRegions
+) -> None:
     def full(fd: int, offset: int, size: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -129,6 +202,9 @@ def test_a_failed_allocation_is_an_error_and_leaves_no_descriptor(monkeypatch: p
     with pytest.raises(OutOfMemory, match="No space left"):
         HostArena.create(SPECS, epoch=1, fingerprint="f")
     assert open_files() == before
+    with pytest.raises(OutOfMemory, match="No space left"):
+        HostArena.create(SPECS, epoch=1, fingerprint="f", weights=weights)
+    assert open_files() < before
 
 
 def test_nothing_has_a_name_in_the_file_system(created: HostArena, opened: HostArena) -> None:

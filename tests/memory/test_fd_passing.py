@@ -1,4 +1,4 @@
-"""A file descriptor crosses a Unix socket, and only its owner's."""
+"""File descriptors cross a Unix socket, and only their owner's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from qspec.errors import InvalidInput, WorkerLost
 from qspec.memory import fd_passing
-from qspec.memory.fd_passing import FdServer, receive_fd
+from qspec.memory.fd_passing import FdServer, receive_fds
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_every_peer_gets_the_same_file(path: Path, file: int) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
         for _ in range(3):
-            fd = receive_fd(path, timeout=2)
+            (fd,) = receive_fds(path, timeout=2)
             try:
                 assert os.fstat(fd).st_ino == os.fstat(file).st_ino
                 assert os.pread(fd, 5, 0) == b"arena"
@@ -51,11 +51,21 @@ def test_every_peer_gets_the_same_file(path: Path, file: int) -> None:
     assert os.fstat(file).st_size == 5  # still the caller's
 
 
+def test_several_come_in_their_order(path: Path, file: int) -> None:
+    with tempfile.TemporaryFile() as other, contextlib.closing(FdServer(path, file, other.fileno(), file)):
+        received = receive_fds(path, timeout=2)
+        inodes = [os.fstat(fd).st_ino for fd in received]
+        assert not any(map(os.get_inheritable, received))
+        for fd in received:
+            os.close(fd)
+        assert inodes == [os.fstat(fd).st_ino for fd in (file, other.fileno(), file)]
+
+
 def test_waits_for_the_server(path: Path, file: int) -> None:
     servers: list[FdServer] = []
     starter = threading.Timer(0.15, lambda: servers.append(FdServer(path, file)))
     starter.start()
-    os.close(receive_fd(str(path), timeout=5))
+    os.close(receive_fds(str(path), timeout=5)[0])
     starter.join()
     servers[0].close()
 
@@ -63,7 +73,7 @@ def test_waits_for_the_server(path: Path, file: int) -> None:
 def test_nobody_hands_it_out(path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(WorkerLost, match="nobody hands out the arena"):
-        receive_fd(path, timeout=0.1)
+        receive_fds(path, timeout=0.1)
     assert time.monotonic() - started < 2
 
 
@@ -73,13 +83,13 @@ def test_a_silent_peer_is_not_waited_for(path: Path) -> None:
         silent.bind(str(path))
         silent.listen()
         with pytest.raises(WorkerLost):
-            receive_fd(path, timeout=0.2)
+            receive_fds(path, timeout=0.2)
 
 
 def test_another_user_gets_nothing(path: Path, file: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fd_passing, "_peer_uid", lambda connection: os.getuid() + 1)
     with contextlib.closing(FdServer(path, file)), pytest.raises(WorkerLost):
-        receive_fd(path, timeout=0.2)
+        receive_fds(path, timeout=0.2)
 
 
 def test_peer_credentials_are_the_kernels() -> None:

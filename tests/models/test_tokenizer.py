@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from qspec.errors import InvalidInput, ModelError
 from qspec.models.converted import prepare_tokenizer
-from qspec.models.tokenizer import Tokenizer
+from qspec.models.tokenizer import Tokenizer, vocab_fingerprint
 from tests.tiny_models import build_tiny_tokenizer, edit_config, write_tiny_model
 
 TEXTS = (
@@ -103,6 +103,32 @@ def test_stop_tokens_are_those_of_generate(
     (tiny / "generation_config.json").write_text(json.dumps({"eos_token_id": generation}), "utf-8")
     edit_config(tiny, {"eos_token_id": config})
     assert Tokenizer.load(prepare_tokenizer(str(tiny))).eos_token_ids == expected
+
+
+def test_the_fingerprint_that_was_written_down_is_that_of_the_file(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tiny_model(tmp_path / "one", "llama")
+    directory = prepare_tokenizer(str(tmp_path / "one"))
+    expected = Tokenizer.load(directory).vocab_fingerprint
+
+    def refuse(_directory: Path) -> Tokenizer:
+        raise AssertionError("need not be loaded")
+
+    with monkeypatch.context() as loading:
+        loading.setattr(Tokenizer, "load", refuse)
+        assert vocab_fingerprint(directory) == expected
+    content = (directory / "tokenizer.json").read_text("utf-8")
+    (directory / "tokenizer.json").write_text(content.replace("<|im_end|>", "<|other|>"), "utf-8")
+    edited = vocab_fingerprint(directory)
+    assert edited == Tokenizer.load(directory).vocab_fingerprint != expected
+    settings = json.loads((directory / "qspec_tokenizer.json").read_text("utf-8"))
+    del settings["vocabulary"]
+    (directory / "qspec_tokenizer.json").write_text(json.dumps(settings), "utf-8")
+    assert vocab_fingerprint(directory) == edited, "a directory of an earlier version"
+    (directory / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match="unreadable"):
+        vocab_fingerprint(directory)
 
 
 def test_fingerprint_tells_vocabularies_apart(tmp_path: Path, cache: Path) -> None:

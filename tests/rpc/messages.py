@@ -36,7 +36,9 @@ text = st.text(max_size=8)
 tokens = st.lists(u32, max_size=4).map(tuple)
 outcomes = st.sampled_from(SlotOutcome)
 timings = st.builds(StageTimings, prepare_ns=u64, forward_ns=u64, sample_ns=u64, total_ns=u64)
-memory = st.lists(st.builds(MemoryItem, name=text, bytes=u64, shared=st.booleans()), max_size=2).map(tuple)
+memory = st.lists(
+    st.builds(MemoryItem, name=text, bytes=u64, shared=st.booleans(), mapped_file=st.booleans()), max_size=2,
+).map(tuple)
 samplings = st.builds(
     Sampling,
     temperature=st.floats(0, 1e6), top_k=u32, top_p=st.floats(0, 1, exclude_min=True), seed=u64,
@@ -45,7 +47,7 @@ samplings = st.builds(
 regions = st.lists(
     st.builds(
         Region, name=text, dtype=text, shape=st.lists(u64, max_size=3).map(tuple), offset=u32,
-        writer=st.sampled_from(RegionWriter),
+        writer=st.sampled_from(RegionWriter), file=st.integers(0, 2),
     ),
     max_size=3, unique_by=lambda region: region.name,
 ).map(tuple)
@@ -53,6 +55,7 @@ arenas = st.builds(
     ArenaDescriptor,
     backend=st.sampled_from(ArenaBackend), device_uuid=text, handle=st.binary(max_size=64), reference=text,
     size=st.integers(2**32, 2**64 - 1), epoch=u64, fingerprint=text, regions=regions,
+    file_sizes=st.tuples(*[st.integers(2**32, 2**64 - 1)] * 2),
 )
 verifier_descriptions = st.builds(
     VerifierDescription,

@@ -100,6 +100,16 @@ def test_bad_arena() -> None:
     arena = types_pb2.ArenaDescriptor(backend=types_pb2.ARENA_BACKEND_HOST_SHM, size=8, regions=[region, region])
     with pytest.raises(ContractViolation, match="same name"):
         codec.arena_from_pb(arena)
+    region.file = 2
+    arena = types_pb2.ArenaDescriptor(
+        backend=types_pb2.ARENA_BACKEND_HOST_SHM, size=8, regions=[region], file_sizes=[4])
+    with pytest.raises(ContractViolation, match="file"):
+        codec.arena_from_pb(arena)
+    region.file, region.offset = 1, 5
+    arena = types_pb2.ArenaDescriptor(
+        backend=types_pb2.ARENA_BACKEND_HOST_SHM, size=8, regions=[region], file_sizes=[4])
+    with pytest.raises(ContractViolation, match="outside"):
+        codec.arena_from_pb(arena)
 
 
 @pytest.mark.parametrize("token", [-1, 2**32])

@@ -84,7 +84,7 @@ def test_drafter_is_told_to_stop(directory: Path) -> None:
     with (
         contextlib.closing(fake),
         contextlib.closing(RemoteDrafter(address, answer_timeout_s=10, load_timeout_s=20)) as drafter,
-        served_verifier(lambda: _Shared(fake), directory, lambda: fake.arena_fd) as verifier_address,
+        served_verifier(lambda: _Shared(fake), directory, lambda: fake.arena_fds) as verifier_address,
         contextlib.closing(RemoteVerifier(verifier_address)) as verifier,
         worker("drafter", directory) as process,
     ):
@@ -120,7 +120,7 @@ class _Shared(FakeVerifier):
 def test_late_answer_then_recovery(directory: Path) -> None:
     fake = FakeVerifier()
     with (
-        served_verifier(lambda: fake, directory, lambda: fake.arena_fd) as address,
+        served_verifier(lambda: fake, directory, lambda: fake.arena_fds) as address,
         contextlib.closing(RemoteVerifier(address, answer_timeout_s=0.3)) as verifier,
     ):
         about = verifier.describe()
@@ -150,7 +150,7 @@ def test_one_stream_serves_all_batches(directory: Path, monkeypatch: pytest.Monk
     fake = FakeVerifier()
     monkeypatch.setattr(VerifierServicer, "Verify", counting)
     with (
-        served_verifier(lambda: fake, directory, lambda: fake.arena_fd) as address,
+        served_verifier(lambda: fake, directory, lambda: fake.arena_fds) as address,
         contextlib.closing(RemoteVerifier(address)) as verifier,
     ):
         about = verifier.describe()

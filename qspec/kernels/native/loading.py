@@ -1,0 +1,52 @@
+"""The extension module, or the reason why there is none."""
+
+from __future__ import annotations
+
+import importlib
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from qspec.errors import QspecError
+
+if TYPE_CHECKING:
+    from qspec.kernels.native import _native
+
+INTERFACE = 1
+"""What ``_native.INTERFACE`` must be: an extension that was built from other sources is not used."""
+
+_MODULE = "qspec.kernels.native._native"
+
+
+class NativeUnavailable(QspecError):
+    """There are no native kernels here; the message says why and what helps."""
+
+
+@lru_cache(maxsize=1)
+def load() -> type[_native]:
+    """The extension module. ``NativeUnavailable`` when it was not built, not for this Python or not for this CPU."""
+    try:
+        module = importlib.import_module(_MODULE)
+    except ModuleNotFoundError:
+        raise NativeUnavailable(
+            "no native kernels: install a C++ compiler (Debian package g++) and install qspec-serve again"
+        ) from None
+    except ImportError as error:
+        raise NativeUnavailable(f"the native kernels do not load ({error}); install qspec-serve again") from error
+    if getattr(module, "INTERFACE", None) != INTERFACE:
+        raise NativeUnavailable("the native kernels were built from another version; install qspec-serve again")
+    if not module.instruction_sets():
+        raise NativeUnavailable("no native kernels for this CPU: it has neither AVX2 with FMA and F16C nor NEON")
+    return module  # type: ignore[return-value]
+
+
+def instruction_sets() -> list[str]:
+    """What this CPU can run of ``avx512-vnni``, ``avx512``, ``avx2``, ``neon``, best first; raises as ``load``."""
+    return load().instruction_sets()
+
+
+def choose_instruction_set(name: str | None) -> str:
+    """``name`` if this CPU has it (``NativeUnavailable``), or the best."""
+    known = instruction_sets()
+    if name is not None and name not in known:
+        raise NativeUnavailable(f"this CPU does not have {name}; it has {', '.join(known)}")
+    return name or known[0]
