@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qspec.errors import ContractViolation, InvalidInput
 from qspec.kernels.native.loading import load
-from qspec.quant.codecs import CODECS
+from qspec.quant.codecs import CODECS, PartShapes
 from qspec.quant.weight_formats import WEIGHT_FORMATS
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class _Reading:
     table: tuple[float, ...] = ()
     """Value of each 4-bit code."""
     scale_factor: float = 1.0
+    """Multiplies the scale of a row."""
     integer: bool = False
     """Whether there is a kernel for int8 activations."""
 
@@ -61,7 +62,7 @@ READINGS: Mapping[str, _Reading] = {
     "int8-row": _Reading(_Format.INT8_ROW, integer=True),
     **{f"int8-g{size}": _Reading(_Format.INT8_GROUPS, integer=True) for size in (64, 128)},
     "int8-nibbles-g64": _Reading(_Format.INT8_NIBBLES),
-    "int4-plane-g64": _Reading(_Format.NIBBLE_TABLE, _SIGNED, 16.0, integer=True),
+    "int4-plane-g64": _Reading(_Format.NIBBLE_TABLE, tuple(16 * value for value in _SIGNED), integer=True),
     **{f"int4-g{size}": _Reading(_Format.NIBBLE_TABLE, _SIGNED, integer=True) for size in (32, 64, 128)},
     **{
         f"int4-g{size}-asymmetric": _Reading(_Format.NIBBLE_ZEROS, _UNSIGNED, integer=True) for size in (32, 64, 128)
@@ -115,7 +116,10 @@ def native_matrix(weights: LayerWeights, name: str, shape: tuple[int, int] | Non
     def address(*names: str) -> int:
         return next((weights.parts[part].data_ptr() for part in names if part in weights.parts), 0)
 
-    return load().matrix(
+    load()
+    from qspec.kernels.native import _native
+
+    return _native.matrix(
         format=reading.format,
         activations=_ACTIVATIONS[weights.activations],
         outputs=outputs,
@@ -141,9 +145,9 @@ def weight_shape(weights: LayerWeights) -> tuple[int, int]:
 def _checked_shape(weights: LayerWeights, name: str, shape: tuple[int, int] | None) -> tuple[int, int]:
     outputs, inputs = shape or weight_shape(weights)
     if weights.format == "fp32":
-        expected = {"": (torch.float32, (outputs, inputs))}
+        expected: PartShapes = {"": (torch.float32, (outputs, inputs))}
     else:
-        expected = dict(CODECS[weights.format].shapes(outputs, inputs, name))
+        expected = CODECS[weights.format].shapes(outputs, inputs, name)
     for part, (dtype, part_shape) in expected.items():
         if part not in weights.parts:
             raise ContractViolation(f"{name} lacks the part {part!r} of {weights.format}")
