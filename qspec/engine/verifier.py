@@ -9,16 +9,19 @@ a stream lost after a commit loses nothing.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from qspec.acceptance import decide
+from qspec.acceptance import Decision, decide, decide_greedy
 from qspec.config import StackConfig
+from qspec.engine.backend import choose_backend, tell_fallback
 from qspec.engine.cached_decoder import CachedDecoder
+from qspec.engine.forward import Forward
 from qspec.engine.linears import is_plain, kernel_names, verifier_linears, working_memory
-from qspec.engine.passes import SequenceRows, VerifyPass
+from qspec.engine.passes import SequenceRows
 from qspec.engine.regions import (
     BLOCK_TABLES,
     DRAFT_PROBS,
@@ -32,7 +35,8 @@ from qspec.engine.regions import (
     arena_specs,
 )
 from qspec.engine.slots import SlotTable, Tenancy
-from qspec.engine.weights import fill_weights, fp32_tensors, shared_parts, weight_specs
+from qspec.engine.torch_forward import TorchForward
+from qspec.engine.weights import fill_weights, fp32_tensors, shared_parts, stored_embedding, weight_specs
 from qspec.errors import ContractViolation, EpochMismatch, InvalidInput
 from qspec.interfaces import (
     PrefillChunk,
@@ -56,6 +60,7 @@ from qspec.models.layer_weights import LayerWeights
 from qspec.models.tokenizer import Tokenizer
 from qspec.quant.method_plan import MethodPlan, check_methods, plan_verify
 from qspec.quant.methods import Backend, Role
+from qspec.threads import native_threads
 
 
 @dataclass(slots=True)
@@ -98,14 +103,11 @@ class LocalVerifier:
             self.arena = HostArena.create(specs, epoch=epoch, fingerprint=fingerprint)
             fill_weights(self.arena, model.config, weights, plan, progress)
         if not all(map(is_plain, plan.layers.values())):
-            progress(self._kernel_name(), None)
-        progress("probing row tiles", None)
-        tensors = fp32_tensors(self.arena)
-        parts = shared_parts(self.arena, plan.layers, plan, plan)
-        linears, self._tiles = verifier_linears(plan, parts, tensors, shapes)
-        shape = (model.config.num_heads, model.config.num_kv_heads, model.config.head_dim)
-        self._attention_tiles = probe_attention_tiles(*shape, config.block_size, CANDIDATE_ROWS)
-        self._decoder = Decoder(model.config, tensors, linears, self._max_model_len)
+            progress("; ".join(kernel_names(plan)), None)
+        if plan.backend is Backend.CPU_NATIVE:
+            self._forward, self._kernel = self._native_forward(progress)
+        else:
+            self._forward, self._kernel = self._torch_forward(shapes, progress)
         self._keys, self._values = self.arena.tensor(KV_KEYS), self.arena.tensor(KV_VALUES)
         self._draft_probs, self._draft_rounds = self.arena.tensor(DRAFT_PROBS), self.arena.tensor(DRAFT_ROUNDS)
         self._slots = SlotTable(
@@ -121,7 +123,9 @@ class LocalVerifier:
         """Convert the model if need be, allocate the arena and fill it. ``InvalidInput``, ``OutOfMemory``."""
         check_methods(config, Role.VERIFY, Backend.CPU)  # before a conversion that takes long
         model = prepare(config.model, progress=progress)
-        plan = plan_verify(config, linear_names(model.config), Backend.CPU, stored=model.stored)
+        backend = choose_backend(config, model.config, progress)
+        plan = plan_verify(config, linear_names(model.config), backend, stored=model.stored)
+        tell_fallback("verifier", backend, plan, progress)
         return cls(model, config, plan, epoch, progress)
 
     @property
@@ -135,16 +139,13 @@ class LocalVerifier:
         return self._vocab_fingerprint
 
     @property
-    def decoder(self) -> Decoder:
-        """The decoder over the arena's weights, with the kernels of the verifier's method."""
-        return self._decoder
+    def forward(self) -> Forward:
+        """The model over the arena's weights, with the kernels of the verifier's method."""
+        return self._forward
 
     def cached_decoder(self, num_blocks: int) -> CachedDecoder:
-        """The decoder over private KV blocks: a row gets the bits that ``verify`` decides by."""
-        return CachedDecoder(
-            self._decoder, num_blocks=num_blocks, block_size=self._config.block_size,
-            attention_tiles=self._attention_tiles, linear_tiles=self._tiles,
-        )
+        """The model over private KV blocks: a row gets the bits that ``verify`` decides by."""
+        return CachedDecoder(self._forward, num_blocks=num_blocks, block_size=self._config.block_size)
 
     def describe(self) -> VerifierDescription:
         """Model, formats, arena, epoch and limits."""
@@ -163,15 +164,39 @@ class LocalVerifier:
             num_blocks=config.kv_tokens // config.block_size,
             arena=self.arena.descriptor,
             memory=self._memory,
-            kernel=f"{self._kernel_name()}, row tiles of {_ranges(self._tiles.sizes)}",
+            kernel=self._kernel,
         )
 
-    def _kernel_name(self) -> str:
-        return "; ".join(kernel_names(self._methods))
+    def _native_forward(self, progress: Progress) -> tuple[Forward, str]:
+        """The native kernels over the arena, and their names."""
+        from qspec.engine.native_forward import NativeForward, shared_threads  # loads the extension
 
-    @torch.inference_mode()
+        plan, tensors = self._methods, fp32_tensors(self.arena)
+        threads = native_threads(self._config.threads, progress)
+        forward = NativeForward(
+            self._model.config, plan, shared_parts(self.arena, plan.layers, plan, plan), tensors,
+            stored_embedding(self.arena, plan), self._max_model_len, shared_threads(threads),
+        )
+        return forward, f"{'; '.join(kernel_names(plan))}, on {threads} {'thread' if threads == 1 else 'threads'}"
+
+    def _torch_forward(self, shapes: Mapping[str, tuple[int, ...]], progress: Progress) -> tuple[Forward, str]:
+        """torch's operations over the arena, their names, and the row tiles that were found."""
+        progress("probing row tiles", None)
+        plan, model, tensors = self._methods, self._model.config, fp32_tensors(self.arena)
+        parts = shared_parts(self.arena, plan.layers, plan, plan)
+        linears, tiles = verifier_linears(plan, parts, tensors, shapes)
+        attention_tiles = probe_attention_tiles(
+            model.num_heads, model.num_kv_heads, model.head_dim, self._config.block_size, CANDIDATE_ROWS)
+        decoder = Decoder(model, tensors, linears, self._max_model_len)
+        forward = TorchForward(decoder, attention_tiles=attention_tiles, linear_tiles=tiles)
+        return forward, f"{'; '.join(kernel_names(plan))}, row tiles of {_ranges(tiles.sizes)}"
+
     def verify(self, batch: VerifyBatch) -> VerifyAnswer:
         """Apply one batch (``qspec.interfaces.VerifyBatch``)."""
+        with torch.inference_mode(), self._forward.computing():
+            return self._verify(batch)
+
+    def _verify(self, batch: VerifyBatch) -> VerifyAnswer:
         started = time.perf_counter_ns()
         if batch.epoch != self.arena.descriptor.epoch:
             raise EpochMismatch(f"the verifier is in epoch {self.arena.descriptor.epoch}, not {batch.epoch}")
@@ -180,12 +205,11 @@ class LocalVerifier:
         decided = [work for work in computed if work.verification is not None]
         prepared = forwarded = time.perf_counter_ns()
         if computed:
-            hidden = self._forward(computed)
-            forwarded_rows = self._decided_rows(computed)
-            logits = self._decoder.logits(hidden[forwarded_rows]) if decided else None
+            hidden = self._run(computed)
+            targets = self._targets(decided, hidden[self._decided_rows(computed)]) if decided else None
             forwarded = time.perf_counter_ns()
-            if logits is not None:
-                self._decide(decided, logits, batch.round)
+            if targets is not None:
+                self._decide(decided, targets)
         results = tuple(work.result or self._result(work) for work in works)
         done = time.perf_counter_ns()
         return VerifyAnswer(
@@ -292,22 +316,14 @@ class LocalVerifier:
         work.token_ids.clear()
         return False
 
-    def _forward(self, works: list[_Work]) -> Tensor:
-        """Run the decoder over all rows: ``[rows, H]``. Fills the KV blocks."""
+    def _run(self, works: list[_Work]) -> Tensor:
+        """Run the model over all rows: ``[rows, H]``. Fills the KV blocks."""
         sequences = [
             SequenceRows(tuple(work.token_ids), work.start, BlockSpan(tuple(work.tenancy.blocks)))
             for work in works
             if work.tenancy is not None
         ]
-        verify_pass = VerifyPass(
-            sequences,
-            self._keys,
-            self._values,
-            heads=self._model.config.num_heads,
-            attention_tiles=self._attention_tiles,
-            linear_tiles=self._tiles,
-        )
-        hidden = self._decoder.hidden(verify_pass.token_ids, verify_pass.positions, verify_pass)
+        hidden = self._forward.rows(sequences, self._keys, self._values)
         for work in works:
             if work.tenancy is not None and work.verification is None:
                 self._slots.set_cached(work.slot, work.tenancy, work.end)
@@ -324,16 +340,25 @@ class LocalVerifier:
                 rows.extend(range(end - len(work.verification.draft_tokens) - 1, end))
         return torch.tensor(rows, dtype=torch.int64)
 
-    def _decide(self, works: list[_Work], logits: Tensor, round_number: int) -> None:
-        """Accept or reject; commits. ``logits``: the rows of all ``works``, in order."""
+    def _targets(self, works: list[_Work], hidden: Tensor) -> list[int] | Tensor:
+        """What the rows of all ``works`` are decided by: the greedy tokens where all are greedy, else the logits."""
+        if all(work.tenancy is not None and work.tenancy.sampling.greedy for work in works):
+            return self._forward.greedy(hidden)
+        return self._forward.logits(hidden)
+
+    def _decide(self, works: list[_Work], targets: list[int] | Tensor) -> None:
+        """Accept or reject; commits. ``targets``: of the rows of all ``works``, in order."""
         first = 0
         for work in works:
             verification, tenancy = work.verification, work.tenancy
             assert verification is not None and tenancy is not None
             drafts, length = verification.draft_tokens, verification.committed_len
-            rows = logits[first : first + len(drafts) + 1]
+            rows = targets[first : first + len(drafts) + 1]
             first += len(drafts) + 1
-            decision = decide(drafts, self._draft_probs[work.slot], rows, tenancy.sampling, length)
+            decision: Decision = (
+                decide_greedy(drafts, rows) if isinstance(rows, list)
+                else decide(drafts, self._draft_probs[work.slot], rows, tenancy.sampling, length)
+            )
             self._slots.set_cached(work.slot, tenancy, length + decision.accepted)
             work.result = VerifyResult(
                 slot=work.slot,

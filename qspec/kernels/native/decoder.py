@@ -56,6 +56,7 @@ class NativeDecoder:
 
     ``tensors``: norms and positions by canonical name (``qspec.models.config``), and ``embed`` ``[V, H]`` float32
     unless embeddings are tied; then a token's row is read from ``lm_head``'s weight, exactly as its codec decodes it.
+    ``embedding``: another stored weight ``[V, H]`` that it is read from instead (a drafter's ``lm_head`` is coarser).
     ``layers``: the linear layers by canonical name. All tensors are read where they are and kept alive.
     """
 
@@ -67,6 +68,7 @@ class NativeDecoder:
         max_positions: int,
         threads: Threads,
         *,
+        embedding: LayerWeights | None = None,
         instruction_set: str | None = None,
     ) -> None:
         load()
@@ -112,12 +114,9 @@ class NativeDecoder:
             )
 
         lm_head = native_matrix(layers["lm_head"], "lm_head", (config.vocab_size, hidden))
-        if config.tied_embeddings and "embed" not in tensors:
-            embedding = lm_head
-        else:
-            rows = LayerWeights("fp32", {"": tensors["embed"]})
-            self._kept.append(rows)
-            embedding = native_matrix(rows, "embed", (config.vocab_size, hidden))
+        if embedding is None and not (config.tied_embeddings and "embed" not in tensors):
+            embedding = LayerWeights("fp32", {"": tensors["embed"]})
+        self._kept.append(embedding)
         self._native = _native.Decoder(
             instruction_set=choose_instruction_set(instruction_set),
             pool=threads.pool,
@@ -131,7 +130,7 @@ class NativeDecoder:
             norm_eps=config.norm_eps,
             gated=config.gated_mlp,
             gelu=config.activation is Activation.GELU_TANH,
-            embedding=embedding,
+            embedding=lm_head if embedding is None else native_matrix(embedding, "embed", (config.vocab_size, hidden)),
             lm_head=lm_head,
             position_embed=address(tensors["position_embed"], config.max_position, hidden) if learned else 0,
             cos=address(cos, max_positions, head_dim),
