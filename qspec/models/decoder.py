@@ -48,8 +48,9 @@ class Decoder:
     """A decoder-only transformer over given kernels.
 
     ``tensors``: norms, embeddings (if tied, ``embed`` or ``lm_head``) and positions by canonical name
-    (``qspec.models.config``); ``linears``: one per name of ``linear_names``. Positions beyond ``max_positions`` are the caller's error. Without ``row_invariant``
-    (drafting) the library's own activation functions are used, which are faster.
+    (``qspec.models.config``); ``linears``: one per name of ``linear_names``. Positions beyond ``max_positions`` are the
+    caller's error. Without ``row_invariant`` (drafting) the library's own activation functions are used, which are
+    faster.
     """
 
     def __init__(
