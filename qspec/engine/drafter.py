@@ -19,15 +19,7 @@ from qspec.acceptance import draft_token
 from qspec.config import StackConfig
 from qspec.engine.backend import choose_backend, tell_fallback
 from qspec.engine.forward import DraftCache, DraftContext, DraftForward
-from qspec.engine.linears import (
-    drafter_linears,
-    is_packed,
-    is_plain,
-    kernel_name,
-    packed_linears,
-    packed_name,
-    working_memory,
-)
+from qspec.engine.linears import is_packed, is_plain, kernel_name, packed_linears, packed_name, working_memory
 from qspec.engine.regions import (
     BLOCK_TABLES,
     DRAFT_PROBS,
@@ -40,15 +32,8 @@ from qspec.engine.regions import (
     TAIL_VALUES,
     arena_fingerprint,
 )
-from qspec.engine.torch_forward import TorchForward
-from qspec.engine.weights import (
-    fp32_tensors,
-    parts_bytes,
-    private_embedding_bytes,
-    private_parts,
-    shared_parts,
-    stored_embedding,
-)
+from qspec.engine.weights import parts_bytes, private_embedding_bytes, private_parts, shared_parts
+from qspec.engine.worker_forward import drafter_forward
 from qspec.errors import ContractViolation, EpochMismatch, InvalidInput
 from qspec.interfaces import (
     DraftAnswer,
@@ -64,9 +49,9 @@ from qspec.interfaces import (
 from qspec.kernels.int8_linear import Int8Linear
 from qspec.memory.arena import HostArena
 from qspec.models.converted import ConvertedModel, prepare
-from qspec.models.decoder import Decoder, Linear, linear_names
+from qspec.models.decoder import linear_names
 from qspec.models.tokenizer import Tokenizer
-from qspec.quant.codecs import CODECS, Parts
+from qspec.quant.codecs import Parts
 from qspec.quant.method_plan import MethodPlan, check_methods, plan_draft, plan_verify
 from qspec.quant.methods import NO_DRAFTER, Backend, Role
 from qspec.threads import native_threads
@@ -143,8 +128,9 @@ class LocalDrafter:
         arena = HostArena.open(verifier.arena)
         shared = [name for name in self._stored if name not in self._private]
         parts = {**self._private, **shared_parts(arena, shared, self._methods, self._store)}
-        positions = verifier.max_model_len + verifier.max_draft_length
-        self._attached = _Attached(arena, self._forward_over(arena, parts, positions), parts)
+        forward = drafter_forward(
+            arena, self._model.config, self._methods, self._store, parts, self._packed, verifier, self._threads)
+        self._attached = _Attached(arena, forward, parts)
         return DrafterDescription(
             epoch=verifier.epoch, method=self._methods.label, kernel=self._kernel_name(), memory=self._memory
         )
@@ -161,17 +147,6 @@ class LocalDrafter:
         if self._attached is None:
             raise ContractViolation("the drafter is not attached")
         return self._attached.forward
-
-    def _forward_over(self, arena: HostArena, parts: Mapping[str, Parts], positions: int) -> DraftForward:
-        tensors, embedding = fp32_tensors(arena), stored_embedding(arena, self._store)
-        if self._methods.backend is Backend.CPU_NATIVE:
-            from qspec.engine.native_forward import NativeForward, shared_threads  # loads the extension
-
-            threads = shared_threads(self._threads)
-            return NativeForward(self._model.config, self._methods, parts, tensors, embedding, positions, threads)
-        tensors["embed"] = CODECS[embedding.format].decode(embedding.parts)
-        linears: dict[str, Linear] = {**self._packed, **drafter_linears(self._methods, parts, tensors)}
-        return TorchForward(Decoder(self._model.config, tensors, linears, positions, row_invariant=False))
 
     def draft(self, batch: DraftBatch) -> DraftAnswer:
         """Draft for a batch of sequences, all at once, each as many tokens as it asks for."""

@@ -9,7 +9,6 @@ a stream lost after a commit loses nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -20,7 +19,7 @@ from qspec.config import StackConfig
 from qspec.engine.backend import choose_backend, tell_fallback
 from qspec.engine.cached_decoder import CachedDecoder
 from qspec.engine.forward import Forward
-from qspec.engine.linears import is_plain, kernel_names, verifier_linears, working_memory
+from qspec.engine.linears import is_plain, kernel_names, working_memory
 from qspec.engine.passes import SequenceRows
 from qspec.engine.regions import (
     BLOCK_TABLES,
@@ -35,8 +34,8 @@ from qspec.engine.regions import (
     arena_specs,
 )
 from qspec.engine.slots import SlotTable, Tenancy
-from qspec.engine.torch_forward import TorchForward
-from qspec.engine.weights import fill_weights, fp32_tensors, shared_parts, stored_embedding, weight_specs
+from qspec.engine.weights import fill_weights, weight_specs
+from qspec.engine.worker_forward import verifier_forward
 from qspec.errors import ContractViolation, EpochMismatch, InvalidInput
 from qspec.interfaces import (
     PrefillChunk,
@@ -49,18 +48,16 @@ from qspec.interfaces import (
     VerifyBatch,
     VerifyResult,
 )
-from qspec.kernels.paged_attention import BlockSpan, probe_attention_tiles
-from qspec.kernels.row_tiles import CANDIDATE_ROWS
+from qspec.kernels.paged_attention import BlockSpan
 from qspec.memory.arena import HostArena
 from qspec.memory.budget import budget_lines, require_memory
 from qspec.memory.layout import ArenaLayout
 from qspec.models.converted import ConvertedModel, prepare
-from qspec.models.decoder import Decoder, linear_names
+from qspec.models.decoder import linear_names
 from qspec.models.layer_weights import LayerWeights
 from qspec.models.tokenizer import Tokenizer
 from qspec.quant.method_plan import MethodPlan, check_methods, plan_verify
 from qspec.quant.methods import Backend, Role
-from qspec.threads import native_threads
 
 
 @dataclass(slots=True)
@@ -104,10 +101,8 @@ class LocalVerifier:
             fill_weights(self.arena, model.config, weights, plan, progress)
         if not all(map(is_plain, plan.layers.values())):
             progress("; ".join(kernel_names(plan)), None)
-        if plan.backend is Backend.CPU_NATIVE:
-            self._forward, self._kernel = self._native_forward(progress)
-        else:
-            self._forward, self._kernel = self._torch_forward(shapes, progress)
+        self._forward, self._kernel = verifier_forward(
+            self.arena, model.config, config, plan, self._max_model_len, shapes, progress)
         self._keys, self._values = self.arena.tensor(KV_KEYS), self.arena.tensor(KV_VALUES)
         self._draft_probs, self._draft_rounds = self.arena.tensor(DRAFT_PROBS), self.arena.tensor(DRAFT_ROUNDS)
         self._slots = SlotTable(
@@ -166,30 +161,6 @@ class LocalVerifier:
             memory=self._memory,
             kernel=self._kernel,
         )
-
-    def _native_forward(self, progress: Progress) -> tuple[Forward, str]:
-        """The native kernels over the arena, and their names."""
-        from qspec.engine.native_forward import NativeForward, shared_threads  # loads the extension
-
-        plan, tensors = self._methods, fp32_tensors(self.arena)
-        threads = native_threads(self._config.threads, progress)
-        forward = NativeForward(
-            self._model.config, plan, shared_parts(self.arena, plan.layers, plan, plan), tensors,
-            stored_embedding(self.arena, plan), self._max_model_len, shared_threads(threads),
-        )
-        return forward, f"{'; '.join(kernel_names(plan))}, on {threads} {'thread' if threads == 1 else 'threads'}"
-
-    def _torch_forward(self, shapes: Mapping[str, tuple[int, ...]], progress: Progress) -> tuple[Forward, str]:
-        """torch's operations over the arena, their names, and the row tiles that were found."""
-        progress("probing row tiles", None)
-        plan, model, tensors = self._methods, self._model.config, fp32_tensors(self.arena)
-        parts = shared_parts(self.arena, plan.layers, plan, plan)
-        linears, tiles = verifier_linears(plan, parts, tensors, shapes)
-        attention_tiles = probe_attention_tiles(
-            model.num_heads, model.num_kv_heads, model.head_dim, self._config.block_size, CANDIDATE_ROWS)
-        decoder = Decoder(model, tensors, linears, self._max_model_len)
-        forward = TorchForward(decoder, attention_tiles=attention_tiles, linear_tiles=tiles)
-        return forward, f"{'; '.join(kernel_names(plan))}, row tiles of {_ranges(tiles.sizes)}"
 
     def verify(self, batch: VerifyBatch) -> VerifyAnswer:
         """Apply one batch (``qspec.interfaces.VerifyBatch``)."""
@@ -391,14 +362,3 @@ def _max_model_len(model: ConvertedModel, config: StackConfig) -> int:
     if config.max_model_len > most:
         raise InvalidInput.field("max_model_len", f"must be at most {most} for this model and kv_tokens")
     return config.max_model_len or most
-
-
-def _ranges(sizes: tuple[int, ...]) -> str:
-    """``(2, 3, 4, 8)`` as ``2-4, 8``."""
-    runs: list[list[int]] = []
-    for size in sizes:
-        if runs and size == runs[-1][-1] + 1:
-            runs[-1].append(size)
-        else:
-            runs.append([size])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
