@@ -35,7 +35,9 @@ ROWS = (1, 2, 3, 4, 5, 8, 16)
 BLOCK = 16
 
 
-def random_layer(weight_format: str, outputs: int, inputs: int, activations: str, source: torch.Generator) -> LayerWeights:
+def random_layer(
+    weight_format: str, outputs: int, inputs: int, activations: str, source: torch.Generator
+) -> LayerWeights:
     """Parts of a stored weight with random content."""
     if weight_format == "fp32":
         return LayerWeights("fp32", {"": torch.randn(outputs, inputs, generator=source).mul_(0.02)}, activations)

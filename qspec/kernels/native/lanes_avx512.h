@@ -10,8 +10,8 @@ struct Lanes { __m512 v; };
 struct Table { __m512 v; };
 struct Ints { __m512i v; };
 
-constexpr int kMaxRows = 8;                                        // rows of one tile
-constexpr int kTileOutputs[kMaxRows + 1] = {0, 8, 8, 4, 4, 4, 4, 2, 2};  // outputs of a tile, by its rows
+constexpr int kMaxRows = 6;                                  // rows of one tile
+constexpr int kTileOutputs[kMaxRows + 1] = {0, 8, 8, 4, 4, 4, 4};  // outputs of a tile, by its rows
 constexpr int kWideRows = 6;  // rows of a tile over decoded weights
 constexpr int kAttentionSlices[5] = {0, 4, 4, 4, 4};  // of 16 numbers, by the queries of a tile
 

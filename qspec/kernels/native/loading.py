@@ -36,12 +36,12 @@ def load() -> ModuleType:
     if getattr(module, "INTERFACE", None) != INTERFACE:
         raise NativeUnavailable("the native kernels were built from another version; install qspec-serve again")
     if not module.instruction_sets():
-        raise NativeUnavailable("no native kernels for this CPU: it has neither AVX2 with FMA and F16C nor NEON")
+        raise NativeUnavailable("no native kernels for this CPU: they need AVX2, FMA and F16C")
     return module
 
 
 def instruction_sets() -> list[str]:
-    """What this CPU can run of ``avx512-vnni``, ``avx512``, ``avx2``, ``neon``, best first; raises as ``load``."""
+    """What this CPU can run of ``avx512-vnni``, ``avx512``, ``avx2``, best first; raises as ``load``."""
     names: list[str] = load().instruction_sets()
     return names
 

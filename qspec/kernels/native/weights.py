@@ -13,7 +13,6 @@ from torch import Tensor
 from qspec.errors import ContractViolation, InvalidInput
 from qspec.kernels.native.loading import load
 from qspec.quant.codecs import CODECS, PartShapes
-from qspec.quant.weight_formats import WEIGHT_FORMATS
 
 if TYPE_CHECKING:
     from qspec.kernels.native import _native
@@ -39,6 +38,8 @@ class _Format(IntEnum):
 _ACTIVATIONS = {"fp32": 0, "int8 per token": 1, "e4m3 per token": 2}
 _UNSIGNED = tuple(float(code) for code in range(16))
 _SIGNED = tuple(float(code - 16 * (code > 7)) for code in range(16))  # two's complement
+_HIGH = tuple(16 * value for value in _SIGNED)  # of an int8 code
+_INT4_SIZES = (32, 64, 128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,8 @@ class _Reading:
     """Multiplies the scale of a row."""
     integer: bool = False
     """Whether there is a kernel for int8 activations."""
+    group_size: int = 0
+    """Inputs that share a scale; 0: all of a row."""
 
 
 READINGS: Mapping[str, _Reading] = {
@@ -60,12 +63,13 @@ READINGS: Mapping[str, _Reading] = {
     "e4m3-plane": _Reading(_Format.E4M3_PLANE),
     "e4m3-row": _Reading(_Format.E4M3_ROW, scale_factor=256.0),  # the kernel reads e4m3 as the top of an fp16 number
     "int8-row": _Reading(_Format.INT8_ROW, integer=True),
-    **{f"int8-g{size}": _Reading(_Format.INT8_GROUPS, integer=True) for size in (64, 128)},
-    "int8-nibbles-g64": _Reading(_Format.INT8_NIBBLES),
-    "int4-plane-g64": _Reading(_Format.NIBBLE_TABLE, tuple(16 * value for value in _SIGNED), integer=True),
-    **{f"int4-g{size}": _Reading(_Format.NIBBLE_TABLE, _SIGNED, integer=True) for size in (32, 64, 128)},
+    **{f"int8-g{size}": _Reading(_Format.INT8_GROUPS, integer=True, group_size=size) for size in (64, 128)},
+    "int8-nibbles-g64": _Reading(_Format.INT8_NIBBLES, group_size=64),
+    "int4-plane-g64": _Reading(_Format.NIBBLE_TABLE, _HIGH, integer=True, group_size=64),
+    **{f"int4-g{size}": _Reading(_Format.NIBBLE_TABLE, _SIGNED, integer=True, group_size=size) for size in _INT4_SIZES},
     **{
-        f"int4-g{size}-asymmetric": _Reading(_Format.NIBBLE_ZEROS, _UNSIGNED, integer=True) for size in (32, 64, 128)
+        f"int4-g{size}-asymmetric": _Reading(_Format.NIBBLE_ZEROS, _UNSIGNED, integer=True, group_size=size)
+        for size in _INT4_SIZES
     },
 }
 """Stored formats that have kernels."""
@@ -124,7 +128,7 @@ def native_matrix(weights: LayerWeights, name: str, shape: tuple[int, int] | Non
         activations=_ACTIVATIONS[weights.activations],
         outputs=outputs,
         inputs=inputs,
-        group=WEIGHT_FORMATS[weights.format].group_size or inputs,
+        group=reading.group_size or inputs,
         scale_factor=reading.scale_factor,
         codes=address("", "high", "codes"),
         low=address("low"),
