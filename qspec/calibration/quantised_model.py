@@ -20,6 +20,7 @@ from qspec.calibration.layer_walk import Half, LayerWalk
 from qspec.calibration.partial_result import PartialResult, opened
 from qspec.calibration.rounding import Algorithm, quantise_half, scale_half
 from qspec.engine.linears import PlainLinear
+from qspec.engine.torch_forward import TorchForward
 from qspec.errors import InvalidInput
 from qspec.evaluation.answers import greedy_answers
 from qspec.evaluation.token_sequences import token_sequences
@@ -123,7 +124,7 @@ def _with_answers(
     linears = {name: PlainLinear(tensors[name], tensors.get(f"{name}.bias")) for name in linear_names(model.config)}
     decoder = Decoder(model.config, tensors, linears, max(map(len, prompts)) + most)
     answers = answers + greedy_answers(
-        decoder, prompts[len(answers) :], most, tokenizer.eos_token_ids, progress, keep
+        TorchForward(decoder), prompts[len(answers) :], most, tokenizer.eos_token_ids, progress, keep
     )
     return [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
 
