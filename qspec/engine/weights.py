@@ -128,7 +128,8 @@ def fill_weights(
             weight = tensors[name].t()
             rounded[weights] += int((CODECS[weights].decode(parts) != weight).sum())
             counted[weights] += weight.numel()
-        progress(f"quantising weights to {weights}", (len(fp32) + index + 1) / total)
+        told = "loading weights" if weights == "fp32-rows" else f"quantising weights to {weights}"
+        progress(told, (len(fp32) + index + 1) / total)
     _tell_stored(stored, layers, plan, progress)
     for weights, count in counted.items():
         progress(f"{rounded[weights]} of {count} weights were rounded to fit {weights}", None)
