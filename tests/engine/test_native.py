@@ -161,3 +161,11 @@ def test_workers_on_different_kernels_do_not_share_weights(
         pytest.raises(InvalidInput, match="give both workers the same methods, overrides and kernels"),
     ):
         stack.loop.attach_drafter(drafter)
+
+
+def test_torchs_threads_rest_while_the_kernels_compute(native: None, model: Path) -> None:
+    with running(model, kernels="native", draft_quantization="off") as stack:
+        torch.set_num_threads(2)
+        with stack.verifier.forward.computing():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2

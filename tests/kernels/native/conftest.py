@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from qspec.kernels.native import NativeUnavailable, load
+from tests.native_kernels import require_native
 
 
 @pytest.fixture(autouse=True, scope="package")
 def native_kernels() -> None:
-    """Skips the package without them."""
-    try:
-        load()
-    except NativeUnavailable as reason:
-        pytest.skip(str(reason))
+    """Skips the package without them, or fails where they have to be there."""
+    require_native()
