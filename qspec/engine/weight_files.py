@@ -19,7 +19,7 @@ from qspec.config import cache_directory
 from qspec.engine.weights import WeightRegion
 from qspec.errors import ModelError
 from qspec.interfaces import Progress, Region, RegionWriter
-from qspec.memory.layout import REGION_ALIGNMENT, RegionSpec
+from qspec.memory.layout import REGION_ALIGNMENT, RegionSpec, region_bytes
 from qspec.memory.mapped_file import MappedFile, MappedRegions
 from qspec.memory.weight_store import StoreDamaged, StoreWriter, WeightStore, open_store, place_regions
 from qspec.models.cache_entry import locked, unwritable
@@ -62,6 +62,8 @@ def open_weights(
         for file in files:
             file.close()
         raise
+    for placed_region in regions:
+        files[placed_region.file - 1].read_ahead(placed_region.offset, region_bytes(placed_region))
     _tell_stored(wanted, model, progress)
     return MappedRegions(files, regions)
 

@@ -47,10 +47,11 @@ class HostArena:
     ) -> HostArena:
         """Allocate and zero an arena for ``specs``; ``OutOfMemory`` when it does not fit (see also ``budget``).
 
-        ``weights`` become regions of it, and are closed with it.
+        ``weights`` become regions of it, and are closed with it, or when it cannot be made.
         """
         layout, weights = ArenaLayout.place(specs), weights or MappedRegions((), ())
         if layout.size > (available := available_memory()):  # the kernel would grant it, and kill someone later
+            weights.close()
             raise OutOfMemory(
                 f"an arena of {layout.size / 2**20:.0f} MiB does not fit into the {available / 2**20:.0f} MiB available"
             )
@@ -60,6 +61,7 @@ class HostArena:
             mapping = mmap.mmap(fd, layout.size)
         except OSError as error:
             os.close(fd)
+            weights.close()
             raise OutOfMemory(f"cannot allocate {layout.size / 2**20:.0f} MiB of shared memory: {error}") from error
         descriptor = ArenaDescriptor(
             backend=ArenaBackend.HOST_SHM,

@@ -36,13 +36,18 @@ class MappedFile:
         except OSError:
             self.close()
             raise
-        with contextlib.suppress(OSError):  # advice only: a file that is not cached is read ahead, not page by page
-            self.mapping.madvise(mmap.MADV_WILLNEED)
 
     @classmethod
     def open(cls, path: Path) -> MappedFile:
         """Map the file at ``path``; ``OSError`` when there is none that can be read."""
         return cls(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+
+    def read_ahead(self, first: int, length: int) -> None:
+        """Have the kernel read these bytes now where they are not cached, in long runs instead of page by page."""
+        if self.mapping is not None:
+            start = first - first % mmap.PAGESIZE
+            with contextlib.suppress(OSError):  # advice only
+                self.mapping.madvise(mmap.MADV_WILLNEED, start, first + length - start)
 
     def close(self) -> None:
         """Let go of the file; its mapping goes with the last tensor. Harmless when repeated."""

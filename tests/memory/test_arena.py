@@ -191,7 +191,9 @@ def test_another_backend_is_refused(created: HostArena) -> None:
         HostArena.open(replace(created.descriptor, backend=ArenaBackend.CUDA_IPC))
 
 
-def test_a_failed_allocation_is_an_error_and_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_allocation_is_an_error_and_leaves_no_descriptor(
+    monkeypatch: pytest.MonkeyPatch, weights: MappedRegions
+) -> None:
     def full(fd: int, offset: int, size: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -200,6 +202,9 @@ def test_a_failed_allocation_is_an_error_and_leaves_no_descriptor(monkeypatch: p
     with pytest.raises(OutOfMemory, match="No space left"):
         HostArena.create(SPECS, epoch=1, fingerprint="f")
     assert open_files() == before
+    with pytest.raises(OutOfMemory, match="No space left"):
+        HostArena.create(SPECS, epoch=1, fingerprint="f", weights=weights)
+    assert open_files() < before
 
 
 def test_nothing_has_a_name_in_the_file_system(created: HostArena, opened: HostArena) -> None:

@@ -172,6 +172,17 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert open_files() == before
 
 
+def test_a_file_system_that_cannot_reserve_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_arguments: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", unsupported)
+    write(tmp_path / "x")
+    open_store(tmp_path / "x", FINGERPRINT, REGIONS).file.close()
+
+
 def test_a_store_beyond_a_real_limit_leaves_nothing(tmp_path: Path) -> None:
     """The kernel's own refusal: no file of this process may exceed 4 KiB."""
     code = "import sys, pathlib; from tests.memory import test_weight_store as t; t.write(pathlib.Path(sys.argv[1]))"
