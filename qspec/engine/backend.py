@@ -27,6 +27,13 @@ def describe_backend(backend: Backend) -> str:
     return f"{backend.value}, torch's operations ({_native_absence()})"
 
 
+def check_kernels(config: StackConfig) -> None:
+    """``InvalidInput`` where ``config`` demands native kernels and the machine has none."""
+    reason = _native_absence()
+    if config.kernels == "native" and reason is not None:
+        raise InvalidInput.field("kernels", reason)
+
+
 def choose_backend(config: StackConfig, model: DecoderConfig, progress: Progress) -> Backend:
     """The backend that ``config.kernels`` means for a model; why it is not the native one is told through ``progress``.
 

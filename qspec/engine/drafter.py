@@ -17,7 +17,7 @@ from torch import Tensor
 
 from qspec.acceptance import draft_token
 from qspec.config import StackConfig
-from qspec.engine.backend import choose_backend, tell_fallback
+from qspec.engine.backend import check_kernels, choose_backend, tell_fallback
 from qspec.engine.forward import DraftCache, DraftContext, DraftForward
 from qspec.engine.linears import is_packed, is_plain, kernel_name, packed_linears, packed_name, working_memory
 from qspec.engine.regions import (
@@ -115,6 +115,7 @@ class LocalDrafter:
         """Convert the model if need be and prepare private weights; needs no arena yet. ``InvalidInput``."""
         for role in (Role.VERIFY, Role.DRAFT):
             check_methods(config, role, Backend.CPU)  # before a conversion that takes long
+        check_kernels(config)
         if config.draft_quantization == NO_DRAFTER:
             raise InvalidInput.field("draft_quantization", "a drafter needs a method; 'off' means to start none")
         model = prepare(config.model, progress=progress)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qspec.acceptance import Decision, decide, decide_greedy
 from qspec.config import StackConfig
-from qspec.engine.backend import choose_backend, tell_fallback
+from qspec.engine.backend import check_kernels, choose_backend, tell_fallback
 from qspec.engine.cached_decoder import CachedDecoder
 from qspec.engine.forward import Forward
 from qspec.engine.linears import is_plain, kernel_names, working_memory
@@ -121,6 +121,7 @@ class LocalVerifier:
     def load(cls, config: StackConfig, *, progress: Progress, epoch: int) -> LocalVerifier:
         """Convert the model if need be, map its weights and allocate the arena. ``InvalidInput``, ``OutOfMemory``."""
         check_methods(config, Role.VERIFY, Backend.CPU)  # before a conversion that takes long
+        check_kernels(config)
         model = prepare(config.model, progress=progress)
         backend = choose_backend(config, model.config, progress)
         plan = plan_verify(config, linear_names(model.config), backend, stored=model.stored)

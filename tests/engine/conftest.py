@@ -46,6 +46,17 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
+def torch_where_nothing_is_said(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What another test of the module chose is not for a test that does not ask for ``kernels``."""
+    if "kernels" in request.fixturenames:
+        yield
+        return
+    before = KERNELS.set("torch")
+    yield
+    KERNELS.reset(before)
+
+
+@pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """The models are too small for more."""
     threads = torch.get_num_threads()

@@ -16,8 +16,10 @@ from qspec.errors import InvalidInput
 from qspec.interfaces import Sampling
 from qspec.quant.codecs import CODECS, Parts
 from qspec.quant.methods import METHODS, Backend, Support, choose_verify
+from qspec.quant.native_formats import NATIVE_WEIGHTS
 from qspec.quant.weight_formats import is_held_by
 from tests.engine.stacks import SEEDED, Stack, config, generate, generate_alone, quiet, running, sequences
+from tests.native_kernels import require_native
 
 VARIANTS = [f"{method.name}:{variant.name}" for method in METHODS.values() for variant in method.variants]
 SHARED = [
@@ -80,31 +82,38 @@ def test_every_variant_drafts(wide: Path, draft: str) -> None:
         assert sum(sequence.stats.accepted for sequence in wanted) > 0
 
 
-@pytest.mark.parametrize(("draft", "verify"), [*SHARED, ("w8a8", "int8")])
-def test_weights_that_can_be_shared_are_the_arenas_own_bytes(
-    wide: Path, kernels: str, draft: str, verify: str
-) -> None:
-    """The same file, at the same place: what the kernel keeps one copy of."""
-    if (draft, verify, kernels) == ("w8a8", "int8", "torch"):
-        pytest.skip("fbgemm's packed copy cannot be shared")
+def assert_weights_are_the_arenas_own(stack: Stack) -> None:
+    """Every part that the drafter multiplies with is a region of the same file, at the same place, as the verifier's."""
+    drafter = stack.drafter
+    assert drafter is not None and drafter._attached is not None
+    arena, parts = drafter._attached.arena, stored(drafter)
+    regions = {region.name: region for region in arena.descriptor.regions}
+    addresses = {arena.tensor(name).data_ptr(): name for name in arena.names()}
+    assert len(parts) == 9
+    for layer, tensors in parts.items():
+        for part, tensor in tensors.items():
+            region = regions[addresses[tensor.data_ptr()]]
+            assert region.name.endswith(f"/{layer}.{part}" if part else f"/{layer}")
+            assert region.file > 0
+            mine, theirs = (os.fstat(fds[region.file]) for fds in (arena.fds, stack.verifier.arena.fds))
+            assert os.path.samestat(mine, theirs)
+            assert region in stack.verifier.arena.descriptor.regions
+    private = [item.name for item in drafter._memory]
+    assert not any(name.startswith("weights") for name in private)
+    assert "the verifier's weights" in drafter._kernel_name()
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize(("draft", "verify"), SHARED)
+def test_weights_that_can_be_shared_are_the_arenas_own_bytes(wide: Path, draft: str, verify: str) -> None:
     with running(wide, draft_quantization=draft, verify_quantization=verify) as stack:
-        drafter = stack.drafter
-        assert drafter is not None and drafter._attached is not None
-        arena, parts = drafter._attached.arena, stored(drafter)
-        regions = {region.name: region for region in arena.descriptor.regions}
-        addresses = {arena.tensor(name).data_ptr(): name for name in arena.names()}
-        assert len(parts) == 9
-        for layer, tensors in parts.items():
-            for part, tensor in tensors.items():
-                region = regions[addresses[tensor.data_ptr()]]
-                assert region.name.endswith(f"/{layer}.{part}" if part else f"/{layer}")
-                assert region.file > 0
-                mine, theirs = (os.fstat(fds[region.file]) for fds in (arena.fds, stack.verifier.arena.fds))
-                assert os.path.samestat(mine, theirs)
-                assert region in stack.verifier.arena.descriptor.regions
-        private = [item.name for item in drafter._memory]
-        assert not any(name.startswith("weights") for name in private)
-        assert "the verifier's weights" in drafter._kernel_name()
+        assert_weights_are_the_arenas_own(stack)
+
+
+def test_w8a8_reads_the_int8_codes_in_place_on_native_kernels(wide: Path) -> None:
+    require_native()
+    with running(wide, kernels="native", draft_quantization="w8a8", verify_quantization="int8") as stack:
+        assert_weights_are_the_arenas_own(stack)
 
 
 def test_int8_weights_of_w8a8_are_those_of_the_store_in_another_packing(wide: Path) -> None:
@@ -206,4 +215,5 @@ def test_bad_pairs_are_named(model: Path, wide: Path) -> None:
 
 
 def test_codecs_of_all_variants_exist() -> None:
-    assert {variant.weights for method in METHODS.values() for variant in method.variants} == set(CODECS)
+    variants = {variant.weights for method in METHODS.values() for variant in method.variants}
+    assert variants | set(NATIVE_WEIGHTS.values()) == set(CODECS)
