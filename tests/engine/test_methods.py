@@ -83,7 +83,7 @@ def test_every_variant_drafts(wide: Path, draft: str) -> None:
 
 
 def assert_weights_are_the_arenas_own(stack: Stack) -> None:
-    """Every part that the drafter multiplies with is a region of the same file, at the same place, as the verifier's."""
+    """Every part that the drafter multiplies with is a region, at the same place of the same file as the verifier's."""
     drafter = stack.drafter
     assert drafter is not None and drafter._attached is not None
     arena, parts = drafter._attached.arena, stored(drafter)
