@@ -25,7 +25,7 @@ install = @echo "set-up: $(1)" >&2; \
 # $(call pin,package): the requirement that constraints.txt has for it
 pin = "$$(grep -m 1 '^$(1)==' constraints.txt)"
 
-.PHONY: help run serve test check bench methods-table protos clean
+.PHONY: help run serve test check bench methods-table protos native-sanitizers clean
 .DEFAULT_GOAL := help
 
 help:
@@ -33,6 +33,7 @@ help:
 	@echo 'make serve [ARGS="…"]            start the server'
 	@echo 'make test [ARGS="…"]             run the tests'
 	@echo 'make check                       linter, types, generated code, protos, import rules'
+	@echo 'make native-sanitizers           the native kernels under the sanitizers (CMake, Ninja and a C++ compiler)'
 	@echo 'make bench [ARGS="…"]            measure; the last line is JSON'
 	@echo 'make methods-table [ARGS="…"]    measure every method anew and write docs/methods.md'
 	@echo 'make protos                      generate qspec/v1 again'
@@ -63,7 +64,14 @@ methods-table: $(VENV)/.dev
 protos: $(VENV)/.dev
 	$(BIN)/python -m tools.generate_protos
 
+native-sanitizers:
+	@for sanitizers in address,undefined thread; do \
+	    cmake -G Ninja -S qspec/kernels/native -B "build/native-$$sanitizers" -DQSPEC_SANITIZE="$$sanitizers" \
+	        -DCMAKE_BUILD_TYPE=Debug --log-level=WARNING && \
+	    cmake --build "build/native-$$sanitizers" -- --quiet && "build/native-$$sanitizers/kernels_test" || exit 1; done
+
 clean:
+	rm -f qspec/kernels/native/*.so
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

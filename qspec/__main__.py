@@ -27,17 +27,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _methods(_args: argparse.Namespace) -> int:
+    from qspec.engine.backend import describe_backend, machine_backend
     from qspec.kernels.int8_linear import has_kernel  # imports torch
     from qspec.quant.bitsandbytes_4bit import runs
 
-    missing = set() if has_kernel() else {("w8a8", Role.DRAFT)}
+    backend = machine_backend()
+    missing = set() if backend is Backend.CPU_NATIVE or has_kernel() else {("w8a8", Role.DRAFT)}
     for method in METHODS.values():
         for variant in method.variants:
             if WEIGHT_FORMATS[variant.weights].package is not None and not runs():
                 missing |= {(f"{method.name}:{variant.name}", role) for role in Role}
-    print(methods_table(Backend.CPU, missing))
+    print(methods_table(backend, missing))
     print(
-        "\nreal: a kernel that gains; emulated: right numbers, no gain. A name alone means its first variant, for a\n"
+        f"\nBackend: {describe_backend(backend)}.\n"
+        "real: a kernel that gains; emulated: right numbers, no gain. A name alone means its first variant, for a\n"
         "drafter the first one whose weights the verifier holds, for the verifier of a checkpoint that came quantised\n"
         "the one with the checkpoint's own codes. same bits: text with speculation equals that without."
     )

@@ -68,12 +68,17 @@ def decide(
     temperature > 0 only. A drafted token that the target cannot produce is simply rejected.
     """
     if sampling.greedy:
-        return _decide_coupled(draft_tokens, lambda index: int(logits[index].argmax()))
+        return decide_greedy(draft_tokens, logits.argmax(-1).tolist())
     target = token_probs(logits, sampling)  # [k + 1, vocab]
     key = NoiseKey(sampling.seed, sampling.choice)
     if sampling.rule is AcceptanceRule.REJECTION:
         return _decide_rejection(draft_tokens, draft_probs, target, key, position)
     return _decide_coupled(draft_tokens, lambda index: draw(target[index], key, position + index, Purpose.COUPLED))
+
+
+def decide_greedy(draft_tokens: Sequence[int], target_tokens: Sequence[int]) -> Decision:
+    """Decide on k drafted tokens by the target's k + 1 most probable tokens."""
+    return _decide_coupled(draft_tokens, target_tokens.__getitem__)
 
 
 def _decide_coupled(draft_tokens: Sequence[int], own_token: Callable[[int], int]) -> Decision:

@@ -10,6 +10,8 @@ from qspec.errors import FieldViolation, InvalidInput
 
 DEFAULT_MODEL = "smollm2"
 """Alias of the model that is used when none is named (``qspec.models.resolve``)."""
+KERNELS = ("auto", "native", "torch")
+"""What ``StackConfig.kernels`` can be."""
 
 
 def cache_directory() -> Path:
@@ -48,6 +50,9 @@ class StackConfig:
     """Most rows in one verify batch; longer prompts are prefilled in chunks."""
     threads: int = 0
     """CPU threads per worker; 0 takes what the process may use."""
+    kernels: str = "auto"
+    """What computes on a CPU: ``native`` kernels (an error where there are none), ``torch``'s operations, or ``auto``:
+    the native ones where there are some."""
 
     def __post_init__(self) -> None:
         minimum = {"max_slots": 1, "max_draft_length": 0, "max_model_len": 0, "kv_tokens": 1, "block_size": 1,
@@ -61,6 +66,9 @@ class StackConfig:
             violations.append(FieldViolation("kv_tokens", f"must hold at least one block of {self.block_size}"))
         if self.max_batch_rows < self.max_slots:
             violations.append(FieldViolation("max_batch_rows", f"must be at least max_slots ({self.max_slots})"))
+        if self.kernels not in KERNELS:
+            known = ", ".join(KERNELS)
+            violations.append(FieldViolation("kernels", f"must be one of {known}, got {self.kernels!r}"))
         if violations:
             raise InvalidInput(*violations)
 

@@ -16,6 +16,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from qspec.interfaces import Progress
+
 _SPIN_COUNT = 30_000
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 
@@ -51,13 +53,33 @@ def configure_threads(threads: int) -> int:
     before torch is imported.
     """
     if threads == 0:
-        preset = os.environ.get("OMP_NUM_THREADS", "")
-        threads = int(preset) if preset.isdigit() and int(preset) > 0 else usable_cpus()
+        threads = _preset() or usable_cpus()
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("GOMP_SPINCOUNT", str(_SPIN_COUNT))
     if threads == usable_cpus():
         os.environ.setdefault("OMP_PROC_BIND", "true")
     return threads
+
+
+def native_threads(threads: int, progress: Progress) -> int:
+    """Threads of the native kernels for ``threads`` (0: what the process may use), never more than that.
+
+    A thread more than the process has CPUs would make every step wait for a time slice. One line through ``progress``
+    says so when there are fewer than were asked for, or a control group grants less than one CPU.
+    """
+    usable, quota = usable_cpus(), cgroup_quota()
+    asked = threads or _preset() or usable
+    if quota is not None and quota < 1:
+        progress(f"the control group grants {quota:g} of a CPU: the kernels use 1 thread, and wait", None)
+    elif asked > usable:
+        progress(f"{asked} threads were asked for, the process may use {usable} CPUs: the kernels use {usable}", None)
+    return min(asked, usable)
+
+
+def _preset() -> int:
+    """What OMP_NUM_THREADS says; 0 when it says nothing."""
+    preset = os.environ.get("OMP_NUM_THREADS", "")
+    return int(preset) if preset.isdigit() else 0
 
 
 def _ancestors(mount: Path, path: str) -> list[Path]:

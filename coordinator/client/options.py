@@ -13,7 +13,7 @@ from typing import NoReturn
 from coordinator.client.prompts import check_text, read_prompts
 from coordinator.requests import DEFAULT_MAX_TOKENS, stop_violations, temperature_problem, top_p_problem
 from qspec.cli import EXIT_ERROR
-from qspec.config import StackConfig
+from qspec.config import KERNELS, StackConfig
 from qspec.errors import FieldViolation, InvalidInput
 from qspec.models.resolve import resolve
 from qspec.quant.method_plan import check_methods
@@ -25,6 +25,7 @@ _UINT32_MAX = 2**32 - 1
 _UINT64_MAX = 2**64 - 1
 _STACK_OPTIONS = (
     "model", "draft_quantization", "verify_quantization", "draft_overrides", "verify_overrides", "threads",
+    "kernels",
 )
 _AUTO = "auto"
 
@@ -125,6 +126,8 @@ def _parser() -> argparse.ArgumentParser:
         "other methods for single layers of the drafter, the last match wins: lm_head=none,layers.0.*=int8"))
     add("--verify-overrides", metavar="GLOB=METHOD,...", help="the same for the verifier")
     add("--threads", type=int, metavar="N", help="CPU threads per worker (default: what there is)")
+    add("--kernels", choices=KERNELS, help=(
+        f"what computes: native kernels, torch's operations, or auto (default: {default.kernels})"))
     return parser
 
 

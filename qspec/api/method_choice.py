@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qspec.api.pair_gain import PairGain
 from qspec.config import StackConfig
+from qspec.engine.backend import machine_backend
 from qspec.errors import FieldViolation, InvalidInput
 from qspec.quant.methods import (
     METHODS,
@@ -21,13 +22,11 @@ AUTO = "auto"
 
 
 def backend_of(device: str) -> Backend:
-    """The backend of a device as torch names it (``cpu``, ``cpu:0``); ``InvalidInput`` lists what there is."""
-    kind = device.partition(":")[0]
-    try:
-        return Backend(kind)
-    except ValueError:
-        there = ", ".join(backend.value for backend in Backend)
-        raise InvalidInput.field("device", f"no kernels for {device!r}; choose one of: {there}") from None
+    """This machine's backend for a device as torch names it (``cpu``, ``cpu:0``); ``InvalidInput`` lists what there is.
+    """
+    if device.partition(":")[0] != "cpu":
+        raise InvalidInput.field("device", f"no kernels for {device!r}; choose one of: cpu")
+    return machine_backend()
 
 
 def resolve_pair(draft: str, verify: str, backend: Backend) -> tuple[str, str]:

@@ -13,9 +13,9 @@ from qspec.api.method_choice import backend_of, can_draft, can_verify, check_met
 from qspec.api.prompt_batch import read_prompts
 from qspec.config import StackConfig
 from qspec.engine.cached_decoder import CachedDecoder
+from qspec.engine.forward import Forward
 from qspec.engine.separate_drafter import DraftModel, SeparateDrafter
 from qspec.errors import InvalidInput
-from qspec.models.decoder import Decoder
 from qspec.models.tokenizer import Tokenizer
 from qspec.quant.methods import NO_DRAFTER
 
@@ -139,7 +139,7 @@ class QuantizedModel:
     def draft_model(self) -> DraftModel:
         """This model as the drafter of another one: with its kernels for drafting where the method has such."""
         return DraftModel(
-            decoder=self._decoder,
+            forward=self._forward,
             method=self._method,
             vocab_fingerprint=self._engines.verifier.vocab_fingerprint,
             max_positions=self.max_length,
@@ -165,15 +165,15 @@ class QuantizedModel:
         self.close()
 
     @cached_property
-    def _decoder(self) -> Decoder:
-        """The decoder to draft with."""
+    def _forward(self) -> Forward:
+        """The model to draft with."""
         if self._engines.config.draft_quantization == self._method:
-            return self._engines.drafter.decoder
-        return self._engines.verifier.decoder
+            return self._engines.drafter.forward
+        return self._engines.verifier.forward.for_drafting()
 
     def _cached_decoder(self, num_blocks: int) -> CachedDecoder:
         """The decoder to score with, over a cache of its own."""
         if self._verifies:
             return self._engines.verifier.cached_decoder(num_blocks)
         return CachedDecoder(
-            self._engines.drafter.decoder, num_blocks=num_blocks, block_size=self._engines.description.block_size)
+            self._engines.drafter.forward, num_blocks=num_blocks, block_size=self._engines.description.block_size)

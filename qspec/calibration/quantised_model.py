@@ -20,6 +20,7 @@ from qspec.calibration.layer_walk import Half, LayerWalk
 from qspec.calibration.partial_result import PartialResult, opened
 from qspec.calibration.rounding import Algorithm, quantise_half, scale_half
 from qspec.engine.linears import PlainLinear
+from qspec.engine.torch_forward import TorchForward
 from qspec.errors import InvalidInput
 from qspec.evaluation.answers import greedy_answers
 from qspec.evaluation.token_sequences import token_sequences
@@ -128,7 +129,9 @@ def _with_answers(
     def show(text: str, share: float | None) -> None:
         progress(text, _ANSWERS_SHARE * (len(answers) + (share or 0.0) * (len(prompts) - len(answers))) / len(prompts))
 
-    answers = answers + greedy_answers(decoder, prompts[len(answers) :], most, tokenizer.eos_token_ids, show, keep)
+    answers = answers + greedy_answers(
+        TorchForward(decoder), prompts[len(answers) :], most, tokenizer.eos_token_ids, show, keep
+    )
     return [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
 
 

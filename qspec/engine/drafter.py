@@ -3,29 +3,23 @@
 It has no state of its own between batches. Each step feeds one token per sequence; attention reads the committed blocks
 in place and then the tail, the only part of the cache that the drafter writes. Its weights are, layer by layer, the
 arena's where the verifier's format is its own or holds it as a plane; else its own, in a file that is mapped as well.
-``w8a8`` always keeps a private packed copy (fbgemm's layout cannot be shared).
+On torch's operations ``w8a8`` always keeps a private packed copy (fbgemm's layout cannot be shared).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from qspec.acceptance import draft_token
 from qspec.config import StackConfig
-from qspec.engine.linears import (
-    drafter_linears,
-    is_packed,
-    is_plain,
-    kernel_name,
-    packed_linears,
-    packed_name,
-    working_memory,
-)
+from qspec.engine.backend import check_kernels, choose_backend, tell_fallback
+from qspec.engine.forward import DraftCache, DraftContext, DraftForward
+from qspec.engine.linears import is_packed, is_plain, kernel_name, packed_linears, packed_name, working_memory
 from qspec.engine.regions import (
     BLOCK_TABLES,
     DRAFT_PROBS,
@@ -39,7 +33,8 @@ from qspec.engine.regions import (
     arena_fingerprint,
 )
 from qspec.engine.weight_files import open_weights
-from qspec.engine.weights import fp32_tensors, layer_regions, parts_bytes, shared_parts
+from qspec.engine.weights import layer_regions, parts_bytes, private_embedding_bytes, shared_parts
+from qspec.engine.worker_forward import drafter_forward
 from qspec.errors import ContractViolation, EpochMismatch, InvalidInput
 from qspec.interfaces import (
     DraftAnswer,
@@ -53,15 +48,15 @@ from qspec.interfaces import (
     VerifierDescription,
 )
 from qspec.kernels.int8_linear import Int8Linear
-from qspec.kernels.paged_attention import BlockSpan, attend_with_tail, causal_mask
 from qspec.memory.arena import HostArena
 from qspec.models.converted import ConvertedModel, prepare
-from qspec.models.decoder import Decoder, Linear, linear_names
+from qspec.models.decoder import linear_names
 from qspec.models.layer_weights import LayerWeights
 from qspec.models.tokenizer import vocab_fingerprint
 from qspec.quant.codecs import Parts
 from qspec.quant.method_plan import MethodPlan, check_methods, plan_draft, plan_verify
 from qspec.quant.methods import NO_DRAFTER, Backend, Role
+from qspec.threads import native_threads
 
 
 @dataclass(slots=True)
@@ -69,24 +64,17 @@ class _Draft:
     """One sequence while it is being drafted for."""
 
     item: DraftItem
-    context: int
-    """Committed positions that the tail follows."""
-    keys: list[Tensor]
-    """Per layer, the blocks that hold the context: ``[blocks, kv_heads, block, D]``."""
-    values: list[Tensor]
-    mask: Tensor
-    """Hides what lies behind the context in its last block."""
-    tokens: list[int]
+    context: DraftContext
+    tokens: list[int] = field(default_factory=list)
 
 
 class _Attached:
-    """An arena, and the decoder over it."""
+    """An arena, and the model over it."""
 
-    def __init__(self, arena: HostArena, decoder: Decoder, parts: Mapping[str, Parts]) -> None:
-        self.arena, self.decoder = arena, decoder
-        self.parts = parts  # the stored weights that the decoder multiplies with; none where they are packed
-        self.keys, self.values = arena.tensor(KV_KEYS), arena.tensor(KV_VALUES)
-        self.tail_keys, self.tail_values = arena.tensor(TAIL_KEYS), arena.tensor(TAIL_VALUES)
+    def __init__(self, arena: HostArena, forward: DraftForward, parts: Mapping[str, Parts]) -> None:
+        self.arena, self.forward = arena, forward
+        self.parts = parts  # the stored weights that the model multiplies with; none where they are packed
+        self.cache = DraftCache(*map(arena.tensor, (KV_KEYS, KV_VALUES, TAIL_KEYS, TAIL_VALUES)))
         self.leases, self.cached = arena.tensor(SLOT_LEASES), arena.tensor(SLOT_CACHED)
         self.block_tables = arena.tensor(BLOCK_TABLES)
         self.draft_probs, self.draft_rounds = arena.tensor(DRAFT_PROBS), arena.tensor(DRAFT_ROUNDS)
@@ -95,11 +83,15 @@ class _Attached:
 class LocalDrafter:
     """The drafter of one process (``qspec.interfaces.Drafter``). Made by ``load``; used by one thread."""
 
-    def __init__(self, model: ConvertedModel, plan: MethodPlan, store: MethodPlan, progress: Progress) -> None:
+    def __init__(
+        self, model: ConvertedModel, config: StackConfig, plan: MethodPlan, store: MethodPlan, progress: Progress
+    ) -> None:
         self._model, self._methods, self._store = model, plan, store
+        native = plan.backend is Backend.CPU_NATIVE
+        self._threads = native_threads(config.threads, progress) if native else 0
         self._vocab_fingerprint = vocab_fingerprint(model.tokenizer_directory)
         self._attached: _Attached | None = None
-        packed = [name for name, choice in plan.layers.items() if is_packed(choice)]
+        packed = [name for name, choice in plan.layers.items() if not native and is_packed(choice)]
         self._stored = [name for name in plan.layers if name not in packed]
         private = [name for name in self._stored if not plan.held_by(store, name)]
         self._packed: dict[str, Int8Linear] = {}
@@ -112,7 +104,8 @@ class LocalDrafter:
         self._private = shared_parts(own, private, plan, plan)
         own.close()
         for name in dict.fromkeys(
-            kernel_name(choice) for choice in map(plan.layers.__getitem__, self._stored) if not is_plain(choice)
+            kernel_name(choice, plan.backend)
+            for choice in map(plan.layers.__getitem__, self._stored) if not is_plain(choice)
         ):
             progress(name, None)
         self._memory = self._private_memory(shapes)
@@ -122,11 +115,15 @@ class LocalDrafter:
         """Convert the model if need be and prepare private weights; needs no arena yet. ``InvalidInput``."""
         for role in (Role.VERIFY, Role.DRAFT):
             check_methods(config, role, Backend.CPU)  # before a conversion that takes long
+        check_kernels(config)
         if config.draft_quantization == NO_DRAFTER:
             raise InvalidInput.field("draft_quantization", "a drafter needs a method; 'off' means to start none")
         model = prepare(config.model, progress=progress)
-        store = plan_verify(config, linear_names(model.config), Backend.CPU, stored=model.stored)
-        return cls(model, plan_draft(config, Backend.CPU, verify=store, stored=model.stored), store, progress)
+        backend = choose_backend(config, model.config, progress)
+        store = plan_verify(config, linear_names(model.config), backend, stored=model.stored)
+        plan = plan_draft(config, backend, verify=store, stored=model.stored)
+        tell_fallback("drafter", backend, plan, progress)
+        return cls(model, config, plan, store, progress)
 
     def attach(self, verifier: VerifierDescription) -> DrafterDescription:
         """Map the verifier's arena; ``InvalidInput`` when it is of another model or vocabulary."""
@@ -136,13 +133,11 @@ class LocalDrafter:
         if verifier.arena.fingerprint != arena_fingerprint(self._model.fingerprint, verifier.arena.regions):
             raise InvalidInput.field("model", "the arena holds another model or format than the drafter's")
         arena = HostArena.open(verifier.arena)
-        tensors = fp32_tensors(arena)
         shared = [name for name in self._stored if name not in self._private]
         parts = {**self._private, **shared_parts(arena, shared, self._methods, self._store)}
-        linears: dict[str, Linear] = {**self._packed, **drafter_linears(self._methods, parts, tensors)}
-        positions = verifier.max_model_len + verifier.max_draft_length
-        decoder = Decoder(self._model.config, tensors, linears, positions, row_invariant=False)
-        self._attached = _Attached(arena, decoder, parts)
+        forward = drafter_forward(
+            arena, self._model.config, self._methods, self._store, parts, self._packed, verifier, self._threads)
+        self._attached = _Attached(arena, forward, parts)
         return DrafterDescription(
             epoch=verifier.epoch, method=self._methods.label, kernel=self._kernel_name(), memory=self._memory
         )
@@ -154,27 +149,37 @@ class LocalDrafter:
             self._attached = None
 
     @property
-    def decoder(self) -> Decoder:
-        """The decoder over the attached arena's weights, with the kernels of the drafter's method."""
+    def forward(self) -> DraftForward:
+        """The model over the attached arena's weights, with the kernels of the drafter's method."""
         if self._attached is None:
             raise ContractViolation("the drafter is not attached")
-        return self._attached.decoder
+        return self._attached.forward
 
-    @torch.inference_mode()
     def draft(self, batch: DraftBatch) -> DraftAnswer:
         """Draft for a batch of sequences, all at once, each as many tokens as it asks for."""
-        started = time.perf_counter_ns()
         attached = self._attached
         if attached is None or attached.arena.descriptor.epoch != batch.epoch:
             raise EpochMismatch(f"the drafter is not attached to epoch {batch.epoch}")
+        with torch.inference_mode(), attached.forward.computing():
+            return self._draft(attached, batch)
+
+    def _draft(self, attached: _Attached, batch: DraftBatch) -> DraftAnswer:
+        started = time.perf_counter_ns()
         drafts = {item.slot: draft for item in batch.items if (draft := self._begin(attached, item)) is not None}
+        draft_pass = attached.forward.draft_pass([draft.context for draft in drafts.values()], attached.cache)
         prepared = time.perf_counter_ns()
         sampling_ns = 0
         for step in range(max((item.draft_length for item in batch.items), default=0)):
             active = [draft for draft in drafts.values() if draft.item.draft_length > step]
             if not active:
                 break
-            logits = self._step(attached, active, step)
+            fed = {d.item.slot: d.tokens[-1] if d.tokens else d.item.pending_token for d in active}
+            hidden = draft_pass.step(fed, step)
+            if all(draft.item.sampling.greedy for draft in active):
+                for draft, token in zip(active, attached.forward.greedy(hidden), strict=True):
+                    draft.tokens.append(token)
+                continue
+            logits = attached.forward.logits(hidden)
             sampled = time.perf_counter_ns()
             for index, draft in enumerate(active):
                 self._choose(attached, draft, logits[index : index + 1], step)
@@ -205,8 +210,9 @@ class LocalDrafter:
         """Find the sequence's blocks; None when the batch speaks of another tenancy or length than the arena."""
         if not 0 <= item.slot < len(attached.leases):
             raise ContractViolation(f"slot {item.slot} does not exist")
-        if not 1 <= item.draft_length <= attached.tail_keys.shape[3]:
-            raise ContractViolation(f"draft_length {item.draft_length} is not in 1..{attached.tail_keys.shape[3]}")
+        longest = attached.cache.tail_keys.shape[3]
+        if not 1 <= item.draft_length <= longest:
+            raise ContractViolation(f"draft_length {item.draft_length} is not in 1..{longest}")
         if not 0 <= item.pending_token < self._model.config.vocab_size:
             raise ContractViolation("the pending token lies outside the vocabulary")
         context = item.committed_len - 1
@@ -214,40 +220,9 @@ class LocalDrafter:
             return None
         if item.sampling.needs_draft_probs:
             attached.draft_rounds[item.slot] = 0
-        kv_heads, block_size = attached.keys.shape[2:4]
-        heads = self._model.config.num_heads
-        count = -(-context // block_size)
-        span = BlockSpan(tuple(int(block) for block in attached.block_tables[item.slot, :count]))
-        layers = range(attached.keys.shape[0])
-        empty = attached.keys[0, :0]
-        return _Draft(
-            item=item,
-            context=context,
-            keys=[span.read(attached.keys[layer], count) if count else empty for layer in layers],
-            values=[span.read(attached.values[layer], count) if count else empty for layer in layers],
-            mask=causal_mask(torch.tensor([context - 1]), count, block_size, kv_heads, heads // kv_heads),
-            tokens=[],
-        )
-
-    def _step(self, attached: _Attached, active: list[_Draft], step: int) -> Tensor:
-        """Feed one token per sequence: ``[sequences, V]`` logits of the next."""
-        tokens = torch.tensor([draft.tokens[-1] if draft.tokens else draft.item.pending_token for draft in active])
-        positions = torch.tensor([draft.context + step for draft in active])
-
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            rows = []
-            for index, draft in enumerate(active):
-                tail_keys = attached.tail_keys[layer, draft.item.slot]  # [kv_heads, k_max, D]
-                tail_values = attached.tail_values[layer, draft.item.slot]
-                tail_keys[:, step] = k[index]
-                tail_values[:, step] = v[index]
-                rows.append(attend_with_tail(
-                    q[index], draft.keys[layer], draft.values[layer], draft.mask,
-                    tail_keys[:, : step + 1], tail_values[:, : step + 1],
-                ))
-            return rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
-
-        return attached.decoder.logits(attached.decoder.hidden(tokens, positions, attend))
+        count = -(-context // attached.cache.keys.shape[3])
+        blocks = tuple(attached.block_tables[item.slot, :count].tolist())
+        return _Draft(item, DraftContext(item.slot, context, blocks))
 
     def _choose(self, attached: _Attached, draft: _Draft, logits: Tensor, step: int) -> None:
         """Draw the token for the next position; leave its distribution in the arena where it is needed."""
@@ -255,7 +230,7 @@ class LocalDrafter:
         if sampling.greedy:
             draft.tokens.append(int(logits[0].argmax()))
             return
-        token, probs = draft_token(logits, sampling, draft.context + 1 + step)
+        token, probs = draft_token(logits, sampling, draft.context.length + 1 + step)
         if sampling.needs_draft_probs:
             attached.draft_probs[draft.item.slot, step] = probs[0]
         draft.tokens.append(token)
@@ -268,7 +243,7 @@ class LocalDrafter:
         if name in self._packed:
             return packed_name()
         owner = "its own" if name in self._private else "the verifier's"
-        return f"{kernel_name(self._methods.layers[name])}, {owner} weights"
+        return f"{kernel_name(self._methods.layers[name], self._methods.backend)}, {owner} weights"
 
     def _private_memory(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[MemoryItem, ...]:
         """What the drafter holds for itself: an item for each format, and room to work."""
@@ -282,4 +257,6 @@ class LocalDrafter:
         for weights, stored in by_format.items():
             items.append(
                 MemoryItem(name=f"weights {weights}", bytes=parts_bytes(stored), shared=False, mapped_file=True))
+        if size := private_embedding_bytes(self._model.config, self._methods, self._store):
+            items.append(MemoryItem(name="embedding fp32", bytes=size, shared=False))
         return (*items, *working_memory(self._methods, shapes, self._stored))

@@ -15,12 +15,13 @@ from torch import Tensor
 from qspec.interfaces import MemoryItem
 from qspec.kernels.emulated_linear import BYTES_PER_WORKING_WEIGHT, EmulatedLinear
 from qspec.kernels.int8_linear import Int8Linear, activation_levels
+from qspec.kernels.native.loading import instruction_sets
 from qspec.kernels.row_tiles import CANDIDATE_ROWS, RowTiles, probe_row_tiles, tiled_product
 from qspec.models.decoder import Linear
 from qspec.quant.activations import ACTIVATIONS
 from qspec.quant.codecs import CODECS, Parts
 from qspec.quant.method_plan import MethodPlan
-from qspec.quant.methods import Choice
+from qspec.quant.methods import Backend, Choice
 
 _WIDE_OUTPUTS = 16384
 _WIDE_CANDIDATES = tuple(rows for rows in CANDIDATE_ROWS if rows <= 32)
@@ -60,7 +61,7 @@ def is_plain(choice: Choice) -> bool:
 
 
 def is_packed(choice: Choice) -> bool:
-    """Whether a drafter multiplies with fbgemm's packed int8 weights."""
+    """Whether a drafter on torch's operations multiplies with fbgemm's packed int8 weights."""
     return (choice.variant.weights, choice.variant.activations) == (PACKED_WEIGHTS, PACKED_ACTIVATIONS)
 
 
@@ -125,23 +126,27 @@ def packed_linears(
 
 def working_memory(plan: MethodPlan, shapes: Mapping[str, tuple[int, ...]], layers: Iterable[str]) -> list[MemoryItem]:
     """What an emulation needs to dequantise the largest matrix of ``layers``; nothing where none is emulated."""
+    if plan.backend is Backend.CPU_NATIVE:
+        return []
     sizes = [torch.Size(shapes[name]).numel() for name in layers if not is_plain(plan.layers[name])]
     if not sizes:
         return []
     return [MemoryItem(name="one dequantised matrix", bytes=BYTES_PER_WORKING_WEIGHT * max(sizes), shared=False)]
 
 
-def kernel_name(choice: Choice) -> str:
+def kernel_name(choice: Choice, backend: Backend) -> str:
     """What multiplies a layer of this choice, unless it is packed; an emulation says so."""
+    variant = choice.variant
+    if backend is Backend.CPU_NATIVE:
+        return f"native {instruction_sets()[0]}: {variant.weights} weights, {variant.activations} activations"
     if is_plain(choice):
         return "torch fp32"
-    variant = choice.variant
     return f"emulated in torch fp32: {variant.weights} weights, dequantised per call, {variant.activations} activations"
 
 
 def kernel_names(plan: MethodPlan) -> list[str]:
     """The names of all kernels of a verifier, in the order of use."""
-    return list(dict.fromkeys(kernel_name(choice) for choice in plan.layers.values()))
+    return list(dict.fromkeys(kernel_name(choice, plan.backend) for choice in plan.layers.values()))
 
 
 def packed_name() -> str:

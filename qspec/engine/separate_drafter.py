@@ -26,6 +26,7 @@ from torch import Tensor
 
 from qspec.acceptance import draft_token
 from qspec.engine.cached_decoder import CachedDecoder
+from qspec.engine.forward import Forward
 from qspec.engine.passes import SequenceRows
 from qspec.engine.regions import DRAFT_PROBS, DRAFT_ROUNDS
 from qspec.errors import ContractViolation, EpochMismatch, InvalidInput
@@ -42,7 +43,6 @@ from qspec.interfaces import (
 from qspec.kernels.paged_attention import BlockSpan
 from qspec.memory.arena import HostArena
 from qspec.memory.kv_blocks import BlockAllocator
-from qspec.models.decoder import Decoder
 
 CommittedTokens = Callable[[int, int], Sequence[int] | None]
 """(slot, lease) to the sequence's committed tokens; None when that tenancy is over."""
@@ -52,7 +52,7 @@ CommittedTokens = Callable[[int, int], Sequence[int] | None]
 class DraftModel:
     """The model that drafts."""
 
-    decoder: Decoder
+    forward: Forward
     method: str
     """For people: how its weights are kept."""
     vocab_fingerprint: str
@@ -100,7 +100,7 @@ class SeparateDrafter:
                 "a smaller model of the same family",
             )
         self._cache = CachedDecoder(
-            self._model.decoder, num_blocks=verifier.num_blocks, block_size=verifier.block_size)
+            self._model.forward, num_blocks=verifier.num_blocks, block_size=verifier.block_size)
         self._blocks = BlockAllocator(verifier.num_blocks)
         self._tenancies: dict[int, _Tenancy] = {}  # by slot, least recently drafted for first
         self._vocab_size, self._max_rows = verifier.vocab_size, verifier.max_batch_rows
@@ -172,7 +172,7 @@ class SeparateDrafter:
         del tenancy.fed[known:]
         length = min(item.draft_length, self._model.max_positions - item.committed_len + 1)
         draft = _Draft(item, tenancy, list(tokens[known:]), length)
-        embeddable = max(draft.unseen) < self._model.decoder.config.vocab_size
+        embeddable = max(draft.unseen) < self._model.forward.config.vocab_size
         if length < 1 or not embeddable or not self._reserve(tenancy, item.committed_len - 1 + length, wanted):
             draft.length = 0
         return draft

@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from qspec.acceptance import decide
+from qspec.acceptance import Decision, decide, decide_greedy
 from qspec.config import StackConfig
+from qspec.engine.backend import check_kernels, choose_backend, tell_fallback
 from qspec.engine.cached_decoder import CachedDecoder
-from qspec.engine.linears import is_plain, kernel_names, verifier_linears, working_memory
-from qspec.engine.passes import SequenceRows, VerifyPass
+from qspec.engine.forward import Forward
+from qspec.engine.linears import is_plain, kernel_names, working_memory
+from qspec.engine.passes import SequenceRows
 from qspec.engine.regions import (
     BLOCK_TABLES,
     DRAFT_PROBS,
@@ -33,7 +35,8 @@ from qspec.engine.regions import (
 )
 from qspec.engine.slots import SlotTable, Tenancy
 from qspec.engine.weight_files import open_weights
-from qspec.engine.weights import fp32_tensors, shared_parts, weight_memory, weight_regions
+from qspec.engine.weights import weight_memory, weight_regions
+from qspec.engine.worker_forward import verifier_forward
 from qspec.errors import ContractViolation, EpochMismatch, InvalidInput
 from qspec.interfaces import (
     PrefillChunk,
@@ -46,13 +49,12 @@ from qspec.interfaces import (
     VerifyBatch,
     VerifyResult,
 )
-from qspec.kernels.paged_attention import BlockSpan, probe_attention_tiles
-from qspec.kernels.row_tiles import CANDIDATE_ROWS
+from qspec.kernels.paged_attention import BlockSpan
 from qspec.memory.arena import HostArena
 from qspec.memory.budget import budget_lines, require_memory
 from qspec.memory.layout import ArenaLayout
 from qspec.models.converted import ConvertedModel, prepare
-from qspec.models.decoder import Decoder, linear_names
+from qspec.models.decoder import linear_names
 from qspec.models.layer_weights import LayerWeights
 from qspec.models.tokenizer import vocab_fingerprint
 from qspec.quant.method_plan import MethodPlan, check_methods, plan_verify
@@ -102,14 +104,9 @@ class LocalVerifier:
             fingerprint = arena_fingerprint(model.fingerprint, (*mapped.regions, *ArenaLayout.place(specs).regions))
             self.arena = HostArena.create(specs, epoch=epoch, fingerprint=fingerprint, weights=mapped)
         if not all(map(is_plain, plan.layers.values())):
-            progress(self._kernel_name(), None)
-        progress("probing row tiles", None)
-        tensors = fp32_tensors(self.arena)
-        parts = shared_parts(self.arena, plan.layers, plan, plan)
-        linears, self._tiles = verifier_linears(plan, parts, tensors, shapes)
-        shape = (model.config.num_heads, model.config.num_kv_heads, model.config.head_dim)
-        self._attention_tiles = probe_attention_tiles(*shape, config.block_size, CANDIDATE_ROWS)
-        self._decoder = Decoder(model.config, tensors, linears, self._max_model_len)
+            progress("; ".join(kernel_names(plan)), None)
+        self._forward, self._kernel = verifier_forward(
+            self.arena, model.config, config, plan, self._max_model_len, shapes, progress)
         self._keys, self._values = self.arena.tensor(KV_KEYS), self.arena.tensor(KV_VALUES)
         self._draft_probs, self._draft_rounds = self.arena.tensor(DRAFT_PROBS), self.arena.tensor(DRAFT_ROUNDS)
         self._slots = SlotTable(
@@ -124,8 +121,11 @@ class LocalVerifier:
     def load(cls, config: StackConfig, *, progress: Progress, epoch: int) -> LocalVerifier:
         """Convert the model if need be, map its weights and allocate the arena. ``InvalidInput``, ``OutOfMemory``."""
         check_methods(config, Role.VERIFY, Backend.CPU)  # before a conversion that takes long
+        check_kernels(config)
         model = prepare(config.model, progress=progress)
-        plan = plan_verify(config, linear_names(model.config), Backend.CPU, stored=model.stored)
+        backend = choose_backend(config, model.config, progress)
+        plan = plan_verify(config, linear_names(model.config), backend, stored=model.stored)
+        tell_fallback("verifier", backend, plan, progress)
         return cls(model, config, plan, epoch, progress)
 
     @property
@@ -139,16 +139,13 @@ class LocalVerifier:
         return self._vocab_fingerprint
 
     @property
-    def decoder(self) -> Decoder:
-        """The decoder over the arena's weights, with the kernels of the verifier's method."""
-        return self._decoder
+    def forward(self) -> Forward:
+        """The model over the arena's weights, with the kernels of the verifier's method."""
+        return self._forward
 
     def cached_decoder(self, num_blocks: int) -> CachedDecoder:
-        """The decoder over private KV blocks: a row gets the bits that ``verify`` decides by."""
-        return CachedDecoder(
-            self._decoder, num_blocks=num_blocks, block_size=self._config.block_size,
-            attention_tiles=self._attention_tiles, linear_tiles=self._tiles,
-        )
+        """The model over private KV blocks: a row gets the bits that ``verify`` decides by."""
+        return CachedDecoder(self._forward, num_blocks=num_blocks, block_size=self._config.block_size)
 
     def describe(self) -> VerifierDescription:
         """Model, formats, arena, epoch and limits."""
@@ -167,15 +164,15 @@ class LocalVerifier:
             num_blocks=config.kv_tokens // config.block_size,
             arena=self.arena.descriptor,
             memory=self._memory,
-            kernel=f"{self._kernel_name()}, row tiles of {_ranges(self._tiles.sizes)}",
+            kernel=self._kernel,
         )
 
-    def _kernel_name(self) -> str:
-        return "; ".join(kernel_names(self._methods))
-
-    @torch.inference_mode()
     def verify(self, batch: VerifyBatch) -> VerifyAnswer:
         """Apply one batch (``qspec.interfaces.VerifyBatch``)."""
+        with torch.inference_mode(), self._forward.computing():
+            return self._verify(batch)
+
+    def _verify(self, batch: VerifyBatch) -> VerifyAnswer:
         started = time.perf_counter_ns()
         if batch.epoch != self.arena.descriptor.epoch:
             raise EpochMismatch(f"the verifier is in epoch {self.arena.descriptor.epoch}, not {batch.epoch}")
@@ -184,12 +181,11 @@ class LocalVerifier:
         decided = [work for work in computed if work.verification is not None]
         prepared = forwarded = time.perf_counter_ns()
         if computed:
-            hidden = self._forward(computed)
-            forwarded_rows = self._decided_rows(computed)
-            logits = self._decoder.logits(hidden[forwarded_rows]) if decided else None
+            hidden = self._run(computed)
+            targets = self._targets(decided, hidden[self._decided_rows(computed)]) if decided else None
             forwarded = time.perf_counter_ns()
-            if logits is not None:
-                self._decide(decided, logits, batch.round)
+            if targets is not None:
+                self._decide(decided, targets)
         results = tuple(work.result or self._result(work) for work in works)
         done = time.perf_counter_ns()
         return VerifyAnswer(
@@ -296,22 +292,14 @@ class LocalVerifier:
         work.token_ids.clear()
         return False
 
-    def _forward(self, works: list[_Work]) -> Tensor:
-        """Run the decoder over all rows: ``[rows, H]``. Fills the KV blocks."""
+    def _run(self, works: list[_Work]) -> Tensor:
+        """Run the model over all rows: ``[rows, H]``. Fills the KV blocks."""
         sequences = [
             SequenceRows(tuple(work.token_ids), work.start, BlockSpan(tuple(work.tenancy.blocks)))
             for work in works
             if work.tenancy is not None
         ]
-        verify_pass = VerifyPass(
-            sequences,
-            self._keys,
-            self._values,
-            heads=self._model.config.num_heads,
-            attention_tiles=self._attention_tiles,
-            linear_tiles=self._tiles,
-        )
-        hidden = self._decoder.hidden(verify_pass.token_ids, verify_pass.positions, verify_pass)
+        hidden = self._forward.rows(sequences, self._keys, self._values)
         for work in works:
             if work.tenancy is not None and work.verification is None:
                 self._slots.set_cached(work.slot, work.tenancy, work.end)
@@ -328,16 +316,25 @@ class LocalVerifier:
                 rows.extend(range(end - len(work.verification.draft_tokens) - 1, end))
         return torch.tensor(rows, dtype=torch.int64)
 
-    def _decide(self, works: list[_Work], logits: Tensor, round_number: int) -> None:
-        """Accept or reject; commits. ``logits``: the rows of all ``works``, in order."""
+    def _targets(self, works: list[_Work], hidden: Tensor) -> list[int] | Tensor:
+        """What the rows of all ``works`` are decided by: the greedy tokens where all are greedy, else the logits."""
+        if all(work.tenancy is not None and work.tenancy.sampling.greedy for work in works):
+            return self._forward.greedy(hidden)
+        return self._forward.logits(hidden)
+
+    def _decide(self, works: list[_Work], targets: list[int] | Tensor) -> None:
+        """Accept or reject; commits. ``targets``: of the rows of all ``works``, in order."""
         first = 0
         for work in works:
             verification, tenancy = work.verification, work.tenancy
             assert verification is not None and tenancy is not None
             drafts, length = verification.draft_tokens, verification.committed_len
-            rows = logits[first : first + len(drafts) + 1]
+            rows = targets[first : first + len(drafts) + 1]
             first += len(drafts) + 1
-            decision = decide(drafts, self._draft_probs[work.slot], rows, tenancy.sampling, length)
+            decision: Decision = (
+                decide_greedy(drafts, rows) if isinstance(rows, list)
+                else decide(drafts, self._draft_probs[work.slot], rows, tenancy.sampling, length)
+            )
             self._slots.set_cached(work.slot, tenancy, length + decision.accepted)
             work.result = VerifyResult(
                 slot=work.slot,
@@ -370,14 +367,3 @@ def _max_model_len(model: ConvertedModel, config: StackConfig) -> int:
     if config.max_model_len > most:
         raise InvalidInput.field("max_model_len", f"must be at most {most} for this model and kv_tokens")
     return config.max_model_len or most
-
-
-def _ranges(sizes: tuple[int, ...]) -> str:
-    """``(2, 3, 4, 8)`` as ``2-4, 8``."""
-    runs: list[list[int]] = []
-    for size in sizes:
-        if runs and size == runs[-1][-1] + 1:
-            runs[-1].append(size)
-        else:
-            runs.append([size])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

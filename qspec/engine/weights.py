@@ -2,8 +2,9 @@
 
 The arena has every tensor that is not a linear layer in fp32 (norms, embeddings, biases; a tied ``lm_head`` too, as
 the embedding that it is), and each linear layer as the parts of its format. Layers may differ in format
-(``qspec.quant.method_plan``). A drafter whose format of a layer is the verifier's, or a plane of it, uses those very
-bytes. All of them lie in files that are mapped (``qspec.engine.weight_files``).
+(``qspec.quant.method_plan``). For the native kernels a tied embedding lies row by row: in the parts of ``lm_head``
+where those are precise enough, else in fp32. A drafter whose format of a layer is the verifier's, or a plane of it,
+uses those very bytes. All of them lie in files that are mapped (``qspec.engine.weight_files``).
 """
 
 from __future__ import annotations
@@ -22,11 +23,24 @@ from qspec.memory.layout import RegionSpec
 from qspec.models.config import DecoderConfig
 from qspec.quant.codecs import CODECS, Parts
 from qspec.quant.method_plan import MethodPlan
+from qspec.quant.methods import Backend
 
 WEIGHTS = "weights/"
 """Prefix of every weight in fp32; the rest of the name is the canonical one (``qspec.models.config``)."""
 QUANTISED = "quantised/"
 """Prefix of every part of a linear layer in another format; then the format, the canonical name and the part."""
+
+_EMBED = "embed"
+_EMBEDDING_FORMATS = ("fp32-rows", "fp16-planes")
+"""Formats of ``lm_head`` in which a tied embedding may be read, token by token, by the native kernels."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEmbedding:
+    """A store's token embedding: a weight ``[V, H]`` as the parts of a format."""
+
+    format: str
+    parts: Parts
 
 
 def part_region(weights: str, name: str, part: str) -> str:
@@ -56,6 +70,9 @@ def weight_regions(model: DecoderConfig, shapes: Mapping[str, tuple[int, ...]], 
         WeightRegion(RegionSpec(WEIGHTS + name, torch.float32, shapes[name]), name, "fp32", "")
         for name in kept_in_fp32(model, shapes, plan)
     ]
+    if _has_own_rows(model, plan):
+        rows = RegionSpec(WEIGHTS + _EMBED, torch.float32, shapes["lm_head"][::-1])
+        fp32.append(WeightRegion(rows, "lm_head", "fp32-rows", "rows"))
     return fp32 + layer_regions(quantised_layers(plan), shapes, plan)
 
 
@@ -81,9 +98,33 @@ def quantised_layers(plan: MethodPlan) -> list[str]:
 def kept_in_fp32(model: DecoderConfig, names: Iterable[str], plan: MethodPlan) -> list[str]:
     """Canonical names of what the arena holds in fp32."""
     quantised = set(quantised_layers(plan))
-    if model.tied_embeddings:
+    if model.tied_embeddings and plan.backend is not Backend.CPU_NATIVE:
         quantised.discard("lm_head")  # the embedding, too: its look-up stays in fp32
     return [name for name in sorted(names) if name not in quantised]
+
+
+def _has_own_rows(model: DecoderConfig, plan: MethodPlan) -> bool:
+    """Whether a tied embedding lies beside ``lm_head``, row by row."""
+    native = plan.backend is Backend.CPU_NATIVE
+    return native and model.tied_embeddings and plan.weights("lm_head") not in _EMBEDDING_FORMATS
+
+
+def stored_embedding(arena: HostArena, store: MethodPlan) -> StoredEmbedding:
+    """The token embedding, in place, of an arena that was laid out for ``store``."""
+    tensors = fp32_tensors(arena)
+    if _EMBED in tensors:
+        return StoredEmbedding("fp32-rows", {"rows": tensors[_EMBED]})
+    if "lm_head" in tensors:
+        return StoredEmbedding("fp32", {"": tensors["lm_head"]})
+    return StoredEmbedding(store.weights("lm_head"), shared_parts(arena, ["lm_head"], store, store)["lm_head"])
+
+
+def private_embedding_bytes(model: DecoderConfig, plan: MethodPlan, store: MethodPlan) -> int:
+    """Bytes of the embedding that a drafter makes for itself, because the ``store`` has it in the other layout."""
+    if not model.tied_embeddings or plan.backend is store.backend:
+        return 0
+    in_place = _has_own_rows(model, store) or store.weights("lm_head") == "fp32-rows"
+    return 0 if in_place else 4 * model.vocab_size * model.hidden_size
 
 
 def fp32_tensors(arena: HostArena) -> dict[str, Tensor]:
@@ -116,7 +157,8 @@ def shared_parts(regions: Regions, layers: Iterable[str], plan: MethodPlan, stor
         except KeyError as error:
             raise InvalidInput.field(
                 "verify_quantization",
-                f"the arena does not hold weights as {held} ({name}); give both workers the same methods and overrides",
+                f"the arena does not hold weights as {held} ({name}); give both workers the same methods, "
+                "overrides and kernels",
             ) from error
     return parts
 

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 import torch
 
 from qspec.engine.cached_decoder import CachedDecoder
+from qspec.engine.forward import Forward
 from qspec.engine.passes import SequenceRows
 from qspec.interfaces import Progress
 from qspec.kernels.paged_attention import BlockSpan
-from qspec.models.decoder import Decoder
 
 _BLOCK = 64
 _TOGETHER = 16
@@ -24,34 +24,34 @@ _TOGETHER = 16
 
 @torch.inference_mode()
 def greedy_answers(
-    decoder: Decoder,
+    forward: Forward,
     prompts: Sequence[tuple[int, ...]],
     longest: int,
     eos_token_ids: frozenset[int],
     progress: Progress,
     keep: Callable[[list[tuple[int, ...]]], None] = lambda _answers: None,
 ) -> list[tuple[int, ...]]:
-    """What ``decoder`` answers to each of ``prompts``, at most ``longest`` tokens, an end token included.
+    """What ``forward`` answers to each of ``prompts``, at most ``longest`` tokens, an end token included.
 
     ``keep`` is told the answers so far after each handful of prompts, in their order.
     """
     answers: list[tuple[int, ...]] = []
     for start in range(0, len(prompts), _TOGETHER):
         progress("answering the prompts", start / len(prompts))
-        answers += _answer(decoder, prompts[start : start + _TOGETHER], longest, eos_token_ids)
+        answers += _answer(forward, prompts[start : start + _TOGETHER], longest, eos_token_ids)
         keep(answers)
     return answers
 
 
 def _answer(
-    decoder: Decoder, prompts: Sequence[tuple[int, ...]], longest: int, eos_token_ids: frozenset[int]
+    forward: Forward, prompts: Sequence[tuple[int, ...]], longest: int, eos_token_ids: frozenset[int]
 ) -> list[tuple[int, ...]]:
     spans, first = [], 0
     for prompt in prompts:
         blocks = -(-(len(prompt) + longest) // _BLOCK)
         spans.append(BlockSpan(tuple(range(first, first + blocks))))
         first += blocks
-    cache = CachedDecoder(decoder, num_blocks=first, block_size=_BLOCK)
+    cache = CachedDecoder(forward, num_blocks=first, block_size=_BLOCK)
     texts = [list(prompt) for prompt in prompts]
     active = list(range(len(prompts)))
     hidden = torch.stack([

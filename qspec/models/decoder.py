@@ -47,9 +47,10 @@ def linear_names(config: DecoderConfig) -> list[str]:
 class Decoder:
     """A decoder-only transformer over given kernels.
 
-    ``tensors``: norms, embeddings and positions by canonical name (``qspec.models.config``); ``linears``: one per
-    name of ``linear_names``. Positions beyond ``max_positions`` are the caller's error. Without ``row_invariant``
-    (drafting) the library's own activation functions are used, which are faster.
+    ``tensors``: norms, embeddings (if tied, ``embed`` or ``lm_head``) and positions by canonical name
+    (``qspec.models.config``); ``linears``: one per name of ``linear_names``. Positions beyond ``max_positions`` are the
+    caller's error. Without ``row_invariant`` (drafting) the library's own activation functions are used, which are
+    faster.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Decoder:
     ) -> None:
         self.config = config
         self._activate = mlp_middle(config.activation, gated=config.gated_mlp, row_invariant=row_invariant)
-        self._embed = tensors["lm_head"].t() if config.tied_embeddings else tensors["embed"]  # [V, H]
+        self._embed = tensors["embed"] if "embed" in tensors else tensors["lm_head"].t()  # [V, H]
         self._position_embed = tensors.get("position_embed")
         if config.positions is Positions.ROTARY:
             self._cos, self._sin = (table.unsqueeze(1) for table in rotary_table(config, max_positions))

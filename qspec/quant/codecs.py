@@ -81,6 +81,15 @@ def _fp32() -> Codec:
     )
 
 
+def _fp32_rows() -> Codec:
+    """The same, output by output, as the native kernels read it."""
+    return Codec(
+        shapes=lambda outputs, inputs, _name: {"rows": (torch.float32, (outputs, inputs))},
+        encode=lambda weight, _name: {"rows": weight.contiguous()},
+        decode=lambda parts: parts["rows"],
+    )
+
+
 def _fp16_planes() -> Codec:
     def encode(weight: Tensor, name: str) -> dict[str, Tensor]:
         scaled = scale_rows(weight, name)
@@ -228,6 +237,7 @@ def _decode_high_int8(parts: Parts) -> Tensor:
 
 CODECS: Mapping[str, Codec] = {
     "fp32": _fp32(),
+    "fp32-rows": _fp32_rows(),
     "fp16-planes": _fp16_planes(),
     "e4m3-plane": _plane(_fp16_planes(), _decode_high_fp16, "high", "scales"),
     "e4m3-row": _e4m3_row(),

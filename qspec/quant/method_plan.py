@@ -40,6 +40,8 @@ class MethodPlan:
     overrides: tuple[Override, ...]
     layers: Mapping[str, Choice]
     """Every linear layer by canonical name, in the order of use."""
+    backend: Backend = Backend.CPU
+    """What multiplies all of them."""
 
     def weights(self, layer: str) -> str:
         """The weight format of a layer."""
@@ -49,6 +51,12 @@ class MethodPlan:
     def formats(self) -> tuple[str, ...]:
         """The weight formats that occur, in the order of use."""
         return tuple(dict.fromkeys(map(self.weights, self.layers)))
+
+    @property
+    def runs(self) -> bool:
+        """Whether the backend can run a whole worker by this plan: the native kernels emulate nothing."""
+        emulated = any(choice.support is not Support.REAL for choice in self.layers.values())
+        return self.backend is not Backend.CPU_NATIVE or not emulated
 
     @property
     def row_invariant(self) -> bool:
@@ -92,7 +100,7 @@ def plan_verify(
     """The verifier's plan for the linear ``layers``. ``InvalidInput`` for unknown methods and globs without a layer.
 
     ``stored``: the formats of layers that the model came with; where a variant is not written, it is the one that most
-    of them have.
+    of them have. A plan for ``CPU_NATIVE`` with a layer that has no native kernel becomes one for ``CPU``.
     """
     default = choose_verify(config.verify_quantization, backend, stored=stored)
     overrides = parse_overrides(config.verify_overrides, Role.VERIFY, backend)
@@ -102,13 +110,16 @@ def plan_verify(
         else choose_variant(override.method, Role.VERIFY, backend, stores=most_stored(stored or {}))
         for layer in layers
     }
-    return MethodPlan(default, overrides, chosen)
+    plan = MethodPlan(default, overrides, chosen, backend)
+    return plan if plan.runs else plan_verify(config, layers, Backend.CPU, stored=stored)
 
 
 def plan_draft(
     config: StackConfig, backend: Backend, *, verify: MethodPlan, stored: Mapping[str, str] | None = None
 ) -> MethodPlan:
-    """The drafter's plan for the layers of the verifier's. Raises as ``plan_verify``; there is none for ``off``."""
+    """The drafter's plan for the layers of the verifier's. Raises and chooses the backend as ``plan_verify``; there is
+    none for ``off``.
+    """
     own = most_stored(stored or {})
     default = choose_variant(
         config.draft_quantization, Role.DRAFT, backend, stores=(verify.default.variant.weights, *own)
@@ -120,7 +131,8 @@ def plan_draft(
         override = last_match(overrides, layer)
         method = config.draft_quantization if override is None else override.method
         chosen[layer] = choose_variant(method, Role.DRAFT, backend, stores=(verify.weights(layer), *own))
-    return MethodPlan(default, overrides, chosen)
+    plan = MethodPlan(default, overrides, chosen, backend)
+    return plan if plan.runs else plan_draft(config, Backend.CPU, verify=verify, stored=stored)
 
 
 def last_match(overrides: Sequence[Override], layer: str) -> Override | None:

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from qspec.errors import InvalidInput
+from qspec.quant.native_formats import NATIVE_WEIGHTS, has_native_kernel
 from qspec.quant.weight_formats import WEIGHT_FORMATS, is_held_by
 
 NO_DRAFTER = "off"
@@ -24,9 +25,12 @@ NO_DRAFTER = "off"
 
 
 class Backend(Enum):
-    """Where a model runs."""
+    """Where a model runs, and with what."""
 
     CPU = "cpu"
+    """torch's operations."""
+    CPU_NATIVE = "cpu-native"
+    """The C++ kernels of ``qspec.kernels.native``. A worker runs on them as a whole, or not at all."""
 
 
 class Role(Enum):
@@ -64,7 +68,7 @@ class Variant:
     activations: str = "fp32"
     """Activation format (``qspec.quant.activations``)."""
     support: Mapping[Backend, Mapping[Role, Support]] = field(default_factory=lambda: _EMULATED)
-    """What each backend has for each role."""
+    """What each backend has for each role; for ``CPU_NATIVE`` that follows from the formats."""
     row_invariant: bool = True
     """Whether the text of a verifier of this variant is the same, bit for bit, with and without speculation."""
 
@@ -82,7 +86,15 @@ class Variant:
         """What ``backend`` has for ``role`` with the packages that are installed."""
         if not WEIGHT_FORMATS[self.weights].is_there:
             return Support.ABSENT
+        if backend is Backend.CPU_NATIVE:
+            return Support.REAL if has_native_kernel(self.weights, self.activations) else Support.EMULATED
         return self.support.get(backend, {}).get(role, Support.ABSENT)
+
+    def stored_for(self, backend: Backend) -> Variant:
+        """The variant with its weights as ``backend`` stores them."""
+        if backend is not Backend.CPU_NATIVE or self.weights not in NATIVE_WEIGHTS:
+            return self
+        return replace(self, weights=NATIVE_WEIGHTS[self.weights])
 
     def absence(self, backend: Backend) -> str:
         """Why ``backend`` does not have it, for people."""
@@ -233,11 +245,12 @@ def choose_variant(
     field = field or role.value
     if method_name not in METHODS:
         raise InvalidInput.field(field, f"unknown method {name!r}; choose one of: {known}")
-    variants = [variant for variant in METHODS[method_name].variants if variant.on(backend, role) is not Support.ABSENT]
+    every = [variant.stored_for(backend) for variant in METHODS[method_name].variants]
+    variants = [variant for variant in every if variant.on(backend, role) is not Support.ABSENT]
     if not variants:
         raise InvalidInput.field(field, f"{name} has no kernel on {backend.value}; choose one of: {known}")
     if colon:
-        named = next((each for each in METHODS[method_name].variants if each.name == variant_name), None)
+        named = next((each for each in every if each.name == variant_name), None)
         if named is None or named not in variants:
             problem = f"unknown variant {name!r}" if named is None else f"{name} {named.absence(backend)}"
             known = ", ".join(f"{method_name}:{variant.name}" for variant in variants)

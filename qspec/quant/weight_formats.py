@@ -45,6 +45,7 @@ WEIGHT_FORMATS: Mapping[str, WeightFormat] = {
     weights.name: weights
     for weights in (
         WeightFormat(name="fp32", bits_per_weight=32),
+        WeightFormat(name="fp32-rows", bits_per_weight=32),
         WeightFormat(name="fp16-planes", bits_per_weight=16, counts_rounding=True),
         WeightFormat(name="e4m3-plane", bits_per_weight=8, plane_of="fp16-planes"),
         WeightFormat(name="e4m3-row", bits_per_weight=8),

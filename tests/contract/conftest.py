@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from tests.contract.sources import Source, Workers, fake_source, in_process, local_source, over_grpc
+from tests.native_kernels import require_native
 
 _TRANSPORTS = {"in-process": in_process, "grpc": over_grpc}
 _SOURCES: dict[str, Callable[[Path], Source]] = {
     "fake": lambda model: fake_source(),
-    "w8a8": lambda model: local_source(model, draft_quantization="w8a8"),
-    "none": lambda model: local_source(model, draft_quantization="none"),
+    "w8a8": lambda model: local_source(model, draft_quantization="w8a8", kernels="torch"),
+    "none": lambda model: local_source(model, draft_quantization="none", kernels="torch"),
+    "native w8a8": lambda model: local_source(model, draft_quantization="w8a8", kernels="native"),
+    "native none": lambda model: local_source(model, draft_quantization="none", kernels="native"),
 }
 
 
@@ -33,6 +36,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(params=_SOURCES)
 def source(request: pytest.FixtureRequest, tiny_model: Path) -> Source:
     """Which engines."""
+    if request.param.startswith("native"):
+        require_native()
     return _SOURCES[request.param](tiny_model)
 
 

@@ -59,7 +59,7 @@ def fake_source() -> Source:
     )
 
 
-def local_source(model: Path, *, draft_quantization: str) -> Source:
+def local_source(model: Path, *, draft_quantization: str, kernels: str) -> Source:
     """The real engines over a model on disk."""
     import torch
 
@@ -69,7 +69,7 @@ def local_source(model: Path, *, draft_quantization: str) -> Source:
     config = StackConfig(
         model=str(model), draft_quantization=draft_quantization, max_slots=MAX_SLOTS,
         kv_tokens=NUM_BLOCKS * BLOCK_SIZE, block_size=BLOCK_SIZE, max_draft_length=MAX_DRAFT_LENGTH,
-        max_batch_rows=MAX_BATCH_ROWS, threads=1,
+        max_batch_rows=MAX_BATCH_ROWS, threads=1, kernels=kernels,
     )
 
     def load_verifier() -> LocalVerifier:

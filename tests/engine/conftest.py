@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.engine.stacks import KERNELS
+from tests.native_kernels import require_native
 from tests.tiny_models import write_tiny_model
 
 
@@ -30,6 +32,28 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
 def model(model_of: Callable[[str], Path]) -> Path:
     """The one with grouped queries that most tests run on."""
     return model_of("llama")
+
+
+@pytest.fixture(scope="module", params=["torch", "native"])
+def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Stacks of the test run on each kind of kernels; a test that does not ask for it runs on torch's operations."""
+    chosen: str = request.param
+    if chosen == "native":
+        require_native()
+    before = KERNELS.set(chosen)
+    yield chosen
+    KERNELS.reset(before)
+
+
+@pytest.fixture(autouse=True)
+def torch_where_nothing_is_said(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What another test of the module chose is not for a test that does not ask for ``kernels``."""
+    if "kernels" in request.fixturenames:
+        yield
+        return
+    before = KERNELS.set("torch")
+    yield
+    KERNELS.reset(before)
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ PROMPTS = (
 MAX_TOKENS = 20
 SEEDED = Sampling(temperature=0.9, top_k=40, top_p=0.95, seed=12345)
 MOST_ROUNDS = 2000
+KERNELS: ContextVar[str] = ContextVar("KERNELS", default="torch")
+"""``StackConfig.kernels`` of stacks that do not say; the fixture ``kernels`` sets it."""
 
 
 def quiet(_what: str, _share: float | None) -> None:
@@ -34,7 +37,8 @@ def quiet(_what: str, _share: float | None) -> None:
 
 def config(model: Path, **changes: Any) -> StackConfig:
     """A small stack."""
-    small = StackConfig(model=str(model), max_slots=5, kv_tokens=640, block_size=16, max_batch_rows=64)
+    small = StackConfig(
+        model=str(model), max_slots=5, kv_tokens=640, block_size=16, max_batch_rows=64, kernels=KERNELS.get())
     return replace(small, **changes)
 
 

@@ -23,6 +23,7 @@ from qspec.sequence import FinishReason, Sequence
 from tests.engine.stacks import MAX_TOKENS, PROMPTS, SEEDED, config, generate, quiet, running, sequences
 
 DRAFT_LENGTHS = [0, 1, 4, 8]
+pytestmark = pytest.mark.usefixtures("kernels")
 
 
 def test_a_text_ends_behind_its_end_token_and_at_its_limit(model: Path) -> None:

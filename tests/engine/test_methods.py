@@ -15,9 +15,11 @@ from qspec.engine.verifier import LocalVerifier
 from qspec.errors import InvalidInput
 from qspec.interfaces import Sampling
 from qspec.quant.codecs import CODECS, Parts
-from qspec.quant.methods import METHODS, Backend, Support, choose_draft, choose_verify
+from qspec.quant.methods import METHODS, Backend, Support, choose_verify
+from qspec.quant.native_formats import NATIVE_WEIGHTS
 from qspec.quant.weight_formats import is_held_by
 from tests.engine.stacks import SEEDED, Stack, config, generate, generate_alone, quiet, running, sequences
+from tests.native_kernels import require_native
 
 VARIANTS = [f"{method.name}:{variant.name}" for method in METHODS.values() for variant in method.variants]
 SHARED = [
@@ -57,6 +59,7 @@ def alone(wide: Path, verify: str) -> list[list[list[int]]]:
         ]
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("verify", VARIANTS)
 def test_text_is_the_verifiers_own(wide: Path, verify: str) -> None:
     """With every method drafting for a method's first variant, and with two for the others."""
@@ -68,6 +71,7 @@ def test_text_is_the_verifiers_own(wide: Path, verify: str) -> None:
             assert stack.verifier.describe().row_invariant
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("draft", VARIANTS)
 def test_every_variant_drafts(wide: Path, draft: str) -> None:
     expected = alone(wide, "none")
@@ -78,27 +82,38 @@ def test_every_variant_drafts(wide: Path, draft: str) -> None:
         assert sum(sequence.stats.accepted for sequence in wanted) > 0
 
 
+def assert_weights_are_the_arenas_own(stack: Stack) -> None:
+    """Every part that the drafter multiplies with is a region, at the same place of the same file as the verifier's."""
+    drafter = stack.drafter
+    assert drafter is not None and drafter._attached is not None
+    arena, parts = drafter._attached.arena, stored(drafter)
+    regions = {region.name: region for region in arena.descriptor.regions}
+    addresses = {arena.tensor(name).data_ptr(): name for name in arena.names()}
+    assert len(parts) == 9
+    for layer, tensors in parts.items():
+        for part, tensor in tensors.items():
+            region = regions[addresses[tensor.data_ptr()]]
+            assert region.name.endswith(f"/{layer}.{part}" if part else f"/{layer}")
+            assert region.file > 0
+            mine, theirs = (os.fstat(fds[region.file]) for fds in (arena.fds, stack.verifier.arena.fds))
+            assert os.path.samestat(mine, theirs)
+            assert region in stack.verifier.arena.descriptor.regions
+    private = [item.name for item in drafter._memory]
+    assert not any(name.startswith("weights") for name in private)
+    assert "the verifier's weights" in drafter._kernel_name()
+
+
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize(("draft", "verify"), SHARED)
 def test_weights_that_can_be_shared_are_the_arenas_own_bytes(wide: Path, draft: str, verify: str) -> None:
-    """The same file, at the same place: what the kernel keeps one copy of."""
     with running(wide, draft_quantization=draft, verify_quantization=verify) as stack:
-        drafter = stack.drafter
-        assert drafter is not None and drafter._attached is not None
-        arena, parts = drafter._attached.arena, stored(drafter)
-        regions = {region.name: region for region in arena.descriptor.regions}
-        addresses = {arena.tensor(name).data_ptr(): name for name in arena.names()}
-        assert len(parts) == 9
-        for layer, tensors in parts.items():
-            for part, tensor in tensors.items():
-                region = regions[addresses[tensor.data_ptr()]]
-                assert region.name.endswith(f"/{layer}.{part}" if part else f"/{layer}")
-                assert region.file > 0
-                mine, theirs = (os.fstat(fds[region.file]) for fds in (arena.fds, stack.verifier.arena.fds))
-                assert os.path.samestat(mine, theirs)
-                assert region in stack.verifier.arena.descriptor.regions
-        private = [item.name for item in drafter._memory]
-        assert not any(name.startswith("weights") for name in private)
-        assert "the verifier's weights" in drafter._kernel_name()
+        assert_weights_are_the_arenas_own(stack)
+
+
+def test_w8a8_reads_the_int8_codes_in_place_on_native_kernels(wide: Path) -> None:
+    require_native()
+    with running(wide, kernels="native", draft_quantization="w8a8", verify_quantization="int8") as stack:
+        assert_weights_are_the_arenas_own(stack)
 
 
 def test_int8_weights_of_w8a8_are_those_of_the_store_in_another_packing(wide: Path) -> None:
@@ -115,13 +130,14 @@ def test_int8_weights_of_w8a8_are_those_of_the_store_in_another_packing(wide: Pa
                 assert f"quantised/int8-row/{name}" in names
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("verify", VARIANTS)
 def test_the_budget_counts_every_byte(wide: Path, verify: str) -> None:
     for draft in ("int4:g128", "none"):
-        chosen = choose_verify(verify, Backend.CPU)
-        drafting = choose_draft(draft, Backend.CPU, verify=chosen)
-        assert drafting is not None and not is_packed(drafting)
         with running(wide, draft_quantization=draft, verify_quantization=verify) as stack:
+            assert stack.drafter is not None
+            chosen, drafting = stack.verifier._methods.default, stack.drafter._methods.default
+            assert not is_packed(drafting)
             arena = stack.verifier.arena
             weights = sum(
                 arena.tensor(name).numel() * arena.tensor(name).itemsize
@@ -130,7 +146,6 @@ def test_the_budget_counts_every_byte(wide: Path, verify: str) -> None:
             shared = [item for item in stack.verifier.describe().memory if item.shared]
             named = [item.bytes for item in shared if item.name.startswith(("weights", "embeddings"))]
             assert sum(named) == weights
-            assert stack.drafter is not None
             own = {item.name: item.bytes for item in stack.drafter._memory}
             name = f"weights {drafting.variant.weights}"
             if is_held_by(drafting.variant.weights, chosen.variant.weights):
@@ -172,10 +187,13 @@ def test_weights_that_fp16_cannot_hold_are_counted(wide: Path) -> None:
     assert 0.9 * total < rounded <= total, "random fp32 weights"
 
 
-def test_an_embedding_stays_in_fp32_beside_a_quantised_head(model_of: Callable[[str], Path]) -> None:
+def test_an_embedding_stays_in_fp32_beside_a_quantised_head(
+    model_of: Callable[[str], Path], kernels: str
+) -> None:
     with running(model_of("llama3"), draft_quantization="fp8", verify_quantization="int8") as stack:
         names = stack.verifier.arena.names()
-        assert {"weights/lm_head", "quantised/int8-row/lm_head.codes"} <= set(names)
+        embedding = "weights/lm_head" if kernels == "torch" else "weights/embed"
+        assert {embedding, "quantised/int8-row/lm_head.codes"} <= set(names)
         assert "weights/layers.0.qkv" not in names
         expected = generate_alone(stack.loop, sequences(draft_length=0, max_tokens=6))
         assert generate(stack.loop, sequences(draft_length=3, max_tokens=6)) == expected
@@ -197,4 +215,5 @@ def test_bad_pairs_are_named(model: Path, wide: Path) -> None:
 
 
 def test_codecs_of_all_variants_exist() -> None:
-    assert {variant.weights for method in METHODS.values() for variant in method.variants} == set(CODECS)
+    variants = {variant.weights for method in METHODS.values() for variant in method.variants}
+    assert variants | set(NATIVE_WEIGHTS.values()) == set(CODECS)

@@ -10,6 +10,7 @@ import torch
 
 from qspec.engine.drafter import LocalDrafter
 from qspec.engine.linears import PlainLinear, TiledLinear, verifier_linears
+from qspec.engine.torch_forward import TorchForward
 from qspec.engine.verifier import LocalVerifier
 from qspec.errors import InvalidInput
 from qspec.interfaces import Sampling
@@ -47,6 +48,7 @@ def texts(stack: Stack, draft_length: int) -> list[list[list[int]]]:
     ]
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair['draft_quantization']}-{pair['verify_quantization']}")
 @pytest.mark.parametrize("family", ["llama_wide", "tied_wide"])
 def test_text_is_the_verifiers_own(model_of: Callable[[str], Path], pair: dict[str, str], family: str) -> None:
@@ -113,10 +115,12 @@ def test_bytes_are_shared_layer_by_layer(wide: Path) -> None:
                     assert addresses[tensor.data_ptr()] == f"quantised/int4-g64/{layer}.{part}"
         layers = linear_names(drafter._model.config)
         assert shared == {layer: layer != "layers.1.qkv" for layer in layers if layer != "lm_head"}
-        assert isinstance(drafter.decoder._layers[1].qkv, PlainLinear)
-        assert isinstance(drafter.decoder._lm_head, Int8Linear)
-        assert isinstance(drafter.decoder._layers[0].qkv, EmulatedLinear)
-        assert isinstance(stack.verifier.decoder._lm_head, TiledLinear)
+        drafting, verifying = drafter.forward, stack.verifier.forward
+        assert isinstance(drafting, TorchForward) and isinstance(verifying, TorchForward)
+        assert isinstance(drafting.decoder._layers[1].qkv, PlainLinear)
+        assert isinstance(drafting.decoder._lm_head, Int8Linear)
+        assert isinstance(drafting.decoder._layers[0].qkv, EmulatedLinear)
+        assert isinstance(verifying.decoder._lm_head, TiledLinear)
         kernel = drafter._kernel_name()
         assert kernel.startswith("emulated in torch fp32: int4-g64 weights") and "the verifier's weights" in kernel
         assert "torch fp32, its own weights" in kernel and kernel.endswith("activations per token")
@@ -137,6 +141,7 @@ def test_the_drafter_reads_an_fp32_layer_of_the_arena(wide: Path) -> None:
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair['draft_quantization']}-{pair['verify_quantization']}")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("family", ["llama_wide", "tied_wide"])
 def test_the_budget_counts_every_byte(model_of: Callable[[str], Path], pair: dict[str, str], family: str) -> None:
     with running(model_of(family), **pair) as stack:

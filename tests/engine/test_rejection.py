@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import pytest
 import torch
 from scipy import stats
 
@@ -15,6 +16,7 @@ from tests.engine.stacks import PROMPTS, Stack, free_blocks, generate, running, 
 
 REJECTING = Sampling(temperature=0.8, top_k=50, top_p=0.9, seed=3, rule=AcceptanceRule.REJECTION)
 TEXTS = 480
+pytestmark = pytest.mark.usefixtures("kernels")
 
 
 def test_a_text_can_be_repeated_and_most_drafts_stand(model: Path) -> None:

@@ -64,6 +64,7 @@ def test_a_start_says_how_many_layers_came_quantised(packed: Path) -> None:
     assert line in told
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("draft", ["w4a8", "w8a8", "int4:g32"])
 def test_text_is_the_verifiers_own(packed: Path, draft: str) -> None:
     with running(packed, draft_quantization="off", verify_quantization="int4") as stack:
@@ -78,6 +79,7 @@ def test_text_is_the_verifiers_own(packed: Path, draft: str) -> None:
     assert found == expected
 
 
+@pytest.mark.usefixtures("kernels")
 def test_the_arena_holds_the_checkpoints_codes_and_a_drafter_reads_them_there(packed: Path) -> None:
     model = prepare(str(packed), progress=quiet)
     with (

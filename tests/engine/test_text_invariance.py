@@ -15,10 +15,11 @@ from tests.engine.stacks import PROMPTS, SEEDED, Stack, generate, generate_alone
 
 SAMPLINGS = {"greedy": Sampling(), "seeded": SEEDED}
 Texts = dict[str, list[list[int]]]
+pytestmark = pytest.mark.usefixtures("kernels")
 
 
 @pytest.fixture(scope="module")
-def plain(model: Path) -> Texts:
+def plain(model: Path, kernels: str) -> Texts:
     """The texts of the verifier alone, one prompt at a time, by sampling."""
     torch.set_num_threads(1)
     with running(model, draft_quantization="off") as stack:
@@ -104,9 +105,15 @@ class RecordingVerifier(LocalVerifier):
 
     logits: dict[tuple[int, int], Tensor]
 
-    def _decide(self, works: list[_Work], logits: Tensor, round_number: int) -> None:
-        super()._decide(works, logits, round_number)
-        first = 0
+    def _targets(self, works: list[_Work], hidden: Tensor) -> list[int] | Tensor:
+        self._computed = self.forward.logits(hidden)
+        targets = super()._targets(works, hidden)
+        assert isinstance(targets, Tensor) or targets == self._computed.argmax(-1).tolist()
+        return targets
+
+    def _decide(self, works: list[_Work], targets: list[int] | Tensor) -> None:
+        super()._decide(works, targets)
+        logits, first = self._computed, 0
         for work in works:
             assert work.verification is not None and work.result is not None
             for index in range(work.result.accepted + 1):

@@ -24,10 +24,11 @@ from qspec.interfaces import (
 from tests.engine.stacks import SEEDED, attached_loop, finish, generate, generate_alone, running, sequences
 
 Answering = Callable[[DraftAnswer], DraftAnswer]
+pytestmark = pytest.mark.usefixtures("kernels")
 
 
 @pytest.fixture(scope="module")
-def plain(model: Path) -> list[list[int]]:
+def plain(model: Path, kernels: str) -> list[list[int]]:
     """The texts of the verifier alone."""
     torch.set_num_threads(1)
     with running(model, draft_quantization="off") as stack:

@@ -71,3 +71,27 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert threads.configure_threads(0) == 4
     assert os.environ["GOMP_SPINCOUNT"] == "7"
     assert os.environ["OMP_PROC_BIND"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("asked", "preset", "usable", "quota", "count", "line"),
+    [
+        (0, "", 4, None, 4, None),
+        (0, "3", 4, None, 3, None),
+        (2, "3", 4, None, 2, None),
+        (9, "", 4, None, 4, "9 threads were asked for, the process may use 4 CPUs: the kernels use 4"),
+        (0, "9", 4, 4.5, 4, "9 threads were asked for, the process may use 4 CPUs: the kernels use 4"),
+        (0, "", 1, 0.5, 1, "the control group grants 0.5 of a CPU: the kernels use 1 thread, and wait"),
+        (2, "", 1, 0.5, 1, "the control group grants 0.5 of a CPU: the kernels use 1 thread, and wait"),
+    ],
+)
+def test_native_kernels_have_no_more_threads_than_cpus(
+    monkeypatch: pytest.MonkeyPatch, asked: int, preset: str, usable: int, quota: float | None, count: int,
+    line: str | None,
+) -> None:
+    monkeypatch.setattr(threads, "usable_cpus", lambda: usable)
+    monkeypatch.setattr(threads, "cgroup_quota", lambda: quota)
+    monkeypatch.setenv("OMP_NUM_THREADS", preset)
+    told: list[str] = []
+    assert threads.native_threads(asked, lambda text, _share: told.append(text)) == count
+    assert told == ([line] if line else [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qspec.__main__ import main
+from qspec.engine.backend import describe_backend, machine_backend
 from qspec.errors import InvalidInput
 from qspec.quant.activations import ACTIVATIONS
 from qspec.quant.methods import (
@@ -37,6 +38,21 @@ def test_every_method_is_there_for_both_roles() -> None:
         if variant.on(Backend.CPU, role) is Support.REAL
     }
     assert real == {("none", "fp32", Role.DRAFT), ("none", "fp32", Role.VERIFY), ("w8a8", "row", Role.DRAFT)}
+
+
+def test_the_native_column_is_what_the_kernels_read() -> None:
+    from qspec.kernels.native.weights import supports
+    from qspec.quant.native_formats import NATIVE_WEIGHTS, has_native_kernel
+
+    layouts = {layout: weights for weights, layout in NATIVE_WEIGHTS.items()}
+    for weights in WEIGHT_FORMATS:
+        for activations in ACTIVATIONS:
+            assert has_native_kernel(weights, activations) == supports(layouts.get(weights, weights), activations)
+    assert choose_verify("none", Backend.CPU_NATIVE).variant.weights == "fp32-rows"
+    assert choose_verify("none:fp16", Backend.CPU_NATIVE).label == "none (fp16)"
+    assert choose_verify("fp4", Backend.CPU_NATIVE).label == "fp4 (nvfp4, emulated)"
+    assert choose_draft(
+        "w8a8", Backend.CPU_NATIVE, verify=choose_verify("int8", Backend.CPU_NATIVE)).label == "w8a8"
 
 
 @pytest.mark.parametrize(
@@ -83,8 +99,13 @@ def test_the_command_prints_every_variant(capsys: pytest.CaptureFixture[str]) ->
     for method in METHODS.values():
         for variant in method.variants:
             assert sum(line.startswith(f"{method.name}:{variant.name} ") for line in lines) == 1
+    fp4 = next(line.split() for line in lines if line.startswith("fp4"))
+    assert "emulated" in fp4 and "real" not in fp4
     w8a8 = next(line.split() for line in lines if line.startswith("w8a8"))
-    assert {"real", "emulated"} <= set(w8a8)
+    (told,) = [line for line in lines if line.startswith("Backend: ")]
+    assert told == f"Backend: {describe_backend(machine_backend())}."
+    assert ("emulated" in w8a8) == (machine_backend() is Backend.CPU)
+    assert "real" in w8a8
     assert "absent" in methods_table(Backend.CPU, [("w8a8", Role.DRAFT)])
     with pytest.raises(SystemExit):
         main(["no-such-command"])

@@ -1,8 +1,8 @@
 """Native CPU kernels: linear layers on the stored planes, attention, and whole decoder steps, at memory speed.
 
 The C++ beside this file is built when the package is installed (scikit-build-core, as a plug-in of setuptools, and
-nanobind) and compiled once per instruction set; the CPU decides at run time. It knows nothing of torch: tensors enter as
-addresses that the Python here has checked. Where there was no compiler at installation, or the CPU has none of the
+nanobind) and compiled once per instruction set; the CPU decides at run time. It knows nothing of torch: tensors enter
+as addresses that the Python here has checked. Where there was no compiler at installation, or the CPU has none of the
 instruction sets, ``load`` raises ``NativeUnavailable`` with the reason, and nothing else of this package can be used.
 
 **One chain per output.** Element (row, output) of a linear layer is computed in sixteen lanes over the inputs, in

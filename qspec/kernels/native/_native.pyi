@@ -13,7 +13,7 @@ class Matrix: ...
 
 def matrix(
     *,
-    format: int,
+    format: int,  # noqa: A002  (qspec::Format)
     activations: int,
     outputs: int,
     inputs: int,
@@ -103,6 +103,7 @@ class Decoder:
     def greedy(self, hidden: int, rows: int) -> list[int]: ...
 
 def linear(instruction_set: str, matrix: Matrix, x: int, rows: int, out: int, pool: ThreadPool) -> None: ...
+def read_memory(data: int, bytes: int, pool: ThreadPool) -> int: ...  # noqa: A002
 def decode_rows(instruction_set: str, matrix: Matrix, out: int) -> None: ...
 def apply(
     instruction_set: str, name: str, x: int, second: int, third: int, eps: float, rows: int, size: int, out: int

@@ -49,7 +49,10 @@ Matrix matrix(int format, int activations, int outputs, int inputs, int group, f
   m.outputs = outputs, m.inputs = inputs, m.group = group, m.scale_factor = scale_factor;
   m.codes = at<uint8_t>(codes), m.low = at<uint8_t>(low), m.scales = at<float>(scales), m.zeros = at<uint8_t>(zeros);
   m.bias = at<float>(bias);
+  while ((2 << m.group_shift) <= group) m.group_shift++;
+  if (group < inputs && ((1 << m.group_shift) != group || group < 32)) throw std::invalid_argument("no such groups");
   std::copy_n(table.begin(), std::min<size_t>(table.size(), 16), m.table);
+  for (int code = 0; code < 16; code++) m.byte_table[code] = static_cast<int8_t>(m.table[code]);
   return m;
 }
 
@@ -104,6 +107,27 @@ void apply(const std::string& instruction_set, const std::string& name, uintptr_
   }
 }
 
+
+// Reads memory once with all threads, for measuring what a step that only reads would take.
+uint64_t read_memory(uintptr_t data, size_t bytes, ThreadPool& pool) {
+  const size_t words = bytes / sizeof(uint64_t), threads = static_cast<size_t>(pool.threads());
+  std::vector<uint64_t> sums(threads * 8);
+  auto work = [&](int thread) {
+    const size_t index = static_cast<size_t>(thread);
+    const uint64_t* p = at<uint64_t>(data) + words * index / threads / 8 * 8;
+    const uint64_t* end = at<uint64_t>(data) + words * (index + 1) / threads / 8 * 8;
+    uint64_t sum[8] = {};
+    for (; p < end; p += 8) {
+      __builtin_prefetch(p + 128);
+      for (int i = 0; i < 8; i++) sum[i] += p[i];
+    }
+    for (int i = 0; i < 8; i++) sums[index * 8] += sum[i];
+  };
+  pool.run(work);
+  uint64_t total = 0;
+  for (size_t i = 0; i < threads; i++) total += sums[i * 8];
+  return total;
+}
 
 void set_cache(Cache& cache, uintptr_t keys, uintptr_t values, int64_t layer_stride, int64_t block_stride,
                int64_t head_stride, int blocks, int block_size) {
@@ -197,6 +221,7 @@ NB_MODULE(_native, m) {
 
   m.def("linear", &linear, "instruction_set"_a, "matrix"_a, "x"_a, "rows"_a, "out"_a, "pool"_a,
         nb::call_guard<nb::gil_scoped_release>());
+  m.def("read_memory", &read_memory, "data"_a, "bytes"_a, "pool"_a, nb::call_guard<nb::gil_scoped_release>());
   m.def("decode_rows", &decode_rows, "instruction_set"_a, "matrix"_a, "out"_a);
   m.def("apply", &apply, "instruction_set"_a, "name"_a, "x"_a, "second"_a, "third"_a, "eps"_a, "rows"_a, "size"_a,
         "out"_a);

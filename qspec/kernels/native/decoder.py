@@ -1,14 +1,15 @@
 """Whole decoder steps in C++: what ``qspec.models.decoder.Decoder`` computes, over the caller's cache.
 
-Knows the architecture (``DecoderConfig``) and where keys and values lie, nothing of slots' leases, batches or sampling.
-A step is one parallel region (``decoder.cpp``). Verification and drafting are the same computation, so that with weights
-of one format a draft step gives a token's row the very bits that verification gives it.
+Knows the architecture (``DecoderConfig``) and where keys and values lie, nothing of leases, batches or sampling. A step
+is one parallel region (``decoder.cpp``). Verification and drafting are the same computation, so that with weights of
+one format a draft step gives a token's row the very bits that verification gives it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from qspec.kernels.native.loading import choose_instruction_set, load
 from qspec.kernels.native.threads import Threads
 from qspec.kernels.native.weights import LayerWeights, native_matrix
 from qspec.models.config import Activation, DecoderConfig, Norm, Positions
+
+if TYPE_CHECKING:
+    from qspec.kernels.native import _native
 
 _ALL_IN_BLOCKS = 2**31 - 1
 
@@ -50,8 +54,9 @@ class DraftRow:
 class NativeDecoder:
     """A decoder-only transformer. Used by one thread at a time; the interpreter's lock is released in calls.
 
-    ``tensors``: norms and positions by canonical name (``qspec.models.config``), and ``embed`` ``[V, H]`` float32 unless
-    embeddings are tied; then a token's row is read from ``lm_head``'s weight, exactly as its codec decodes it.
+    ``tensors``: norms and positions by canonical name (``qspec.models.config``), and ``embed`` ``[V, H]`` float32
+    unless embeddings are tied; then a token's row is read from ``lm_head``'s weight, exactly as its codec decodes it.
+    ``embedding``: another stored weight ``[V, H]`` that it is read from instead (a drafter's ``lm_head`` is coarser).
     ``layers``: the linear layers by canonical name. All tensors are read where they are and kept alive.
     """
 
@@ -63,9 +68,12 @@ class NativeDecoder:
         max_positions: int,
         threads: Threads,
         *,
+        embedding: LayerWeights | None = None,
         instruction_set: str | None = None,
     ) -> None:
-        native = load()
+        load()
+        from qspec.kernels.native import _native
+
         self.config, self.threads = config, threads
         self._kept: list[object] = [threads, *layers.values()]
         learned = config.positions is Positions.LEARNED
@@ -91,13 +99,13 @@ class NativeDecoder:
             self._kept.append(tensor)
             return tensor.data_ptr()
 
-        def norm(name: str) -> object:
+        def norm(name: str) -> _native.Norm:
             bias = tensors[name + ".bias"] if config.norm is Norm.LAYER else None
-            return native.Norm(address(tensors[name], hidden), address(bias, hidden))
+            return _native.Norm(address(tensors[name], hidden), address(bias, hidden))
 
-        def layer(prefix: str) -> object:
+        def layer(prefix: str) -> _native.Layer:
             q_norm, k_norm = (tensors[prefix + name] if config.qk_norm else None for name in ("q_norm", "k_norm"))
-            return native.Layer(
+            return _native.Layer(
                 **{name: native_matrix(layers[prefix + name], prefix + name, shapes[name]) for name in shapes},
                 attention_norm=norm(prefix + "attention_norm"),
                 mlp_norm=norm(prefix + "mlp_norm"),
@@ -106,13 +114,10 @@ class NativeDecoder:
             )
 
         lm_head = native_matrix(layers["lm_head"], "lm_head", (config.vocab_size, hidden))
-        if config.tied_embeddings and "embed" not in tensors:
-            embedding = lm_head
-        else:
-            rows = LayerWeights("fp32", {"": tensors["embed"]})
-            self._kept.append(rows)
-            embedding = native_matrix(rows, "embed", (config.vocab_size, hidden))
-        self._native = native.Decoder(
+        if embedding is None and not (config.tied_embeddings and "embed" not in tensors):
+            embedding = LayerWeights("fp32", {"": tensors["embed"]})
+        self._kept.append(embedding)
+        self._native = _native.Decoder(
             instruction_set=choose_instruction_set(instruction_set),
             pool=threads.pool,
             vocab=config.vocab_size,
@@ -125,7 +130,7 @@ class NativeDecoder:
             norm_eps=config.norm_eps,
             gated=config.gated_mlp,
             gelu=config.activation is Activation.GELU_TANH,
-            embedding=embedding,
+            embedding=lm_head if embedding is None else native_matrix(embedding, "embed", (config.vocab_size, hidden)),
             lm_head=lm_head,
             position_embed=address(tensors["position_embed"], config.max_position, hidden) if learned else 0,
             cos=address(cos, max_positions, head_dim),
@@ -133,7 +138,7 @@ class NativeDecoder:
             final_norm=norm("final_norm"),
             layers=[layer(f"layers.{index}.") for index in range(config.num_layers)],
         )
-        self._cache = native.Cache()
+        self._cache, self._make_span = _native.Cache(), _native.Span
         self._blocks: tuple[Tensor, Tensor] | None = None
         self._tails: tuple[Tensor, Tensor] | None = None
 
@@ -147,7 +152,8 @@ class NativeDecoder:
         tokens: list[int] = []
         spans = []
         for rows in sequences:
-            spans.append(self._span(len(tokens), len(rows.token_ids), rows.start, _ALL_IN_BLOCKS, 0, rows.block_ids))
+            first, count = len(tokens), len(rows.token_ids)
+            spans.append(self._make_span(first, count, rows.start, _ALL_IN_BLOCKS, 0, rows.block_ids))
             tokens.extend(rows.token_ids)
         return self._hidden(tokens, spans)
 
@@ -162,7 +168,7 @@ class NativeDecoder:
         self._use_blocks(keys, values)
         self._use_tails(tail_keys, tail_values)
         spans = [
-            self._span(index, 1, row.context + step, row.context, row.slot, row.block_ids)
+            self._make_span(index, 1, row.context + step, row.context, row.slot, row.block_ids)
             for index, row in enumerate(rows)
         ]
         return self._hidden([row.token_id for row in rows], spans)
@@ -187,15 +193,10 @@ class NativeDecoder:
         hidden = hidden.contiguous()
         return self._native.greedy(hidden.data_ptr(), rows)
 
-    def _hidden(self, tokens: list[int], spans: list[object]) -> Tensor:
+    def _hidden(self, tokens: list[int], spans: list[_native.Span]) -> Tensor:
         out = torch.empty(len(tokens), self.config.hidden_size)
-        self._native.hidden(tokens, spans, self._cache, out.data_ptr())  # type: ignore[arg-type]
+        self._native.hidden(tokens, spans, self._cache, out.data_ptr())
         return out
-
-    def _span(
-        self, first_row: int, rows: int, start: int, context: int, slot: int, block_ids: Sequence[int]
-    ) -> object:
-        return load().Span(first_row, rows, start, context, slot, block_ids)
 
     def _checked_rows(self, hidden: Tensor) -> int:
         if hidden.dtype is not torch.float32 or hidden.dim() != 2 or hidden.shape[1] != self.config.hidden_size:

@@ -111,9 +111,8 @@ struct NibbleFormat {
           scales(m.scales + row * (m.inputs / m.group)), table(load_table(m.table)) {}
     void group(const Matrix& m, int g) {
       // (code - zero) * scale for all sixteen codes: one look-up then gives the weight.
-      float scale = scales[g] * m.scale_factor;
-      table = kZeros ? scale_table(load_table(m.table), static_cast<float>(zeros[g]), scale)
-                     : scale_table(load_table(m.table), scale);
+      table = kZeros ? scale_table(load_table(m.table), static_cast<float>(zeros[g]), scales[g])
+                     : scale_table(load_table(m.table), scales[g]);
     }
     void decode(int64_t k, Lanes& a, Lanes& b) const { decode_nibbles(p + k / 2, table, a, b); }
   };

@@ -2,15 +2,10 @@
 
 namespace qspec {
 
-#if defined(QSPEC_X86)
 extern const Kernels avx2_kernels, avx512_kernels, avx512_vnni_kernels;
-#elif defined(QSPEC_NEON)
-extern const Kernels neon_kernels;
-#endif
 
 std::vector<const Kernels*> usable_kernels() {
   std::vector<const Kernels*> usable;
-#if defined(QSPEC_X86)
   __builtin_cpu_init();  // asks the operating system, too, whether it saves the registers
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -18,9 +13,6 @@ std::vector<const Kernels*> usable_kernels() {
   if (avx512 && __builtin_cpu_supports("avx512vnni")) usable.push_back(&avx512_vnni_kernels);
   if (avx512) usable.push_back(&avx512_kernels);
   if (avx2) usable.push_back(&avx2_kernels);
-#elif defined(QSPEC_NEON)
-  usable.push_back(&neon_kernels);  // a part of every AArch64
-#endif
   return usable;
 }
 

@@ -7,12 +7,6 @@
 
 namespace {
 
-inline __m128i signed_nibble_table(const Matrix& m) {
-  alignas(16) int8_t values[16];
-  for (int i = 0; i < 16; i++) values[i] = static_cast<int8_t>(m.table[i]);
-  return _mm_load_si128(reinterpret_cast<const __m128i*>(values));
-}
-
 // 64 weights of one row as signed bytes, and the scales of the lanes that they are summed in.
 struct IntegerRow {
   const uint8_t *codes, *zeros;
@@ -28,7 +22,7 @@ struct IntegerRow {
 };
 
 template <bool kNibbles>
-inline Bytes integer_weights(const Matrix& m, const IntegerRow& row, int64_t k, __m128i table) {
+inline Bytes integer_weights(const Matrix& m, const IntegerRow& row, int64_t k, ByteTable table) {
   const int64_t left = m.inputs - k;
   const uint8_t* p = row.codes + (kNibbles ? k / 2 : k);
   alignas(64) uint8_t tail[64] = {};
@@ -41,17 +35,17 @@ inline Bytes integer_weights(const Matrix& m, const IntegerRow& row, int64_t k, 
   if (!row.zeros) return w;
   alignas(64) int8_t zeros[64];
   for (int i = 0; i < 64; i += 16) {
-    int64_t g = (k + (i % 32) * 2) / m.group;  // sixteen bytes are every second of 32 inputs
-    std::memset(zeros + i, g < m.inputs / m.group ? row.zeros[g] : 0, 16);
+    const int64_t g = (k + (i % 32) * 2) >> m.group_shift;  // sixteen bytes are every second of 32 inputs
+    std::memset(zeros + i, g < (m.inputs >> m.group_shift) ? row.zeros[g] : 0, 16);
   }
   return subtract(w, zeros);
 }
 
 template <bool kNibbles>
 inline Lanes lane_scales(const Matrix& m, const IntegerRow& row, int64_t k) {
-  if (m.group >= 64) return broadcast(row.scales[k / m.group] * m.scale_factor);
-  const int64_t g = k / m.group, last = m.inputs / m.group - 1;  // groups of 32
-  const float first = row.scales[g] * m.scale_factor, second = row.scales[g < last ? g + 1 : g] * m.scale_factor;
+  if (m.group >= 64) return broadcast(row.scales[k >> m.group_shift]);
+  const int64_t g = k >> m.group_shift, last = (m.inputs >> m.group_shift) - 1;  // groups of 32
+  const float first = row.scales[g], second = row.scales[g < last ? g + 1 : g];
   alignas(64) float lanes[16];
   for (int j = 0; j < 16; j++) lanes[j] = (kNibbles ? j / 4 % 2 : j / 8) ? second : first;
   return load(lanes);
@@ -60,18 +54,16 @@ inline Lanes lane_scales(const Matrix& m, const IntegerRow& row, int64_t k) {
 template <bool kNibbles, int kOutputs, int kRows>
 inline void integer_tile(const LinearCall& call, int o, int first_row) {
   const Matrix& m = *call.matrix;
-  const __m128i table = kNibbles ? signed_nibble_table(m) : _mm_setzero_si128();
+  const ByteTable table = load_byte_table(m.byte_table);
   const bool grouped = m.group < m.inputs || kNibbles;
   const uint8_t* x = call.x.codes + first_row * call.x.stride;
   IntegerRow w[kOutputs];
 #pragma GCC unroll 8
   for (int i = 0; i < kOutputs; i++) w[i] = IntegerRow(m, o + i);
   float value[kOutputs][kRows];
-  const int64_t row_bytes = kNibbles ? m.inputs / 2 : m.inputs;
-  const int64_t ahead = row_bytes < kAhead ? row_bytes : kAhead, jump = (kOutputs - 1) * row_bytes;
+  const Ahead ahead(kNibbles ? m.inputs / 2 : m.inputs, kOutputs);
   auto fetch = [&](int64_t k) {
-    int64_t at = (kNibbles ? k / 2 : k) + ahead;
-    at = at < row_bytes ? at : at + jump;
+    const int64_t at = ahead(kNibbles ? k / 2 : k);
 #pragma GCC unroll 8
     for (int i = 0; i < kOutputs; i++) prefetch(w[i].codes + at);
   };
@@ -127,7 +119,7 @@ inline void integer_tile(const LinearCall& call, int o, int first_row) {
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; r++) {
         const float exact = static_cast<float>(total(subtract(acc[i][r], correction[i])));
-        value[i][r] = exact * call.x.scales[first_row + r] * (m.scales[o + i] * m.scale_factor);
+        value[i][r] = exact * call.x.scales[first_row + r] * m.scales[o + i];
       }
   }
   for (int i = 0; i < kOutputs; i++)
@@ -136,7 +128,7 @@ inline void integer_tile(const LinearCall& call, int o, int first_row) {
 
 template <bool kNibbles, int kRows>
 inline void integer_band(const LinearCall& call, int begin, int end, int row) {
-  constexpr int kOutputs = kTileOutputs[kRows] > 4 ? 4 : kTileOutputs[kRows];
+  constexpr int kOutputs = kTileOutputs[kRows];
   int o = begin;
   for (; o + kOutputs <= end; o += kOutputs) integer_tile<kNibbles, kOutputs, kRows>(call, o, row);
   for (; o < end; o++) integer_tile<kNibbles, 1, kRows>(call, o, row);

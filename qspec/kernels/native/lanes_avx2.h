@@ -109,6 +109,7 @@ inline void decode_nibbles(const uint8_t* p, Table t, Lanes& even, Lanes& odd) {
 
 // Integer products, exact: both sides widened to 16 bits (vpmaddubsw would saturate).
 constexpr uint8_t kFlip = 0;
+using ByteTable = __m128i;
 struct Bytes { __m256i lo, hi; };
 inline Ints zero_ints() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 inline Lanes to_float(Ints a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
@@ -122,7 +123,7 @@ inline Bytes load_bytes(const uint8_t* p) {
   return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
           _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};
 }
-inline Bytes load_nibbles(const uint8_t* p, __m128i table) {
+inline Bytes load_nibbles(const uint8_t* p, ByteTable table) {
   __m256i packed = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), mask = _mm256_set1_epi8(0x0F);
   __m256i even = _mm256_and_si256(packed, mask), odd = _mm256_and_si256(_mm256_srli_epi16(packed, 4), mask);
   __m256i values = _mm256_broadcastsi128_si256(table);

@@ -10,8 +10,8 @@ struct Lanes { __m512 v; };
 struct Table { __m512 v; };
 struct Ints { __m512i v; };
 
-constexpr int kMaxRows = 8;                                        // rows of one tile
-constexpr int kTileOutputs[kMaxRows + 1] = {0, 8, 8, 4, 4, 4, 4, 2, 2};  // outputs of a tile, by its rows
+constexpr int kMaxRows = 6;                                  // rows of one tile
+constexpr int kTileOutputs[kMaxRows + 1] = {0, 8, 8, 4, 4, 4, 4};  // outputs of a tile, by its rows
 constexpr int kWideRows = 6;  // rows of a tile over decoded weights
 constexpr int kAttentionSlices[5] = {0, 4, 4, 4, 4};  // of 16 numbers, by the queries of a tile
 
@@ -82,13 +82,14 @@ constexpr uint8_t kFlip = 0x80;
 #else
 constexpr uint8_t kFlip = 0;
 #endif
+using ByteTable = __m128i;
 struct Bytes { __m512i v; };
 inline Ints zero_ints() { return {_mm512_setzero_si512()}; }
 inline Lanes to_float(Ints a) { return {_mm512_cvtepi32_ps(a.v)}; }
 inline int32_t total(Ints a) { return _mm512_reduce_add_epi32(a.v); }
 inline Bytes load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 // 64 nibbles, the even-numbered ones first, as the signed bytes of a table.
-inline Bytes load_nibbles(const uint8_t* p, __m128i table) {
+inline Bytes load_nibbles(const uint8_t* p, ByteTable table) {
   __m256i packed = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), mask = _mm256_set1_epi8(0x0F);
   __m256i even = _mm256_and_si256(packed, mask), odd = _mm256_and_si256(_mm256_srli_epi16(packed, 4), mask);
   __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(even), odd, 1);

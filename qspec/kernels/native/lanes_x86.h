@@ -24,6 +24,8 @@ inline void decode_nibble_pairs(const uint8_t* high, const uint8_t* low, Lanes& 
   even = from_int8(_mm_add_epi8(_mm_and_si128(_mm_slli_epi16(h, 4), top), extended(l)));
   odd = from_int8(_mm_add_epi8(_mm_and_si128(h, top), extended(_mm_srli_epi16(l, 4))));
 }
+inline ByteTable load_byte_table(const int8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+
 // Four sums at once, in the same tree.
 inline void sum4(const Lanes& a, const Lanes& b, const Lanes& c, const Lanes& d, float* out) {
   __m256 fa = fold(a), fb = fold(b), fc = fold(c), fd = fold(d);

@@ -14,7 +14,20 @@ using qspec::kScratchOutputs;
 using qspec::LinearCall;
 using qspec::padded_inputs;
 
-constexpr int64_t kAhead = 512;  // bytes of each row that are fetched before they are needed
+constexpr int64_t kAhead = 1024;  // bytes of each row of a tile that are fetched before they are needed
+
+// Where the bytes lie that follow those at `at` of a tile's rows by kAhead, when a tile's rows are read side by side and
+// the next tile's after them.
+struct Ahead {
+  int64_t row_bytes, rest, jump, wrap;
+  Ahead(int64_t row_bytes, int outputs)
+      : row_bytes(row_bytes), rest(kAhead % row_bytes), jump(kAhead / row_bytes * row_bytes * outputs),
+        wrap((outputs - 1) * row_bytes) {}
+  int64_t operator()(int64_t at) const {
+    at += rest;
+    return (at < row_bytes ? at : at + wrap) + jump;
+  }
+};
 
 template <class F, int kOutputs>
 inline void prefetch_rows(const typename F::Row* w, int64_t at) {
@@ -53,28 +66,26 @@ inline void tile(const Matrix& m, int64_t o, const float* x, int64_t stride, flo
       multiply(k, i, a, b);
     }
   };
-  const int64_t row_bytes = static_cast<int64_t>(m.inputs) * F::kBits / 8;
-  const int64_t ahead = row_bytes < kAhead ? row_bytes : kAhead;
-  const int64_t jump = (kOutputs - 1) * row_bytes;  // from the end of a row to the same row of the next tile
+  const Ahead ahead(static_cast<int64_t>(m.inputs) * F::kBits / 8, kOutputs);
   constexpr int64_t kLine = F::kBits == 32 ? 32 : 64 * 8 / F::kBits;  // weights in the lines fetched at a time
-  auto run = [&](int64_t k, int64_t end) {
-    for (; k + kLine <= end; k += kLine) {
-      int64_t at = k * F::kBits / 8 + ahead;
-      prefetch_rows<F, kOutputs>(w, at < row_bytes ? at : at + jump);
-#pragma GCC unroll 4
-      for (int64_t part = 0; part < kLine; part += 32) step(k + part);
-    }
-    for (; k < end; k += 32) step(k);
-  };
   if constexpr (F::kGroups) {
-    for (int64_t k = 0, g = 0; k < m.inputs; k += m.group, g++) {
+    for (int64_t k = 0, g = 0; k < m.inputs; g++) {
 #pragma GCC unroll 8
       for (int i = 0; i < kOutputs; i++) w[i].group(m, static_cast<int>(g));
-      run(k, k + m.group);
+      for (const int64_t end = k + m.group; k < end; k += 32) {
+        if (k % kLine == 0) prefetch_rows<F, kOutputs>(w, ahead(k * F::kBits / 8));
+        step(k);
+      }
     }
   } else {
     const int64_t whole = m.inputs & ~int64_t{31};
-    run(0, whole);
+    int64_t k = 0;
+    for (; k + kLine <= whole; k += kLine) {
+      prefetch_rows<F, kOutputs>(w, ahead(k * F::kBits / 8));
+#pragma GCC unroll 2
+      for (int64_t part = 0; part < kLine; part += 32) step(k + part);
+    }
+    for (; k < whole; k += 32) step(k);
     if (whole < m.inputs)
       for (int i = 0; i < kOutputs; i++) {
         Lanes a, b;

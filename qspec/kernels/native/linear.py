@@ -17,6 +17,10 @@ class NativeLinear:
     def __init__(
         self, weights: LayerWeights, threads: Threads, *, name: str = "weight", instruction_set: str | None = None
     ) -> None:
+        load()
+        from qspec.kernels.native import _native
+
+        self._native = _native
         self._weights, self._pool = weights, threads.pool
         self._outputs, self._inputs = weight_shape(weights)
         self._matrix = native_matrix(weights, name)
@@ -28,11 +32,11 @@ class NativeLinear:
             raise ContractViolation(f"x is {x.dtype} {tuple(x.shape)}, not float32 [rows, {self._inputs}]")
         x = x.contiguous()
         out = x.new_empty(x.shape[0], self._outputs)
-        load().linear(self._instruction_set, self._matrix, x.data_ptr(), x.shape[0], out.data_ptr(), self._pool)
+        self._native.linear(self._instruction_set, self._matrix, x.data_ptr(), x.shape[0], out.data_ptr(), self._pool)
         return out
 
     def decoded(self) -> Tensor:
         """The weight ``[out, in]`` as the kernels read it, float32."""
         out = torch.empty(self._outputs, self._inputs)
-        load().decode_rows(self._instruction_set, self._matrix, out.data_ptr())
+        self._native.decode_rows(self._instruction_set, self._matrix, out.data_ptr())
         return out

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import importlib
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from types import ModuleType
 
 from qspec.errors import QspecError
-
-if TYPE_CHECKING:
-    from qspec.kernels.native import _native
 
 INTERFACE = 1
 """What ``_native.INTERFACE`` must be: an extension that was built from other sources is not used."""
@@ -22,8 +19,12 @@ class NativeUnavailable(QspecError):
 
 
 @lru_cache(maxsize=1)
-def load() -> type[_native]:
-    """The extension module. ``NativeUnavailable`` when it was not built, not for this Python or not for this CPU."""
+def load() -> ModuleType:
+    """The extension module. ``NativeUnavailable`` when it was not built, not for this Python or not for this CPU.
+
+    The modules beside this one call it before they import ``_native``, inside of functions: importing them is always
+    possible.
+    """
     try:
         module = importlib.import_module(_MODULE)
     except ModuleNotFoundError:
@@ -35,13 +36,14 @@ def load() -> type[_native]:
     if getattr(module, "INTERFACE", None) != INTERFACE:
         raise NativeUnavailable("the native kernels were built from another version; install qspec-serve again")
     if not module.instruction_sets():
-        raise NativeUnavailable("no native kernels for this CPU: it has neither AVX2 with FMA and F16C nor NEON")
-    return module  # type: ignore[return-value]
+        raise NativeUnavailable("no native kernels for this CPU: they need AVX2, FMA and F16C")
+    return module
 
 
 def instruction_sets() -> list[str]:
-    """What this CPU can run of ``avx512-vnni``, ``avx512``, ``avx2``, ``neon``, best first; raises as ``load``."""
-    return load().instruction_sets()
+    """What this CPU can run of ``avx512-vnni``, ``avx512``, ``avx2``, best first; raises as ``load``."""
+    names: list[str] = load().instruction_sets()
+    return names
 
 
 def choose_instruction_set(name: str | None) -> str:

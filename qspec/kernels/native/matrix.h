@@ -28,13 +28,15 @@ struct Matrix {
   Activations activations;
   int32_t outputs, inputs;
   int32_t group;           // inputs that share a scale; inputs itself where a row has one scale
-  float scale_factor;      // multiplies every scale: 16 for the high plane of int8 nibbles, 256 for e4m3 rows, else 1
+  int32_t group_shift;     // group = 2^group_shift, where there are several in a row
+  float scale_factor;      // multiplies the scale of a row: 256 for e4m3 rows, which are read as fp16 numbers, else 1
   const uint8_t* codes;
   const uint8_t* low;
   const float* scales;
   const uint8_t* zeros;
   const float* bias;       // [out] or null
-  float table[16];         // value of each 4-bit code
+  float table[16];         // value of each 4-bit code, before zeros and scale
+  int8_t byte_table[16];   // the same, for int8 activations
 
   bool nibbles() const {
     return format == Format::kInt8Nibbles || format == Format::kNibbleTable || format == Format::kNibbleZeros;

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from torch import Tensor
+
 from qspec.kernels.native.loading import load
 
 SPIN_MICROSECONDS = 500
@@ -19,6 +21,14 @@ class Threads:
     """
 
     def __init__(self, count: int, *, spin_microseconds: int = SPIN_MICROSECONDS, bind: bool | None = None) -> None:
+        load()
+        from qspec.kernels.native import _native
+
+        self._native = _native
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.count = max(1, count)
-        self.pool = load().ThreadPool(self.count, spin_microseconds, self.count == cpus if bind is None else bind)
+        self.pool = _native.ThreadPool(self.count, spin_microseconds, self.count == cpus if bind is None else bind)
+
+    def read(self, memory: Tensor) -> None:
+        """Read a contiguous tensor once, all threads together: for measuring the bandwidth."""
+        self._native.read_memory(memory.data_ptr(), memory.nbytes, self.pool)

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from qspec.errors import ContractViolation, InvalidInput
 from qspec.kernels.native.loading import load
-from qspec.quant.codecs import CODECS
-from qspec.quant.weight_formats import WEIGHT_FORMATS
+from qspec.quant.codecs import CODECS, PartShapes
 
 if TYPE_CHECKING:
     from qspec.kernels.native import _native
@@ -39,6 +38,8 @@ class _Format(IntEnum):
 _ACTIVATIONS = {"fp32": 0, "int8 per token": 1, "e4m3 per token": 2}
 _UNSIGNED = tuple(float(code) for code in range(16))
 _SIGNED = tuple(float(code - 16 * (code > 7)) for code in range(16))  # two's complement
+_HIGH = tuple(16 * value for value in _SIGNED)  # of an int8 code
+_INT4_SIZES = (32, 64, 128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +50,11 @@ class _Reading:
     table: tuple[float, ...] = ()
     """Value of each 4-bit code."""
     scale_factor: float = 1.0
+    """Multiplies the scale of a row."""
     integer: bool = False
     """Whether there is a kernel for int8 activations."""
+    group_size: int = 0
+    """Inputs that share a scale; 0: all of a row."""
 
 
 READINGS: Mapping[str, _Reading] = {
@@ -59,12 +63,13 @@ READINGS: Mapping[str, _Reading] = {
     "e4m3-plane": _Reading(_Format.E4M3_PLANE),
     "e4m3-row": _Reading(_Format.E4M3_ROW, scale_factor=256.0),  # the kernel reads e4m3 as the top of an fp16 number
     "int8-row": _Reading(_Format.INT8_ROW, integer=True),
-    **{f"int8-g{size}": _Reading(_Format.INT8_GROUPS, integer=True) for size in (64, 128)},
-    "int8-nibbles-g64": _Reading(_Format.INT8_NIBBLES),
-    "int4-plane-g64": _Reading(_Format.NIBBLE_TABLE, _SIGNED, 16.0, integer=True),
-    **{f"int4-g{size}": _Reading(_Format.NIBBLE_TABLE, _SIGNED, integer=True) for size in (32, 64, 128)},
+    **{f"int8-g{size}": _Reading(_Format.INT8_GROUPS, integer=True, group_size=size) for size in (64, 128)},
+    "int8-nibbles-g64": _Reading(_Format.INT8_NIBBLES, group_size=64),
+    "int4-plane-g64": _Reading(_Format.NIBBLE_TABLE, _HIGH, integer=True, group_size=64),
+    **{f"int4-g{size}": _Reading(_Format.NIBBLE_TABLE, _SIGNED, integer=True, group_size=size) for size in _INT4_SIZES},
     **{
-        f"int4-g{size}-asymmetric": _Reading(_Format.NIBBLE_ZEROS, _UNSIGNED, integer=True) for size in (32, 64, 128)
+        f"int4-g{size}-asymmetric": _Reading(_Format.NIBBLE_ZEROS, _UNSIGNED, integer=True, group_size=size)
+        for size in _INT4_SIZES
     },
 }
 """Stored formats that have kernels."""
@@ -115,12 +120,15 @@ def native_matrix(weights: LayerWeights, name: str, shape: tuple[int, int] | Non
     def address(*names: str) -> int:
         return next((weights.parts[part].data_ptr() for part in names if part in weights.parts), 0)
 
-    return load().matrix(
+    load()
+    from qspec.kernels.native import _native
+
+    return _native.matrix(
         format=reading.format,
         activations=_ACTIVATIONS[weights.activations],
         outputs=outputs,
         inputs=inputs,
-        group=WEIGHT_FORMATS[weights.format].group_size or inputs,
+        group=reading.group_size or inputs,
         scale_factor=reading.scale_factor,
         codes=address("", "high", "codes"),
         low=address("low"),
@@ -141,9 +149,9 @@ def weight_shape(weights: LayerWeights) -> tuple[int, int]:
 def _checked_shape(weights: LayerWeights, name: str, shape: tuple[int, int] | None) -> tuple[int, int]:
     outputs, inputs = shape or weight_shape(weights)
     if weights.format == "fp32":
-        expected = {"": (torch.float32, (outputs, inputs))}
+        expected: PartShapes = {"": (torch.float32, (outputs, inputs))}
     else:
-        expected = dict(CODECS[weights.format].shapes(outputs, inputs, name))
+        expected = CODECS[weights.format].shapes(outputs, inputs, name)
     for part, (dtype, part_shape) in expected.items():
         if part not in weights.parts:
             raise ContractViolation(f"{name} lacks the part {part!r} of {weights.format}")

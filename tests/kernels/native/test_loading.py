@@ -1,0 +1,47 @@
+"""What a machine without native kernels is told."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+
+from qspec.kernels.native import NativeUnavailable, instruction_sets, load, loading
+
+
+@pytest.fixture(autouse=True)
+def loaded_anew() -> Iterator[None]:
+    load.cache_clear()
+    yield
+    load.cache_clear()
+
+
+def replace_extension(monkeypatch: pytest.MonkeyPatch, found: object) -> None:
+    def import_module(_name: str) -> object:
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+
+
+@pytest.mark.parametrize(("found", "message"), [
+    (ModuleNotFoundError("none"), r"no native kernels: install a C\+\+ compiler \(Debian package g\+\+\)"),
+    (ImportError("undefined symbol: PyFoo"), r"do not load \(undefined symbol: PyFoo\)"),
+    (SimpleNamespace(INTERFACE=-1), "built from another version"),
+    (SimpleNamespace(), "built from another version"),
+    (SimpleNamespace(INTERFACE=loading.INTERFACE, instruction_sets=list), "no native kernels for this CPU"),
+])  # fmt: skip
+def test_the_reason_is_one_line(monkeypatch: pytest.MonkeyPatch, found: object, message: str) -> None:
+    replace_extension(monkeypatch, found)
+    with pytest.raises(NativeUnavailable, match=message) as caught:
+        load()
+    assert "\n" not in str(caught.value)
+
+
+def test_an_instruction_set_that_the_cpu_lacks() -> None:
+    assert loading.choose_instruction_set(None) == instruction_sets()[0]
+    with pytest.raises(NativeUnavailable, match="this CPU does not have sve2; it has "):
+        loading.choose_instruction_set("sve2")
