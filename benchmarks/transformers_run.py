@@ -105,6 +105,8 @@ def _load(name: str) -> Any:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     source = resolve(name)
+    if source.kind is SourceKind.CONVERTED:
+        raise QspecError(f"{name} is in a form that transformers cannot read; compare with what it was made from")
     if source.kind is SourceKind.GGUF:
         directory, options = source.path.parent, {"gguf_file": source.path.name}
     else:

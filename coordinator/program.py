@@ -25,7 +25,8 @@ from qspec.memory.budget import budget_table
 from qspec.models.converted import prepare_tokenizer
 from qspec.models.text_stream import TextStream
 from qspec.models.tokenizer import Tokenizer
-from qspec.quant.methods import NO_DRAFTER, Backend, check_draft_method, check_verify_method
+from qspec.quant.method_plan import check_methods
+from qspec.quant.methods import NO_DRAFTER, Backend, Role
 from qspec.rpc.server import Service, serve
 from qspec.speculation import SpeculationLoop
 from qspec.status import Status
@@ -61,9 +62,9 @@ class Options:
 async def serve_coordinator(options: Options, status: Status) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Raises what keeps the stack from starting or from going on."""
     if options.verifier_address is None:
-        check_verify_method(options.config.verify_quantization, Backend.CPU)
+        check_methods(options.config, Role.VERIFY, Backend.CPU)
     if options.drafter_address is None:
-        check_draft_method(options.config.draft_quantization, Backend.CPU)
+        check_methods(options.config, Role.DRAFT, Backend.CPU)
     with runtime_directory(options.runtime_dir) as (directory, made):
         if options.lifeline_fd is not None:
             watch_lifeline(options.lifeline_fd, runtime_dir=directory if made else None)

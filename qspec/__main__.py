@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from qspec.calibration.quantize_command import add_quantize_command
 from qspec.cli import run_program
-from qspec.quant.methods import Backend, Role
+from qspec.evaluation.sensitivity_command import add_sensitivity_command
+from qspec.quant.methods import METHODS, Backend, Role
 from qspec.quant.methods_table import methods_table
+from qspec.quant.weight_formats import WEIGHT_FORMATS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -16,18 +19,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     methods = commands.add_parser("methods", help="the quantisation methods, and what this machine has for each")
     methods.set_defaults(run=_methods)
+    add_quantize_command(commands)
+    add_sensitivity_command(commands)
     args = parser.parse_args(arguments)
-    code: int = args.run()
+    code: int = args.run(args)
     return code
 
 
-def _methods() -> int:
+def _methods(_args: argparse.Namespace) -> int:
     from qspec.kernels.int8_linear import has_kernel  # imports torch
+    from qspec.quant.bitsandbytes_4bit import runs
 
-    print(methods_table(Backend.CPU, () if has_kernel() else (("w8a8", Role.DRAFT),)))
+    missing = set() if has_kernel() else {("w8a8", Role.DRAFT)}
+    for method in METHODS.values():
+        for variant in method.variants:
+            if WEIGHT_FORMATS[variant.weights].package is not None and not runs():
+                missing |= {(f"{method.name}:{variant.name}", role) for role in Role}
+    print(methods_table(Backend.CPU, missing))
     print(
         "\nreal: a kernel that gains; emulated: right numbers, no gain. A name alone means its first variant, for a\n"
-        "drafter the first one whose weights the verifier holds. same bits: text with speculation equals that without."
+        "drafter the first one whose weights the verifier holds, for the verifier of a checkpoint that came quantised\n"
+        "the one with the checkpoint's own codes. same bits: text with speculation equals that without."
     )
     return 0
 

@@ -29,6 +29,11 @@ class StackConfig:
     """The drafter's method, ``METHOD`` or ``METHOD:VARIANT``, or ``off`` for plain decoding without a drafter."""
     verify_quantization: str = "none"
     """The verifier's method, ``METHOD`` or ``METHOD:VARIANT``; the text is exactly that of this method."""
+    draft_overrides: str = ""
+    """Other methods for single linear layers of the drafter: ``GLOB=METHOD,…`` over names such as ``lm_head``,
+    ``layers.3.qkv`` and ``layers.*.mlp_out``; the last match wins (``qspec.quant.overrides``)."""
+    verify_overrides: str = ""
+    """The same for the verifier; the text is exactly that of these methods."""
     max_slots: int = 16
     """Sequences that can run at once."""
     max_draft_length: int = 8

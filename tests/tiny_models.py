@@ -2,7 +2,7 @@
 
 Two layers, hidden size 32, a byte-level vocabulary of some 300 tokens, seeded. ``family`` is one of ``FAMILIES``; the
 variants cover grouped-query attention, biases, tied and untied embeddings, Llama 3's rotary scaling, a head dimension
-that is not ``hidden / heads``, and (``llama_wide``) layers that every group size divides.
+that is not ``hidden / heads``, and (``llama_wide``, ``tied_wide``) layers that every group size divides.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ _GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "initializ
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {**_ROTARY}),
     "llama_wide": ("Llama", {**_ROTARY, "hidden_size": 128, "intermediate_size": 128, "initializer_range": 0.1}),
+    "tied_wide": ("Llama", {
+        **_ROTARY, "hidden_size": 128, "intermediate_size": 128, "initializer_range": 0.1, "tie_word_embeddings": True,
+    }),
     "llama3": ("Llama", {**_ROTARY, "rope_parameters": _LLAMA3_ROPE, "tie_word_embeddings": True}),
     "llama_biased": ("Llama", {**_ROTARY, "attention_bias": True, "mlp_bias": True, "head_dim": 16}),
     "smollm2": ("Llama", {**_ROTARY, "tie_word_embeddings": True, "num_attention_heads": 4, "num_key_value_heads": 1}),

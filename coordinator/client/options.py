@@ -16,13 +16,16 @@ from qspec.cli import EXIT_ERROR
 from qspec.config import StackConfig
 from qspec.errors import FieldViolation, InvalidInput
 from qspec.models.resolve import resolve
-from qspec.quant.methods import Backend, check_draft_method, check_verify_method
+from qspec.quant.method_plan import check_methods
+from qspec.quant.methods import Backend, Role
 from qspec.rpc.addresses import parse_address
 from qspec.v1 import generation_pb2 as pb
 
 _UINT32_MAX = 2**32 - 1
 _UINT64_MAX = 2**64 - 1
-_STACK_OPTIONS = ("model", "draft_quantization", "verify_quantization", "threads")
+_STACK_OPTIONS = (
+    "model", "draft_quantization", "verify_quantization", "draft_overrides", "verify_overrides", "threads",
+)
 _AUTO = "auto"
 
 
@@ -118,6 +121,9 @@ def _parser() -> argparse.ArgumentParser:
         f"the drafter's method, or off for none (default: {default.draft_quantization})"))
     add("--verify-quantization", metavar="METHOD", help=(
         f"the verifier's method (default: {default.verify_quantization})"))
+    add("--draft-overrides", metavar="GLOB=METHOD,...", help=(
+        "other methods for single layers of the drafter, the last match wins: lm_head=none,layers.0.*=int8"))
+    add("--verify-overrides", metavar="GLOB=METHOD,...", help="the same for the verifier")
     add("--threads", type=int, metavar="N", help="CPU threads per worker (default: what there is)")
     return parser
 
@@ -171,8 +177,8 @@ def _check_stack(args: argparse.Namespace) -> None:
     except InvalidInput as error:
         violations += error.violations
     for check in (
-        lambda: check_draft_method(config.draft_quantization, Backend.CPU),
-        lambda: check_verify_method(config.verify_quantization, Backend.CPU),
+        lambda: check_methods(config, Role.DRAFT, Backend.CPU),
+        lambda: check_methods(config, Role.VERIFY, Backend.CPU),
         lambda: resolve(config.model),
     ):
         try:

@@ -8,11 +8,14 @@ from types import TracebackType
 import torch
 
 from qspec.api.engines import Engines
-from qspec.api.method_choice import backend_of, describe_gain, resolve_pair
+from qspec.api.method_choice import backend_of, describe_gain, is_best_pair, resolve_pair
+from qspec.api.pair_gain import predict_gain
 from qspec.api.quantized_model import DEFAULT_KV_TOKENS, DEFAULT_MAX_DRAFT_LENGTH, QuantizedModel
-from qspec.config import StackConfig
+from qspec.api.step_costs import measure_costs
+from qspec.config import DEFAULT_MODEL, StackConfig
 from qspec.errors import InvalidInput
-from qspec.quant.methods import NO_DRAFTER
+from qspec.quant.method_plan import check_methods
+from qspec.quant.methods import NO_DRAFTER, Role
 
 _log = logging.getLogger("qspec")
 
@@ -21,18 +24,23 @@ class QSPECModel:
     """A model with its drafter and its verifier over one copy of the weights that they share, and one KV cache.
 
     Parameters and errors as of ``QuantizedModel``, with one method for each side; ``auto`` is the one that pays on this
-    machine. ``draft`` and ``verify`` are both sides as ``QuantizedModel``. A pair that cannot gain anything here is
-    announced in one line (logger ``qspec``). Source: Zhao et al., "QSpec: Speculative Decoding with Complementary
-    Quantization Schemes", EMNLP 2025.
+    machine. Without arguments: ``smollm2``, ``fp8`` drafting for ``int8``. ``draft_overrides`` and ``verify_overrides``
+    give single linear layers another method: ``GLOB=METHOD,…``, the last match wins (``qspec.quant.overrides``).
+    ``draft`` and ``verify`` are both sides as ``QuantizedModel``. Of a pair that is not the one that pays, a few steps
+    are timed (two seconds, longer where single steps take longer), and one line says what it will gain and which pair
+    gains more (logger ``qspec``). Source: Zhao et al., "QSpec: Speculative Decoding with Complementary Quantization
+    Schemes", EMNLP 2025.
     """
 
     def __init__(
         self,
-        name: str,
+        name: str = DEFAULT_MODEL,
         draft_quantization: str = "fp8",
         verify_quantization: str = "int8",
         device: str | torch.device = "cpu",
         *,
+        draft_overrides: str = "",
+        verify_overrides: str = "",
         kv_tokens: int = DEFAULT_KV_TOKENS,
         max_draft_length: int = DEFAULT_MAX_DRAFT_LENGTH,
     ) -> None:
@@ -42,14 +50,17 @@ class QSPECModel:
             raise InvalidInput.field(
                 "draft_quantization", "'off' leaves nothing to draft with; use QuantizedModel to decode without drafts")
         config = StackConfig(
-            model=name, draft_quantization=draft, verify_quantization=verify, kv_tokens=kv_tokens,
-            max_draft_length=max_draft_length,
+            model=name, draft_quantization=draft, verify_quantization=verify, draft_overrides=draft_overrides,
+            verify_overrides=verify_overrides, kv_tokens=kv_tokens, max_draft_length=max_draft_length,
         )
+        for role in Role:
+            check_methods(config, role, backend)  # before anything is loaded
         self._engines = Engines(config, drafting=True)
         self.draft = QuantizedModel.view(self._engines, draft, verifies=False)
         self.verify = QuantizedModel.view(self._engines, verify, verifies=True)
-        if line := describe_gain(draft, verify, backend):
-            _log.warning(line)
+        if not is_best_pair(draft, verify, backend):
+            line = describe_gain(draft, verify, backend, predict_gain(measure_costs(self._engines)))
+            _log.warning("%s", line)
 
     @property
     def name(self) -> str:

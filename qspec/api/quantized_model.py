@@ -27,8 +27,9 @@ class QuantizedModel:
     """A decoder-only model of any supported family, loaded once and kept until ``close`` (or ``with``).
 
     ``name``: alias (``smollm2``), local directory, GGUF file or hub id. ``quantization_method``: a name of
-    ``qspec.quant.methods.METHODS``, as text or ``QuantizationMethod``. ``device``: as torch names it. ``kv_tokens``:
-    positions in the KV cache, all rows of a batch together. ``max_draft_length``: the largest ``gamma``.
+    ``qspec.quant.methods.METHODS``, as text or ``QuantizationMethod``. ``device``: as torch names it. ``overrides``:
+    other methods for single linear layers, ``GLOB=METHOD,…`` (``qspec.quant.overrides``). ``kv_tokens``: positions in
+    the KV cache, all rows of a batch together. ``max_draft_length``: the largest ``gamma``.
 
     Raises ``ModelError`` for a model that cannot be found or read, ``InvalidInput`` for a method or device that this
     machine lacks (listing what there is), ``OutOfMemory`` with the memory budget. Used by one thread at a time.
@@ -42,6 +43,7 @@ class QuantizedModel:
         quantization_method: str = "none",
         device: str | torch.device = "cpu",
         *,
+        overrides: str = "",
         kv_tokens: int = DEFAULT_KV_TOKENS,
         max_draft_length: int = DEFAULT_MAX_DRAFT_LENGTH,
     ) -> None:
@@ -51,6 +53,8 @@ class QuantizedModel:
             model=name,
             draft_quantization=method if can_draft(method, backend) else NO_DRAFTER,
             verify_quantization=method if can_verify(method, backend) else "none",
+            draft_overrides=overrides,
+            verify_overrides=overrides if can_verify(method, backend) else "",
             kv_tokens=kv_tokens, max_draft_length=max_draft_length,
         )
         verifies = config.verify_quantization == method

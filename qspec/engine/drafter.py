@@ -1,9 +1,9 @@
 """The drafter: reads the verifier's arena and proposes tokens.
 
 It has no state of its own between batches. Each step feeds one token per sequence; attention reads the committed blocks
-in place and then the tail, the only part of the cache that the drafter writes. Its weights are the arena's where the
-verifier's format is its own or holds it as a plane; else a private copy. ``w8a8`` always keeps a private packed copy
-(fbgemm's layout cannot be shared).
+in place and then the tail, the only part of the cache that the drafter writes. Its weights are, layer by layer, the
+arena's where the verifier's format is its own or holds it as a plane; else a private copy. ``w8a8`` always keeps a
+private packed copy (fbgemm's layout cannot be shared).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from qspec.acceptance import draft_token
 from qspec.config import StackConfig
 from qspec.engine.linears import (
     drafter_linears,
-    emulation_name,
     is_packed,
     is_plain,
+    kernel_name,
     packed_linears,
     packed_name,
-    working_bytes,
+    working_memory,
 )
 from qspec.engine.regions import (
     BLOCK_TABLES,
@@ -58,8 +58,8 @@ from qspec.models.converted import ConvertedModel, prepare
 from qspec.models.decoder import Decoder, Linear, linear_names
 from qspec.models.tokenizer import Tokenizer
 from qspec.quant.codecs import Parts
-from qspec.quant.methods import Backend, Choice, choose_draft, choose_verify
-from qspec.quant.weight_formats import is_held_by
+from qspec.quant.method_plan import MethodPlan, check_methods, plan_draft, plan_verify
+from qspec.quant.methods import NO_DRAFTER, Backend, Role
 
 
 @dataclass(slots=True)
@@ -93,29 +93,34 @@ class _Attached:
 class LocalDrafter:
     """The drafter of one process (``qspec.interfaces.Drafter``). Made by ``load``; used by one thread."""
 
-    def __init__(self, model: ConvertedModel, choice: Choice, store: str, progress: Progress) -> None:
-        self._model, self._choice, self._store = model, choice, store
+    def __init__(self, model: ConvertedModel, plan: MethodPlan, store: MethodPlan, progress: Progress) -> None:
+        self._model, self._methods, self._store = model, plan, store
         self._vocab_fingerprint = Tokenizer.load(model.tokenizer_directory).vocab_fingerprint
         self._attached: _Attached | None = None
+        packed = [name for name, choice in plan.layers.items() if is_packed(choice)]
+        self._stored = [name for name in plan.layers if name not in packed]
+        private = [name for name in self._stored if not plan.held_by(store, name)]
         self._packed: dict[str, Int8Linear] = {}
-        self._private: dict[str, Parts] = {}
-        if is_packed(choice):
+        if packed:
             with model.open_weights() as weights, model.open_int8() as int8:
-                self._packed = packed_linears(linear_names(model.config), int8, weights, progress)
-        elif not is_held_by(choice.variant.weights, store):
-            self._private = private_parts(model, choice.variant.weights, progress)
-        if not (self._packed or is_plain(choice)):
-            progress(emulation_name(choice), None)
+                self._packed = packed_linears(packed, int8, weights, progress)
+        self._private = private_parts(model, private, plan, progress)
+        for name in dict.fromkeys(
+            kernel_name(choice) for choice in map(plan.layers.__getitem__, self._stored) if not is_plain(choice)
+        ):
+            progress(name, None)
         self._memory = self._private_memory()
 
     @classmethod
     def load(cls, config: StackConfig, *, progress: Progress) -> LocalDrafter:
         """Convert the model if need be and prepare private weights; needs no arena yet. ``InvalidInput``."""
-        verify = choose_verify(config.verify_quantization, Backend.CPU)
-        choice = choose_draft(config.draft_quantization, Backend.CPU, verify=verify)
-        if choice is None:
+        for role in (Role.VERIFY, Role.DRAFT):
+            check_methods(config, role, Backend.CPU)  # before a conversion that takes long
+        if config.draft_quantization == NO_DRAFTER:
             raise InvalidInput.field("draft_quantization", "a drafter needs a method; 'off' means to start none")
-        return cls(prepare(config.model, progress=progress), choice, verify.variant.weights, progress)
+        model = prepare(config.model, progress=progress)
+        store = plan_verify(config, linear_names(model.config), Backend.CPU, stored=model.stored)
+        return cls(model, plan_draft(config, Backend.CPU, verify=store, stored=model.stored), store, progress)
 
     def attach(self, verifier: VerifierDescription) -> DrafterDescription:
         """Map the verifier's arena; ``InvalidInput`` when it is of another model or vocabulary."""
@@ -126,18 +131,14 @@ class LocalDrafter:
             raise InvalidInput.field("model", "the arena holds another model or format than the drafter's")
         arena = HostArena.open(verifier.arena)
         tensors = fp32_tensors(arena)
-        linears: dict[str, Linear] = {}
-        parts: Mapping[str, Parts] = {}
-        if self._packed:
-            linears.update(self._packed)
-        else:
-            parts = self._private or shared_parts(arena, self._model.config, self._choice.variant.weights, self._store)
-            linears.update(drafter_linears(self._choice, parts, tensors))
+        shared = [name for name in self._stored if name not in self._private]
+        parts = {**self._private, **shared_parts(arena, shared, self._methods, self._store)}
+        linears: dict[str, Linear] = {**self._packed, **drafter_linears(self._methods, parts, tensors)}
         positions = verifier.max_model_len + verifier.max_draft_length
         decoder = Decoder(self._model.config, tensors, linears, positions, row_invariant=False)
         self._attached = _Attached(arena, decoder, parts)
         return DrafterDescription(
-            epoch=verifier.epoch, method=self._choice.label, kernel=self._kernel_name(), memory=self._memory
+            epoch=verifier.epoch, method=self._methods.label, kernel=self._kernel_name(), memory=self._memory
         )
 
     def detach(self, epoch: int) -> None:
@@ -254,23 +255,26 @@ class LocalDrafter:
         draft.tokens.append(token)
 
     def _kernel_name(self) -> str:
-        if self._packed:
+        """All kernels in the order of use, and whose weights they read."""
+        return "; ".join(dict.fromkeys(map(self._layer_kernel, self._methods.layers)))
+
+    def _layer_kernel(self, name: str) -> str:
+        if name in self._packed:
             return packed_name()
-        name = "torch fp32" if is_plain(self._choice) else emulation_name(self._choice)
-        return f"{name}, its own weights" if self._private else f"{name}, the verifier's weights"
+        owner = "its own" if name in self._private else "the verifier's"
+        return f"{kernel_name(self._methods.layers[name])}, {owner} weights"
 
     def _private_memory(self) -> tuple[MemoryItem, ...]:
-        """What the drafter holds for itself."""
+        """What the drafter holds for itself: an item for each format, and room to work."""
+        items = []
         if self._packed:
             size = sum(linear.bytes for linear in self._packed.values())
-            return (MemoryItem(name="weights int8, packed", bytes=size, shared=False),)
-        items = []
-        if self._private:
-            name = f"weights {self._choice.variant.weights}"
-            items.append(MemoryItem(name=name, bytes=parts_bytes(self._private), shared=False))
-        if not is_plain(self._choice):
-            with self._model.open_weights() as weights:
-                shapes = {name: weights.shape(name) for name in weights}
-            size = working_bytes(shapes, linear_names(self._model.config))
-            items.append(MemoryItem(name="one dequantised matrix", bytes=size, shared=False))
-        return tuple(items)
+            items.append(MemoryItem(name="weights int8, packed", bytes=size, shared=False))
+        by_format: dict[str, dict[str, Parts]] = {}
+        for name, parts in self._private.items():
+            by_format.setdefault(self._methods.weights(name), {})[name] = parts
+        for weights, stored in by_format.items():
+            items.append(MemoryItem(name=f"weights {weights}", bytes=parts_bytes(stored), shared=False))
+        with self._model.open_weights() as tensors:
+            shapes = {name: tensors.shape(name) for name in self._stored}
+        return (*items, *working_memory(self._methods, shapes, self._stored))

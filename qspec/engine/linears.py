@@ -1,23 +1,25 @@
 """Linear layers of the two workers, built from what lies in the arena or in the converted model.
 
-What a worker multiplies with follows from the formats of its method's variant alone: fp32 by fp32 and packed int8 by
+What a layer is multiplied with follows from the formats of its method's variant alone: fp32 by fp32 and packed int8 by
 int8 have kernels, every other pair is emulated with the codec of its weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from qspec.interfaces import MemoryItem
 from qspec.kernels.emulated_linear import BYTES_PER_WORKING_WEIGHT, EmulatedLinear
 from qspec.kernels.int8_linear import Int8Linear, activation_levels
 from qspec.kernels.row_tiles import CANDIDATE_ROWS, RowTiles, probe_row_tiles, tiled_product
 from qspec.models.decoder import Linear
 from qspec.quant.activations import ACTIVATIONS
 from qspec.quant.codecs import CODECS, Parts
+from qspec.quant.method_plan import MethodPlan
 from qspec.quant.methods import Choice
 
 _WIDE_OUTPUTS = 16384
@@ -63,42 +65,47 @@ def is_packed(choice: Choice) -> bool:
 
 
 def verifier_linears(
-    choice: Choice, parts: Mapping[str, Parts], tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+    plan: MethodPlan, parts: Mapping[str, Parts], tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[dict[str, Linear], RowTiles]:
     """The verifier's linear layers, and the row tiles that all their shapes share.
 
-    ``parts``: the stored weight of each layer in the format of ``choice``; ``tensors``: biases; ``shapes``: of the fp32
-    weights ``[in, out]``.
+    ``parts``: the stored weight of each layer in its format of ``plan``; ``tensors``: biases; ``shapes``: of the fp32
+    weights ``[in, out]``. Tiles are probed for each shape and format: how a weight lies in memory decides on the
+    library's kernel.
     """
-    codec, quantise = CODECS[choice.variant.weights], ACTIVATIONS[choice.variant.activations]
-    by_shape: dict[tuple[int, ...], RowTiles] = {}
+    probed: dict[tuple[tuple[int, ...], str], RowTiles] = {}
     linears: dict[str, Linear] = {}
     for name, stored in parts.items():
-        shape = shapes[name]
-        if shape not in by_shape:
+        shape, weights = shapes[name], plan.weights(name)
+        if (shape, weights) not in probed:
             candidates = _WIDE_CANDIDATES if shape[1] >= _WIDE_OUTPUTS else CANDIDATE_ROWS
             row = torch.randn(shape[0], generator=torch.Generator().manual_seed(0))
-            by_shape[shape] = probe_row_tiles(codec.decode(stored).t().__rmatmul__, row, candidates)
-        bias, tiles = tensors.get(name + ".bias"), by_shape[shape]
-        if is_plain(choice):
+            multiply = CODECS[weights].decode(stored).t().__rmatmul__
+            probed[shape, weights] = probe_row_tiles(multiply, row, candidates)
+        bias, tiles = tensors.get(name + ".bias"), probed[shape, weights]
+        if is_plain(plan.layers[name]):
             linears[name] = TiledLinear(stored[""], bias, tiles)
         else:
-            linears[name] = EmulatedLinear(partial(codec.decode, stored), bias, quantise, tiles)
-    common = set.intersection(*(set(tiles.sizes) for tiles in by_shape.values()))
+            linears[name] = _emulated(plan.layers[name], stored, bias, tiles)
+    common = set.intersection(*(set(tiles.sizes) for tiles in probed.values()))
     return linears, RowTiles(tuple(sorted(common)) or (1,))
 
 
-def drafter_linears(choice: Choice, parts: Mapping[str, Parts], tensors: Mapping[str, Tensor]) -> dict[str, Linear]:
+def drafter_linears(plan: MethodPlan, parts: Mapping[str, Parts], tensors: Mapping[str, Tensor]) -> dict[str, Linear]:
     """The drafter's linear layers over stored weights; arguments as for ``verifier_linears``."""
-    codec, quantise = CODECS[choice.variant.weights], ACTIVATIONS[choice.variant.activations]
     linears: dict[str, Linear] = {}
     for name, stored in parts.items():
         bias = tensors.get(name + ".bias")
-        if is_plain(choice):
+        if is_plain(plan.layers[name]):
             linears[name] = PlainLinear(stored[""], bias)
         else:
-            linears[name] = EmulatedLinear(partial(codec.decode, stored), bias, quantise, tiles=None)
+            linears[name] = _emulated(plan.layers[name], stored, bias, tiles=None)
     return linears
+
+
+def _emulated(choice: Choice, stored: Parts, bias: Tensor | None, tiles: RowTiles | None) -> EmulatedLinear:
+    decode = partial(CODECS[choice.variant.weights].decode, stored)
+    return EmulatedLinear(decode, bias, ACTIVATIONS[choice.variant.activations], tiles)
 
 
 def packed_linears(
@@ -116,15 +123,25 @@ def packed_linears(
     return linears
 
 
-def working_bytes(shapes: Mapping[str, tuple[int, ...]], names: list[str]) -> int:
-    """What an emulation needs to dequantise the largest matrix."""
-    return BYTES_PER_WORKING_WEIGHT * max(torch.Size(shapes[name]).numel() for name in names)
+def working_memory(plan: MethodPlan, shapes: Mapping[str, tuple[int, ...]], layers: Iterable[str]) -> list[MemoryItem]:
+    """What an emulation needs to dequantise the largest matrix of ``layers``; nothing where none is emulated."""
+    sizes = [torch.Size(shapes[name]).numel() for name in layers if not is_plain(plan.layers[name])]
+    if not sizes:
+        return []
+    return [MemoryItem(name="one dequantised matrix", bytes=BYTES_PER_WORKING_WEIGHT * max(sizes), shared=False)]
 
 
-def emulation_name(choice: Choice) -> str:
-    """Kernel name of an emulated choice."""
+def kernel_name(choice: Choice) -> str:
+    """What multiplies a layer of this choice, unless it is packed; an emulation says so."""
+    if is_plain(choice):
+        return "torch fp32"
     variant = choice.variant
     return f"emulated in torch fp32: {variant.weights} weights, dequantised per call, {variant.activations} activations"
+
+
+def kernel_names(plan: MethodPlan) -> list[str]:
+    """The names of all kernels of a verifier, in the order of use."""
+    return list(dict.fromkeys(kernel_name(choice) for choice in plan.layers.values()))
 
 
 def packed_name() -> str:

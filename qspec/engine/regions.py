@@ -11,6 +11,7 @@ from qspec.engine.weights import weight_memory
 from qspec.interfaces import MemoryItem, Region, RegionWriter
 from qspec.memory.layout import RegionSpec
 from qspec.models.config import DecoderConfig
+from qspec.quant.method_plan import MethodPlan
 
 KV_KEYS, KV_VALUES = "kv/keys", "kv/values"
 """``[layers, blocks, kv_heads, block, D]``: committed entries, written by the verifier alone."""
@@ -51,8 +52,8 @@ def arena_specs(
     ]
 
 
-def arena_memory(specs: list[RegionSpec], weights: str) -> tuple[MemoryItem, ...]:
-    """The arena's part of the memory budget; ``weights``: their format."""
+def arena_memory(specs: list[RegionSpec], model: DecoderConfig, plan: MethodPlan) -> tuple[MemoryItem, ...]:
+    """The arena's part of the memory budget; ``plan``: the verifier's."""
     purposes = {
         "kv/": "KV blocks fp32",
         "tail/": "drafter's tails",
@@ -63,7 +64,7 @@ def arena_memory(specs: list[RegionSpec], weights: str) -> tuple[MemoryItem, ...
         MemoryItem(name=name, bytes=sum(spec.bytes for spec in specs if spec.name.startswith(prefix)), shared=True)
         for prefix, name in purposes.items()
     )
-    return (*weight_memory(specs, weights), *rest)
+    return (*weight_memory(specs, model, plan), *rest)
 
 
 def arena_fingerprint(model_fingerprint: str, regions: tuple[Region, ...]) -> str:

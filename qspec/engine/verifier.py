@@ -17,7 +17,7 @@ from torch import Tensor
 from qspec.acceptance import decide
 from qspec.config import StackConfig
 from qspec.engine.cached_decoder import CachedDecoder
-from qspec.engine.linears import emulation_name, is_plain, verifier_linears, working_bytes
+from qspec.engine.linears import is_plain, kernel_names, verifier_linears, working_memory
 from qspec.engine.passes import SequenceRows, VerifyPass
 from qspec.engine.regions import (
     BLOCK_TABLES,
@@ -35,7 +35,6 @@ from qspec.engine.slots import SlotTable, Tenancy
 from qspec.engine.weights import fill_weights, fp32_tensors, shared_parts, weight_specs
 from qspec.errors import ContractViolation, EpochMismatch, InvalidInput
 from qspec.interfaces import (
-    MemoryItem,
     PrefillChunk,
     Progress,
     SlotOutcome,
@@ -53,8 +52,10 @@ from qspec.memory.budget import budget_lines, require_memory
 from qspec.memory.layout import ArenaLayout
 from qspec.models.converted import ConvertedModel, prepare
 from qspec.models.decoder import Decoder, linear_names
+from qspec.models.layer_weights import LayerWeights
 from qspec.models.tokenizer import Tokenizer
-from qspec.quant.methods import Backend, Choice, choose_verify
+from qspec.quant.method_plan import MethodPlan, check_methods, plan_verify
+from qspec.quant.methods import Backend, Role
 
 
 @dataclass(slots=True)
@@ -81,31 +82,27 @@ class LocalVerifier:
     """The verifier of one process (``qspec.interfaces.Verifier``). Made by ``load``; used by one thread."""
 
     def __init__(
-        self, model: ConvertedModel, config: StackConfig, choice: Choice, epoch: int, progress: Progress
+        self, model: ConvertedModel, config: StackConfig, plan: MethodPlan, epoch: int, progress: Progress
     ) -> None:
-        self._config, self._choice = config, choice
+        self._config, self._methods = config, plan
         self._model = model
         self._vocab_fingerprint = Tokenizer.load(model.tokenizer_directory).vocab_fingerprint
         self._max_model_len = _max_model_len(model, config)
-        with model.open_weights() as weights:
-            shapes = {name: weights.shape(name) for name in weights}
-            store = choice.variant.weights
-            placed = weight_specs(model.config, shapes, store)
+        with LayerWeights(model) as weights:
+            shapes = {name: weights.tensors.shape(name) for name in weights.tensors}
+            placed = weight_specs(model.config, shapes, plan)
             specs = arena_specs(model.config, placed, config, self._max_model_len)
-            self._memory = arena_memory(specs, store)
-            if not is_plain(choice):
-                size = working_bytes(shapes, linear_names(model.config))
-                self._memory += (MemoryItem(name="one dequantised matrix", bytes=size, shared=False),)
+            self._memory = (*arena_memory(specs, model.config, plan), *working_memory(plan, shapes, plan.layers))
             require_memory(budget_lines("verifier", self._memory))
             fingerprint = arena_fingerprint(model.fingerprint, ArenaLayout.place(specs).regions)
             self.arena = HostArena.create(specs, epoch=epoch, fingerprint=fingerprint)
-            fill_weights(self.arena, model.config, weights, store, progress)
-        if not is_plain(choice):
+            fill_weights(self.arena, model.config, weights, plan, progress)
+        if not all(map(is_plain, plan.layers.values())):
             progress(self._kernel_name(), None)
         progress("probing row tiles", None)
         tensors = fp32_tensors(self.arena)
-        parts = shared_parts(self.arena, model.config, store, store)
-        linears, self._tiles = verifier_linears(choice, parts, tensors, shapes)
+        parts = shared_parts(self.arena, plan.layers, plan, plan)
+        linears, self._tiles = verifier_linears(plan, parts, tensors, shapes)
         shape = (model.config.num_heads, model.config.num_kv_heads, model.config.head_dim)
         self._attention_tiles = probe_attention_tiles(*shape, config.block_size, CANDIDATE_ROWS)
         self._decoder = Decoder(model.config, tensors, linears, self._max_model_len)
@@ -122,8 +119,10 @@ class LocalVerifier:
     @classmethod
     def load(cls, config: StackConfig, *, progress: Progress, epoch: int) -> LocalVerifier:
         """Convert the model if need be, allocate the arena and fill it. ``InvalidInput``, ``OutOfMemory``."""
-        choice = choose_verify(config.verify_quantization, Backend.CPU)
-        return cls(prepare(config.model, progress=progress), config, choice, epoch, progress)
+        check_methods(config, Role.VERIFY, Backend.CPU)  # before a conversion that takes long
+        model = prepare(config.model, progress=progress)
+        plan = plan_verify(config, linear_names(model.config), Backend.CPU, stored=model.stored)
+        return cls(model, config, plan, epoch, progress)
 
     @property
     def arena_fd(self) -> int:
@@ -152,8 +151,8 @@ class LocalVerifier:
         config = self._config
         return VerifierDescription(
             model=config.model,
-            method=self._choice.label,
-            row_invariant=self._choice.variant.row_invariant,
+            method=self._methods.label,
+            row_invariant=self._methods.row_invariant,
             vocab_size=self._model.config.vocab_size,
             vocab_fingerprint=self._vocab_fingerprint,
             max_model_len=self._max_model_len,
@@ -168,7 +167,7 @@ class LocalVerifier:
         )
 
     def _kernel_name(self) -> str:
-        return "torch fp32" if is_plain(self._choice) else emulation_name(self._choice)
+        return "; ".join(kernel_names(self._methods))
 
     @torch.inference_mode()
     def verify(self, batch: VerifyBatch) -> VerifyAnswer:

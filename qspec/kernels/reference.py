@@ -5,6 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+NF4_VALUES = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)
+"""What the 16 codes of NF4 stand for (Dettmers et al. 2023, arXiv 2305.14314, appendix E)."""
+_FP4_MAGNITUDES = tuple(value / 12 for value in (0, 0.0625, 8, 12, 4, 6, 2, 3))
+BITSANDBYTES_FP4_VALUES = (*_FP4_MAGNITUDES, *(-value for value in _FP4_MAGNITUDES))
+"""The same for the FP4 of bitsandbytes: a sign and three bits. It is not e2m1."""
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x @ weight + bias`` in float64: ``[rows, in] · [in, out]``."""
@@ -42,9 +52,25 @@ def linear_int8(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -
     return linear(x, (codes.double() * _per_input(scales, codes)).t(), bias)
 
 
+def linear_bitsandbytes(
+    x: Tensor, codes: Tensor, scales: Tensor, values: tuple[float, ...], bias: Tensor | None
+) -> Tensor:
+    """4-bit weights alone that number an entry of the 16 ``values`` each: ``x · (value · scale of the group)``.
+
+    ``codes``: ``[out, in]`` uint8 below 16, ``scales``: ``[out, groups]``.
+    """
+    table = torch.tensor(values, dtype=torch.float64)
+    return linear(x, (table[codes.long()] * _per_input(scales, codes)).t(), bias)
+
+
 def linear_int4_asymmetric(x: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor, bias: Tensor | None) -> Tensor:
     """4-bit weights alone with zero points: ``x · ((codes - zero) · scale)``; ``zeros`` as ``scales``."""
     return linear(x, ((codes.double() - _per_input(zeros, codes)) * _per_input(scales, codes)).t(), bias)
+
+
+def linear_int4_minimum(x: Tensor, codes: Tensor, scales: Tensor, minima: Tensor, bias: Tensor | None) -> Tensor:
+    """4-bit weights alone with a minimum per group: ``x · (code · scale + minimum)``; ``minima`` as ``scales``."""
+    return linear(x, (codes.double() * _per_input(scales, codes) + _per_input(minima, codes)).t(), bias)
 
 
 def linear_w4a8(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ import safetensors
 import torch
 
 from qspec.errors import ModelError
+from qspec.models.packed_weight import PackedWeight, Packing
 
 
 class TensorSource(Protocol):
@@ -29,12 +31,41 @@ class TensorSource(Protocol):
         """One tensor in fp32; may be a view of the file."""
         ...
 
+    def packing(self, name: str) -> Packing | None:
+        """How the file quantises this weight; None for floating point."""
+        ...
+
+    def read_packed(self, name: str) -> PackedWeight:
+        """The codes of a weight whose packing has groups, ``[out, in]`` whatever the checkpoint's layout."""
+        ...
+
+    def ignored(self) -> tuple[str, ...]:
+        """Patterns of tensors in the file that change nothing."""
+        ...
+
     def close(self) -> None:
         """Let go of the files."""
         ...
 
 
-def open_checkpoint(directory: Path) -> TensorSource:
+class StoredTensors(Protocol):
+    """Tensors of a model's files by name, in the types that they have there."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of everything that is stored."""
+        ...
+
+    def read_stored(self, name: str) -> torch.Tensor:
+        """One tensor as it is; may be a view of the file."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the files."""
+        ...
+
+
+def open_checkpoint(directory: Path) -> FloatCheckpoint:
     """The weights in ``directory``: safetensors if there are any, else ``.bin``."""
     for stem, reader in (("model.safetensors", SafetensorsCheckpoint), ("pytorch_model.bin", PickledCheckpoint)):
         if (directory / stem).is_file():
@@ -58,13 +89,44 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / shard for shard in shards]
 
 
-def _to_fp32(name: str, tensor: torch.Tensor) -> torch.Tensor:
+def to_fp32(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor`` in fp32; ``ModelError`` naming it when it holds integers."""
     if not tensor.is_floating_point():
         raise ModelError(f"tensor {name} is {tensor.dtype}, not floating point; use an unquantised checkpoint")
     return tensor.to(torch.float32)
 
 
-class SafetensorsCheckpoint:
+class FloatCheckpoint(ABC):
+    """What both kinds of files have in common: a ``TensorSource`` over floating-point tensors."""
+
+    shapes: dict[str, tuple[int, ...]]
+
+    @abstractmethod
+    def read_stored(self, name: str) -> torch.Tensor:
+        """See ``StoredTensors``."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """See ``TensorSource``."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """See ``TensorSource``."""
+        return to_fp32(name, self.read_stored(name))
+
+    def packing(self, name: str) -> Packing | None:
+        """See ``TensorSource``: nothing is packed."""
+        return None
+
+    def read_packed(self, name: str) -> PackedWeight:
+        """See ``TensorSource``: nothing is packed."""
+        raise KeyError(name)
+
+    def ignored(self) -> tuple[str, ...]:
+        """See ``TensorSource``: everything counts."""
+        return ()
+
+
+class SafetensorsCheckpoint(FloatCheckpoint):
     """One or more ``.safetensors`` files."""
 
     def __init__(self, files: list[Path]) -> None:
@@ -81,9 +143,10 @@ class SafetensorsCheckpoint:
                 self._stack.close()
                 raise ModelError(f"{file} is truncated or no safetensors file ({error}); download it again") from error
 
-    def read(self, name: str) -> torch.Tensor:
-        """See ``TensorSource``."""
-        return _to_fp32(name, self._handles[name].get_tensor(name))
+    def read_stored(self, name: str) -> torch.Tensor:
+        """See ``StoredTensors``."""
+        tensor: torch.Tensor = self._handles[name].get_tensor(name)
+        return tensor
 
     def close(self) -> None:
         """See ``TensorSource``."""
@@ -91,7 +154,7 @@ class SafetensorsCheckpoint:
         self._stack.close()
 
 
-class PickledCheckpoint:
+class PickledCheckpoint(FloatCheckpoint):
     """One or more ``pytorch_model*.bin`` files; holds one of them at a time."""
 
     def __init__(self, files: list[Path]) -> None:
@@ -118,9 +181,9 @@ class PickledCheckpoint:
             self._loaded, self._loaded_file = loaded, file
         return self._loaded
 
-    def read(self, name: str) -> torch.Tensor:
-        """See ``TensorSource``."""
-        return _to_fp32(name, self._load(self._files[name])[name])
+    def read_stored(self, name: str) -> torch.Tensor:
+        """See ``StoredTensors``."""
+        return self._load(self._files[name])[name]
 
     def close(self) -> None:
         """See ``TensorSource``."""

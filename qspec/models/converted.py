@@ -1,19 +1,23 @@
 """Models in the one form that the workers load, converted once and cached.
 
-A converted model is a directory below ``config.cache_directory()/models``:
+A converted model is a directory below ``config.cache_directory()/models``, or one that a user names:
 
 ====================  =================================================================================================
 ``config.json``       ``DecoderConfig.to_json()``
 ``weights.safetensors``  canonical fp32 tensors (``qspec.models.config``)
 ``int8.safetensors``  for every linear weight ``x``: ``x.codes`` int8 ``[out, in]``, ``x.scales`` fp32 ``[out]``
                       (``qspec.models.int8_weights``)
+``stored.safetensors``  for every linear weight ``x`` that came quantised: its codes as the parts of one of our formats,
+                      ``x.PART`` (``qspec.quant.codecs``); absent when there is none
 ``tokenizer/``        a tokenizer directory (``qspec.models.tokenizer``)
-``converted.json``    fingerprint and file sizes
+``converted.json``    fingerprint, file sizes, and the format of each weight in ``stored.safetensors``
 ====================  =================================================================================================
 
-Its name ends in a key over the source files (path, size, time of change) and ``CONVERTER_VERSION``. It is written
-beside its place and renamed, under a file lock, so it is there as a whole or not at all, and two processes convert it
-once.
+The fp32 tensor of a weight that came quantised is what its codes stand for.
+
+The name of one in the cache ends in a key over the source files (path, size, time of change) and
+``CONVERTER_VERSION``. It is written beside its place and renamed, under a file lock, so it is there as a whole or not
+at all, and two processes convert it once.
 Nothing here imports torch: with a warm cache the coordinator loads a tokenizer in a moment.
 """
 
@@ -24,9 +28,9 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,18 +40,18 @@ from qspec.config import cache_directory
 from qspec.errors import ModelError
 from qspec.interfaces import Progress
 from qspec.models.config import DecoderConfig
-from qspec.models.resolve import MODEL_FILES, ModelSource, SourceKind, resolve
+from qspec.models.resolve import CONVERTED_FILE, MODEL_FILES, ModelSource, SourceKind, resolve
 from qspec.models.tokenizer import SETTINGS_FILE
+from qspec.quant.weight_formats import WEIGHT_FORMATS
 
 if TYPE_CHECKING:
     from qspec.models.mapped_tensors import MappedTensors
 
-CONVERTER_VERSION = 1
+CONVERTER_VERSION = 2
 """Raised whenever a conversion yields other files, so that cached ones are made anew."""
 
-_WEIGHTS, _INT8, _CONFIG, _MANIFEST, _TOKENIZER = (
-    "weights.safetensors", "int8.safetensors", "config.json", "converted.json", "tokenizer",
-)
+WEIGHTS_FILE, INT8_FILE, STORED_FILE = "weights.safetensors", "int8.safetensors", "stored.safetensors"
+CONFIG_FILE, TOKENIZER_DIRECTORY = "config.json", "tokenizer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,23 +64,31 @@ class ConvertedModel:
     """Its architecture."""
     fingerprint: str
     """SHA-256 of configuration and weights: equal for equal models, whatever they were converted from."""
+    stored: Mapping[str, str] = field(default_factory=dict)
+    """Format of each linear weight that came quantised, by canonical name; its codes are in ``open_stored``."""
 
     @property
     def tokenizer_directory(self) -> Path:
         """For ``Tokenizer.load``."""
-        return self.directory / _TOKENIZER
+        return self.directory / TOKENIZER_DIRECTORY
 
     def open_weights(self) -> MappedTensors:
         """The canonical fp32 tensors, mapped read-only."""
         from qspec.models.mapped_tensors import MappedTensors
 
-        return MappedTensors(self.directory / _WEIGHTS)
+        return MappedTensors(self.directory / WEIGHTS_FILE)
 
     def open_int8(self) -> MappedTensors:
         """The int8 codes and scales, mapped read-only."""
         from qspec.models.mapped_tensors import MappedTensors
 
-        return MappedTensors(self.directory / _INT8)
+        return MappedTensors(self.directory / INT8_FILE)
+
+    def open_stored(self) -> MappedTensors:
+        """The parts ``NAME.PART`` of the weights in ``stored``, mapped read-only. ``ModelError`` without any."""
+        from qspec.models.mapped_tensors import MappedTensors
+
+        return MappedTensors(self.directory / STORED_FILE)
 
 
 def prepare(name: str, *, progress: Progress) -> ConvertedModel:
@@ -85,6 +97,8 @@ def prepare(name: str, *, progress: Progress) -> ConvertedModel:
     Raises ``ModelError`` when the model cannot be found, read or understood, or the cache cannot be written.
     """
     source = resolve(name)
+    if source.kind is SourceKind.CONVERTED:
+        return open_converted(source.path)
     directory = _directory(source)
     if (model := _open(directory)) is not None:
         return model
@@ -94,19 +108,59 @@ def prepare(name: str, *, progress: Progress) -> ConvertedModel:
         from qspec.models.conversion import convert
 
         with _replacing(directory) as partial:
-            config, fingerprint = convert(
+            conversion = convert(
                 source,
-                weights=partial / _WEIGHTS,
-                int8=partial / _INT8,
-                tokenizer=partial / _TOKENIZER,
+                weights=partial / WEIGHTS_FILE,
+                int8=partial / INT8_FILE,
+                stored=partial / STORED_FILE,
+                tokenizer=partial / TOKENIZER_DIRECTORY,
                 progress=progress,
             )
-            sizes = {file: (partial / file).stat().st_size for file in (_WEIGHTS, _INT8)}
-            (partial / _CONFIG).write_text(json.dumps(config.to_json(), indent=2), "utf-8")
-            manifest = {"source": str(source.path), "revision": source.revision, "fingerprint": fingerprint,
-                        "sizes": sizes}
-            (partial / _MANIFEST).write_text(json.dumps(manifest, indent=2), "utf-8")
-        return ConvertedModel(directory=directory, config=config, fingerprint=fingerprint)
+            describe_converted(
+                partial, conversion.config, conversion.fingerprint, conversion.stored,
+                source=str(source.path), revision=source.revision,
+            )
+        return open_converted(directory)
+
+
+def describe_converted(
+    directory: Path, config: DecoderConfig, fingerprint: str, stored: Mapping[str, str], *, source: str, revision: str
+) -> None:
+    """Write ``config.json`` and ``converted.json`` beside the files of tensors: the last step of making a model."""
+    files = (WEIGHTS_FILE, INT8_FILE, *((STORED_FILE,) if stored else ()))
+    sizes = {file: (directory / file).stat().st_size for file in files}
+    (directory / CONFIG_FILE).write_text(json.dumps(config.to_json(), indent=2), "utf-8")
+    manifest = {
+        "source": source, "revision": revision, "fingerprint": fingerprint, "sizes": sizes, "stored": dict(stored)
+    }
+    (directory / CONVERTED_FILE).write_text(json.dumps(manifest, indent=2), "utf-8")
+
+
+def open_converted(directory: Path) -> ConvertedModel:
+    """The converted model in ``directory``; ``ModelError`` names the file that is missing, cut or damaged."""
+    remedy = "copy the directory again, or make the model anew"
+    try:
+        manifest = json.loads((directory / CONVERTED_FILE).read_text("utf-8"))
+        stored, fingerprint = manifest.get("stored", {}), str(manifest["fingerprint"])
+        sizes = dict(manifest["sizes"])
+        config = DecoderConfig.from_json(json.loads((directory / CONFIG_FILE).read_text("utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"{directory} has a {CONVERTED_FILE} but is no whole converted model ({CONFIG_FILE} or {CONVERTED_FILE}: "
+            f"{type(error).__name__}); {remedy}"
+        ) from error
+    if not isinstance(stored, dict) or (unknown := {str(name) for name in stored.values()} - WEIGHT_FORMATS.keys()):
+        formats = ", ".join(sorted(unknown)) if isinstance(stored, dict) else repr(stored)
+        raise ModelError(f"{directory / CONVERTED_FILE} stores weights in unknown formats ({formats}); update qspec")
+    for file in (WEIGHTS_FILE, INT8_FILE, *((STORED_FILE,) if stored else ())):
+        found = (directory / file).stat().st_size if (directory / file).is_file() else None
+        if found is None:
+            raise ModelError(f"{directory / file} is missing; {remedy}")
+        if found != sizes.get(file):
+            raise ModelError(f"{directory / file} has {found} bytes instead of {sizes.get(file)}; {remedy}")
+    if not (directory / TOKENIZER_DIRECTORY / SETTINGS_FILE).is_file():
+        raise ModelError(f"{directory / TOKENIZER_DIRECTORY / SETTINGS_FILE} is missing; {remedy}")
+    return ConvertedModel(directory=directory, config=config, fingerprint=fingerprint, stored=stored)
 
 
 def prepare_tokenizer(name: str) -> Path:
@@ -115,9 +169,11 @@ def prepare_tokenizer(name: str) -> Path:
     Torch-free when either is cached. Raises as ``prepare``.
     """
     source = resolve(name)
+    if source.kind is SourceKind.CONVERTED:
+        return open_converted(source.path).tokenizer_directory
     directory = _directory(source)
-    alone = directory.with_name(f"{directory.name}-{_TOKENIZER}")
-    for cached in (directory / _TOKENIZER, alone):
+    alone = directory.with_name(f"{directory.name}-{TOKENIZER_DIRECTORY}")
+    for cached in (directory / TOKENIZER_DIRECTORY, alone):
         if (cached / SETTINGS_FILE).is_file():
             return cached
     with _locked(alone, lambda _text, _share: None):
@@ -145,16 +201,10 @@ def _directory(source: ModelSource) -> Path:
 
 
 def _open(directory: Path) -> ConvertedModel | None:
-    """The model in ``directory``, or None when there is none or it was tampered with."""
+    """The model in ``directory`` of the cache, or None when there is none or it was tampered with."""
     try:
-        manifest = json.loads((directory / _MANIFEST).read_text("utf-8"))
-        if any((directory / file).stat().st_size != size for file, size in manifest["sizes"].items()):
-            return None
-        config = DecoderConfig.from_json(json.loads((directory / _CONFIG).read_text("utf-8")))
-        if not (directory / _TOKENIZER / SETTINGS_FILE).is_file():
-            return None
-        return ConvertedModel(directory=directory, config=config, fingerprint=manifest["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return open_converted(directory)
+    except ModelError:
         return None
 
 

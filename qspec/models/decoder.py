@@ -18,6 +18,9 @@ from torch import Tensor
 from qspec.kernels.elementwise import layer_norm, mlp_middle, rms_norm, rotary_table, rotate
 from qspec.models.config import DecoderConfig, Norm, Positions
 
+Rotary = tuple[Tensor, Tensor]
+"""cos and sin of some rows' positions, ``[rows, 1, D]`` each (``qspec.kernels.elementwise.rotate``)."""
+
 
 class Linear(Protocol):
     """A linear layer, bias included: ``[rows, in] -> [rows, out]``, float32, a new tensor each time."""
@@ -70,27 +73,44 @@ class Decoder:
 
     def hidden(self, token_ids: Tensor, positions: Tensor, attend: Attention) -> Tensor:
         """The last layer's output, before the final norm. ``token_ids``, ``positions``: ``[rows]``; ``[rows, H]``."""
-        heads, kv_heads, head_dim = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
-        rotary = self.config.positions is Positions.ROTARY
-        x = self._embed.index_select(0, token_ids)
-        if rotary:
-            cos, sin = self._cos.index_select(0, positions), self._sin.index_select(0, positions)
-        elif self._position_embed is not None:
-            x = x + self._position_embed.index_select(0, positions)
-        for index, layer in enumerate(self._layers):
-            qkv = layer.qkv(layer.attention_norm(x)).view(-1, heads + 2 * kv_heads, head_dim)
-            qk, v = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
-            if layer.qk_norm is not None:
-                qk = layer.qk_norm(qk)
-            if rotary:
-                qk = rotate(qk, cos, sin)
-            x = layer.attention_out(attend(index, qk[:, :heads], qk[:, heads:], v)).add_(x)
-            x = layer.mlp_out(self._activate(layer.mlp_in(layer.mlp_norm(x)))).add_(x)
+        x, rotary = self.embed(token_ids, positions)
+        for index in range(len(self._layers)):
+            x = self.mlp_block(index, self.attention_block(index, x, rotary, attend))
         return x
+
+    def embed(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, Rotary | None]:
+        """What the first layer reads, ``[rows, H]``, and what rotates queries and keys in all layers (or None)."""
+        x = self._embed.index_select(0, token_ids)
+        if self.config.positions is Positions.ROTARY:
+            return x, (self._cos.index_select(0, positions), self._sin.index_select(0, positions))
+        if self._position_embed is not None:
+            x = x + self._position_embed.index_select(0, positions)
+        return x, None
+
+    def attention_block(self, index: int, x: Tensor, rotary: Rotary | None, attend: Attention) -> Tensor:
+        """The first half of layer ``index``, residual included: ``[rows, H] -> [rows, H]``, a new tensor."""
+        heads, kv_heads, head_dim = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
+        layer = self._layers[index]
+        qkv = layer.qkv(layer.attention_norm(x)).view(-1, heads + 2 * kv_heads, head_dim)
+        qk, v = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
+        if layer.qk_norm is not None:
+            qk = layer.qk_norm(qk)
+        if rotary is not None:
+            qk = rotate(qk, *rotary)
+        return layer.attention_out(attend(index, qk[:, :heads], qk[:, heads:], v)).add_(x)
+
+    def mlp_block(self, index: int, x: Tensor) -> Tensor:
+        """The second half of layer ``index``, residual included: ``[rows, H] -> [rows, H]``, a new tensor."""
+        layer = self._layers[index]
+        return layer.mlp_out(self._activate(layer.mlp_in(layer.mlp_norm(x)))).add_(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and ``lm_head``: ``[rows, H] -> [rows, V]``."""
-        return self._lm_head(self._final_norm(hidden))
+        return self._lm_head(self.head_input(hidden))
+
+    def head_input(self, hidden: Tensor) -> Tensor:
+        """What ``lm_head`` reads: ``[rows, H] -> [rows, H]``."""
+        return self._final_norm(hidden)
 
 
 @dataclass(frozen=True, slots=True)

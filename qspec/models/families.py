@@ -8,6 +8,7 @@ SmolLM2 is the Llama architecture, and GGUF files know Mistral as ``llama`` too.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -55,13 +56,17 @@ class FamilySpec:
     """Patterns of stored buffers that are no weights."""
     gguf_permuted: bool = False
     """Whether llama.cpp's converter reorders query and key rows (architecture ``llama`` only)."""
-    gguf_transposed: bool = False
-    """Whether llama.cpp's converter transposes the linear weights (GPT-2's ``Conv1D``)."""
+    conv1d: bool = False
+    """Whether linear weights inside the layers are stored as ``[in, out]`` (GPT-2's ``Conv1D``)."""
     norm: Norm = Norm.RMS
     gated_mlp: bool = True
     activation: Activation = Activation.SILU
     positions: Positions = Positions.ROTARY
     qk_norm: bool = False
+
+    def is_conv1d(self, name: str) -> bool:
+        """Whether the Hugging Face tensor ``name`` is a linear weight stored as ``[in, out]``."""
+        return self.conv1d and re.search(r"\.(attn|mlp)\.c_\w+\.weight$", name) is not None
 
 
 def _gated_rules(
@@ -172,7 +177,7 @@ QWEN3 = FamilySpec(
 )
 GPT2 = FamilySpec(
     name="gpt2", architectures=("GPT2LMHeadModel",), model_type="gpt2", gguf_architectures=("gpt2",),
-    rules=_gpt2_rules(), gguf_names=_GPT2_GGUF_NAMES, gguf_transposed=True, base_prefix="transformer.",
+    rules=_gpt2_rules(), gguf_names=_GPT2_GGUF_NAMES, conv1d=True, base_prefix="transformer.",
     ignored_tensors=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",),
     config_keys=MappingProxyType({
         "hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",

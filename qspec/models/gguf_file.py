@@ -3,7 +3,7 @@
 llama.cpp's converter renames tensors (``FamilySpec.gguf_names``), interleaves the rows of Llama's query and key
 projections for its own rotary layout, and transposes GPT-2's linear weights; all of it is undone here, and the
 metadata become the ``config.json`` record that ``qspec.models.hf_config`` reads. Quantised blocks are dequantised by
-the ``gguf`` package. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+the ``gguf`` package, or read as they are where a format of ours holds them (``qspec.models.gguf_blocks``). Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import torch
 
 from qspec.errors import ModelError
 from qspec.models.families import FamilySpec, family_of_gguf
+from qspec.models.gguf_blocks import packing_of, unpack_blocks
+from qspec.models.packed_weight import PackedWeight, Packing
 
 _MAGIC = b"GGUF"
 
@@ -94,7 +96,7 @@ class GgufFile:
         found = {}
         for name, tensor in self._stored.items():
             shape = tuple(int(length) for length in reversed(tensor.shape))
-            found[name] = shape[::-1] if self._is_transposed(name) else shape
+            found[name] = shape[::-1] if self.spec.is_conv1d(name) else shape
         return found
 
     def read(self, name: str) -> torch.Tensor:
@@ -107,19 +109,37 @@ class GgufFile:
             kind = stored.tensor_type.name
             raise ModelError(f"tensor {stored.name} of {self.path} cannot be read as {kind} ({error})") from error
         tensor = torch.from_numpy(np.array(values, dtype=np.float32))
-        if self._is_transposed(name):
-            return tensor.t()
+        return tensor.t() if self.spec.is_conv1d(name) else self._unpermuted(name, tensor)
+
+    def packing(self, name: str) -> Packing | None:
+        """See ``TensorSource``."""
+        return packing_of(self._stored[name].tensor_type)
+
+    def read_packed(self, name: str) -> PackedWeight:
+        """See ``TensorSource``."""
+        stored = self._stored[name]
+        weight = unpack_blocks(stored.data, stored.tensor_type, int(stored.shape[0]))
+        codes, scales, offsets = (
+            None if rows is None else self._unpermuted(name, rows)
+            for rows in (weight.codes, weight.scales, weight.offsets)
+        )
+        assert codes is not None and scales is not None
+        return PackedWeight(codes=codes, scales=scales, offsets=offsets)
+
+    def ignored(self) -> tuple[str, ...]:
+        """See ``TensorSource``: everything counts."""
+        return ()
+
+    def _unpermuted(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        """Rows ``[out, …]`` of a tensor in the order of the Hugging Face checkpoint."""
         if self.spec.gguf_permuted and (part := re.search(r"\.(q|k)_proj\.", name)):
             key = "num_attention_heads" if part.group(1) == "q" else "num_key_value_heads"
-            return _undo_permutation(tensor, self.config[key])
-        return tensor
+            return _undo_permutation(rows, self.config[key])
+        return rows
 
     def close(self) -> None:
         """Let go of the file."""
         self._stored.clear()
-
-    def _is_transposed(self, name: str) -> bool:
-        return self.spec.gguf_transposed and re.search(r"\.(attn|mlp)\.c_\w+\.weight$", name) is not None
 
     def _hf_name(self, name: str) -> str:
         """The Hugging Face name, or the GGUF name itself where the family knows none."""

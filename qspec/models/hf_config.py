@@ -98,9 +98,6 @@ def features(spec: FamilySpec, record: Mapping[str, Any]) -> frozenset[Feature]:
 
 
 def _refuse_unsupported(spec: FamilySpec, record: Mapping[str, Any]) -> None:
-    if record.get("quantization_config"):
-        method = record["quantization_config"].get("quant_method", "unnamed")
-        raise ModelError(f"the checkpoint is quantised already ({method}); use the model's 16- or 32-bit checkpoint")
     for key, supported in spec.required_values.items():
         if record.get(key, supported) != supported:
             raise ModelError(f"config.json: {key}={record[key]!r} is not supported (only {supported!r})")

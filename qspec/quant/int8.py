@@ -12,6 +12,8 @@ from torch import Tensor
 from qspec.quant.groups import require_finite, safe_divisor, scale_groups, split_groups
 
 LARGEST = 127
+GROUP_SIZES = (64, 32, 128)
+"""32 is what GGUF has (Q8_0)."""
 
 
 def quantize(values: Tensor, name: str, group_size: int | None = None, largest: int = LARGEST) -> tuple[Tensor, Tensor]:

@@ -5,12 +5,14 @@ A method has *variants*: a weight format, an activation format, and for each bac
 lists what is; nothing falls back to another precision.
 
 A name is written ``METHOD`` or ``METHOD:VARIANT``. Where a drafter's variant is not written, it is the first one whose
-weights the verifier's store holds, so that one copy serves both; else the method's first.
+weights the verifier's store holds, so that one copy serves both; else the method's first. Where a verifier's variant is
+not written and the model came quantised, it is the first one with the weights that most of its layers have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -77,8 +79,17 @@ class Variant:
         return WEIGHT_FORMATS[self.weights].group_size
 
     def on(self, backend: Backend, role: Role) -> Support:
-        """What ``backend`` has for ``role``."""
+        """What ``backend`` has for ``role`` with the packages that are installed."""
+        if not WEIGHT_FORMATS[self.weights].is_there:
+            return Support.ABSENT
         return self.support.get(backend, {}).get(role, Support.ABSENT)
+
+    def absence(self, backend: Backend) -> str:
+        """Why ``backend`` does not have it, for people."""
+        described = WEIGHT_FORMATS[self.weights]
+        if not described.is_there:
+            return f"needs the package {described.package}, which is not installed"
+        return f"has no kernel on {backend.value}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +112,15 @@ class Choice:
     @property
     def label(self) -> str:
         """For people: the method, the variant where there are several, and whether it is emulated."""
+        return self.labelled("")
+
+    def labelled(self, note: str) -> str:
+        """The label with one more note in its parentheses, if it is not empty."""
         several = len(METHODS[self.method].variants) > 1
-        notes = [self.variant.name] if several else []
-        notes += ["emulated"] if self.support is Support.EMULATED else []
-        return f"{self.method} ({', '.join(notes)})" if notes else self.method
+        own = [self.variant.name] if several else []
+        own += ["emulated"] if self.support is Support.EMULATED else []
+        notes = "; ".join(filter(None, (", ".join(own), note)))
+        return f"{self.method} ({notes})" if notes else self.method
 
 
 def _grouped(sizes: tuple[int, ...], activations: str, *endings: str) -> tuple[Variant, ...]:
@@ -113,6 +129,14 @@ def _grouped(sizes: tuple[int, ...], activations: str, *endings: str) -> tuple[V
         Variant(name=f"g{size}{ending}", weights=f"int4-g{size}{ending}", activations=activations)
         for ending in endings
         for size in sizes
+    )
+
+
+def _of_bitsandbytes(activations: str) -> tuple[Variant, ...]:
+    """Variants over the 4-bit formats of bitsandbytes."""
+    return (
+        Variant(name="nf4", weights="nf4-g64", activations=activations),
+        Variant(name="fp4", weights="bnb-fp4-g64", activations=activations),
     )
 
 
@@ -128,11 +152,14 @@ METHODS: Mapping[str, Method] = {
         Method("int8", (
             Variant(name="row", weights="int8-row"),
             Variant(name="g64", weights="int8-g64"),
+            Variant(name="g32", weights="int8-g32"),
             Variant(name="g128", weights="int8-g128"),
             Variant(name="nibbles", weights="int8-nibbles-g64"),
         )),
         Method("int4", (
             *_grouped(_INT4_SIZES, "fp32", "", "-asymmetric"),
+            *_grouped((32,), "fp32", "-minimum"),
+            *_of_bitsandbytes("fp32"),
             Variant(name="plane", weights="int4-plane-g64"),
         )),
         Method("fp8", (
@@ -144,12 +171,15 @@ METHODS: Mapping[str, Method] = {
             Variant(name="nvfp4", weights="nvfp4", activations="nvfp4"),
             Variant(name="mxfp4", weights="mxfp4", activations="mxfp4"),
             *_grouped(_INT4_SIZES, "nvfp4", "", "-asymmetric"),
+            *_grouped((32,), "nvfp4", "-minimum"),
         )),
         Method("w8a8", (
             Variant(name="row", weights="int8-row", activations="int8 per token", support=_REAL_DRAFT),
         )),
         Method("w4a8", (
             *_grouped(_INT4_SIZES, "int8 per token", "", "-asymmetric"),
+            *_grouped((32,), "int8 per token", "-minimum"),
+            *_of_bitsandbytes("int8 per token"),
             Variant(name="g64-e4m3", weights="int4-g64", activations="e4m3 per token"),
             Variant(name="plane", weights="int4-plane-g64", activations="int8 per token"),
         )),
@@ -158,51 +188,71 @@ METHODS: Mapping[str, Method] = {
 """All methods by name."""
 
 
-def choose_verify(name: str, backend: Backend) -> Choice:
-    """The verifier's choice. Unknown or absent on ``backend``: ``InvalidInput``."""
-    return _choose(Role.VERIFY, name, backend, store=None)
+def most_stored(stored: Mapping[str, str]) -> tuple[str, ...]:
+    """The weight format that most of a model's layers came in (``ConvertedModel.stored``), or nothing."""
+    formats = Counter(stored.values())
+    return (max(formats, key=formats.__getitem__),) if formats else ()
+
+
+def choose_verify(name: str, backend: Backend, *, stored: Mapping[str, str] | None = None) -> Choice:
+    """The verifier's choice. Unknown or absent on ``backend``: ``InvalidInput``.
+
+    ``stored``: weight formats of the layers that the model came with (``ConvertedModel.stored``).
+    """
+    return choose_variant(name, Role.VERIFY, backend, stores=most_stored(stored or {}))
 
 
 def choose_draft(name: str, backend: Backend, *, verify: Choice) -> Choice | None:
     """The drafter's choice beside that of the verifier; None for ``off``. Raises as ``choose_verify``."""
-    return None if name == NO_DRAFTER else _choose(Role.DRAFT, name, backend, store=verify.variant.weights)
+    return None if name == NO_DRAFTER else choose_variant(
+        name, Role.DRAFT, backend, stores=(verify.variant.weights,)
+    )
 
 
 def check_draft_method(name: str, backend: Backend) -> None:
     """``InvalidInput`` when ``name`` is unknown or absent on ``backend``; ``off`` is known."""
     if name != NO_DRAFTER:
-        _choose(Role.DRAFT, name, backend, store=None)
+        choose_variant(name, Role.DRAFT, backend)
 
 
 def check_verify_method(name: str, backend: Backend) -> None:
     """``InvalidInput`` when ``name`` is unknown or absent on ``backend``."""
-    _choose(Role.VERIFY, name, backend, store=None)
+    choose_variant(name, Role.VERIFY, backend)
 
 
-def _choose(role: Role, name: str, backend: Backend, *, store: str | None) -> Choice:
+def choose_variant(
+    name: str, role: Role, backend: Backend, *, stores: Sequence[str] = (), field: str | None = None
+) -> Choice:
+    """The choice that ``name`` means: without a variant, the first one whose weights a store of a format in ``stores``
+    holds, the earlier stores before the later; else the method's first.
+
+    Unknown or absent on ``backend``: ``InvalidInput`` of the configuration's ``field`` (the role's own if None).
+    """
     method_name, colon, variant_name = name.partition(":")
+    known = _available(role, backend, whole_worker=field is None)
+    field = field or role.value
     if method_name not in METHODS:
-        raise InvalidInput.field(role.value, f"unknown method {name!r}; choose one of: {_available(role, backend)}")
+        raise InvalidInput.field(field, f"unknown method {name!r}; choose one of: {known}")
     variants = [variant for variant in METHODS[method_name].variants if variant.on(backend, role) is not Support.ABSENT]
     if not variants:
-        raise InvalidInput.field(
-            role.value, f"{name} has no kernel on {backend.value}; choose one of: {_available(role, backend)}"
-        )
+        raise InvalidInput.field(field, f"{name} has no kernel on {backend.value}; choose one of: {known}")
     if colon:
-        named = [variant for variant in variants if variant.name == variant_name]
-        if not named:
+        named = next((each for each in METHODS[method_name].variants if each.name == variant_name), None)
+        if named is None or named not in variants:
+            problem = f"unknown variant {name!r}" if named is None else f"{name} {named.absence(backend)}"
             known = ", ".join(f"{method_name}:{variant.name}" for variant in variants)
-            raise InvalidInput.field(role.value, f"unknown variant {name!r}; choose one of: {known}")
-        return Choice(method_name, named[0], named[0].on(backend, role))
-    shared = [variant for variant in variants if store is not None and is_held_by(variant.weights, store)]
+            raise InvalidInput.field(field, f"{problem}; choose one of: {known}")
+        return Choice(method_name, named, named.on(backend, role))
+    shared = [variant for store in stores for variant in variants if is_held_by(variant.weights, store)]
     chosen = (shared or variants)[0]
     return Choice(method_name, chosen, chosen.on(backend, role))
 
 
-def _available(role: Role, backend: Backend) -> str:
+def _available(role: Role, backend: Backend, *, whole_worker: bool) -> str:
+    """The methods that there are, and ``off`` where a whole drafter is chosen."""
     names = [
         method.name
         for method in METHODS.values()
         if any(variant.on(backend, role) is not Support.ABSENT for variant in method.variants)
     ]
-    return ", ".join([*names, NO_DRAFTER] if role is Role.DRAFT else names)
+    return ", ".join([*names, NO_DRAFTER] if role is Role.DRAFT and whole_worker else names)

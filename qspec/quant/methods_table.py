@@ -15,13 +15,16 @@ _HEADINGS = (
 def methods_table(backend: Backend, missing: Collection[tuple[str, Role]] = ()) -> str:
     """One row per variant; a method's first variant is what its name alone means.
 
-    ``missing``: methods whose kernels this machine lacks though its backend has them.
+    ``missing``: methods whose kernels this machine lacks though its backend has them, and single variants, as
+    ``METHOD:VARIANT``, of which it lacks everything.
     """
     rows = [_HEADINGS]
 
     def shown(method: str, variant: Variant, role: Role) -> str:
         support = variant.on(backend, role)
-        return (Support.ABSENT if support is Support.REAL and (method, role) in missing else support).value
+        kernel_missing = support is Support.REAL and (method, role) in missing
+        absent = kernel_missing or (f"{method}:{variant.name}", role) in missing
+        return (Support.ABSENT if absent else support).value
 
     for method in METHODS.values():
         for variant in method.variants:

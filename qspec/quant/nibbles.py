@@ -19,3 +19,13 @@ def unpack_nibbles(packed: Tensor) -> Tensor:
 def sign_extend(codes: Tensor) -> Tensor:
     """4-bit two's complement codes (uint8 below 16) as int8 in -8..7."""
     return (codes ^ 8).to(torch.int8) - 8
+
+
+def pack_signed(codes: Tensor) -> Tensor:
+    """``[..., K]`` int8 codes in -8..7 as ``[..., K / 2]`` bytes of two's complement codes."""
+    return pack_nibbles((codes & 0x0F).to(torch.uint8))
+
+
+def unpack_signed(packed: Tensor) -> Tensor:
+    """The inverse of ``pack_signed``."""
+    return sign_extend(unpack_nibbles(packed))

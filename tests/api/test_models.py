@@ -172,3 +172,27 @@ def test_a_closed_model_says_so(directory_of: Callable[[str], Path]) -> None:
     model.close()
     with pytest.raises(QspecError, match="was closed; make the model anew"):
         autoregressive_sampling(TOKENS, model, 2)
+
+
+# ---- single layers under another method -----------------------------------------------------------------------------
+
+
+def test_overrides_of_a_pair_and_of_one_model(directory_of: Callable[[str], Path]) -> None:
+    name = str(directory_of("llama_wide"))
+    with (
+        QSPECModel(name, "w4a8", "int4", draft_overrides="lm_head=w8a8", verify_overrides="lm_head=none") as mixed,
+        QuantizedModel(name, "int4", overrides="lm_head=none") as alone,
+        QuantizedModel(name, "int4") as int4,
+    ):
+        assert torch.equal(mixed.verify(TOKENS), alone(TOKENS))
+        assert not torch.equal(alone(TOKENS), int4(TOKENS))
+        expected = autoregressive_sampling(TOKENS, alone, 12, temperature=0.0)
+        assert torch.equal(qspec_sampling(TOKENS, mixed, max_len=12, gamma=3, temperature=0.0), expected)
+
+
+def test_overrides_that_cannot_be_are_named_together_with_their_field(directory_of: Callable[[str], Path]) -> None:
+    name = str(directory_of("llama_wide"))
+    with pytest.raises(InvalidInput, match="draft_overrides: 'x' is not GLOB=METHOD"):
+        QSPECModel(name, "w8a8", "none", draft_overrides="x")
+    with pytest.raises(InvalidInput, match="verify_overrides: 'x' matches no linear layer"):
+        QuantizedModel(name, "none", overrides="x=int8")

@@ -53,6 +53,8 @@ def test_json_has_what_the_readme_says() -> None:
         (["--prompt", "x", "--draft-quantization", "int3"], "draft.quantization"),
         (["--prompt", "x", "--verify-quantization", "fp3"], "verify.quantization"),
         (["--prompt", "x", "--draft-length", "many"], "draft-length"),
+        (["--prompt", "x", "--draft-overrides", "lm_head"], "draft-overrides: 'lm_head' is not GLOB=METHOD"),
+        (["--prompt", "x", "--verify-overrides", "lm_head=int3"], "verify-overrides: unknown method"),
     ],
 )
 def test_bad_input_is_one_line_that_names_the_field(arguments: list[str], named: str) -> None:
@@ -78,6 +80,26 @@ def test_damaged_model_files_are_one_line(tmp_path: Path) -> None:
         errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
         assert len(errors) == 1 and "model" in errors[0], done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_overrides_reach_both_workers_and_change_no_text(tmp_path: Path) -> None:
+    model = tmp_path / "tiny"
+    write_tiny_model(model, "tied_wide")
+    options = (
+        "--prompt", "the quick brown", "--raw", "--max-tokens", "24", "--model", str(model),
+        "--verify-quantization", "int4", "--verify-overrides", "lm_head=none,layers.0.*=int8",
+    )
+    drafting = ("--draft-quantization", "w4a8", "--draft-overrides", "layers.1.mlp_out=none,lm_head=w8a8")
+    (plain,) = answers(*options, "--draft-quantization", "off")
+    (drafted,) = answers(*options, *drafting, "--draft-length", "3")
+    assert drafted["token_ids"] == plain["token_ids"]
+    assert drafted["speculation"]["accepted"] > 0
+    shown = run_client(*options, *drafting).stderr
+    assert re.search(r"MB\s+drafter only\s+weights int8, packed", shown), shown
+    assert re.search(r"MB\s+shared\s+weights int4-g64", shown), shown
+    refused = run_client(*options[:-1], "lm_heads=none", timeout=90)
+    assert refused.returncode == 2
+    assert "verify_overrides: 'lm_heads' matches no linear layer; there are: layers.0.qkv" in refused.stderr
 
 
 def test_nobody_listens() -> None:

@@ -22,6 +22,7 @@ VARIANTS = [f"{method.name}:{variant.name}" for method in METHODS.values() for v
 SHARED = [
     ("fp8", "none:fp16"), ("fp8:plane-a8", "none:fp16"), ("none", "none:fp16"), ("int8", "int8"), ("w4a8", "int4"),
     ("w4a8", "int4:g32-asymmetric"), ("fp4", "int4"), ("int4", "int8:nibbles"), ("w4a8", "int8:nibbles"),
+    ("w4a8", "int4:nf4"), ("w4a8", "int4:fp4"), ("int4:nf4", "int4:nf4"),
     ("fp8", "fp8"), ("fp4", "fp4:mxfp4"), ("none", "none"),
 ]
 

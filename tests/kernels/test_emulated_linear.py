@@ -22,8 +22,9 @@ from qspec.quant.weight_formats import WEIGHT_FORMATS, is_held_by
 
 OUTPUTS, INPUTS = 96, 256
 LOSS_DB = {"fp32": 130, "fp16-planes": 70, "e4m3-plane": 29, "e4m3-row": 30, "int8-row": 38, "int8-g64": 42,
-           "int8-g128": 40, "int8-nibbles-g64": 42, "int4-plane-g64": 16, "int4-g32": 19, "int4-g64": 17,
-           "int4-g128": 16, "int4-g32-asymmetric": 20, "int4-g64-asymmetric": 19, "int4-g128-asymmetric": 17,
+           "int8-g32": 44, "int8-g128": 40, "int8-nibbles-g64": 42, "int4-plane-g64": 16, "int4-g32": 19,
+           "int4-g64": 17, "int4-g128": 16, "int4-g32-asymmetric": 20, "int4-g64-asymmetric": 19,
+           "int4-g128-asymmetric": 17, "int4-g32-minimum": 20, "nf4-g64": 19, "bnb-fp4-g64": 17,
            "nvfp4": 19, "mxfp4": 16}
 """Least signal to quantisation noise of normal weights."""
 
@@ -47,6 +48,11 @@ def signed(packed: Tensor) -> Tensor:
     return sign_extend(unpack_nibbles(packed))
 
 
+def high_nibble_first(packed: Tensor) -> Tensor:
+    """Codes in the order of bitsandbytes."""
+    return torch.stack([packed >> 4, packed & 0x0F], dim=-1).flatten(-2)
+
+
 DEFINITIONS: Mapping[tuple[str, str], Callable[[Tensor, Mapping[str, Tensor], Tensor], Tensor]] = {
     ("int8-row", "fp32"): lambda x, p, b: reference.linear_int8(x, p["codes"], p["scales"], b),
     ("int8-g64", "fp32"): lambda x, p, b: reference.linear_int8(x, p["codes"], p["scales"], b),
@@ -57,10 +63,19 @@ DEFINITIONS: Mapping[tuple[str, str], Callable[[Tensor, Mapping[str, Tensor], Te
     ("int4-g64", "fp32"): lambda x, p, b: reference.linear_int8(x, signed(p["codes"]), p["scales"], b),
     ("int4-g32-asymmetric", "fp32"): lambda x, p, b: reference.linear_int4_asymmetric(
         x, unpack_nibbles(p["codes"]), p["scales"], p["zeros"], b),
+    ("int8-g32", "fp32"): lambda x, p, b: reference.linear_int8(x, p["codes"], p["scales"], b),
+    ("int4-g32-minimum", "fp32"): lambda x, p, b: reference.linear_int4_minimum(
+        x, unpack_nibbles(p["codes"]), p["scales"], p["minima"], b),
     ("int4-g128", "int8 per token"): lambda x, p, b: reference.linear_w4a8(x, signed(p["codes"]), p["scales"], b),
     ("e4m3-row", "e4m3 per token"): lambda x, p, b: reference.linear_fp8(x, p["codes"], p["scales"], b),
     ("e4m3-plane", "fp32"): lambda x, p, b: reference.linear_fp8_plane(x, p["high"], p["scales"], b),
     ("fp16-planes", "fp32"): lambda x, p, b: reference.linear_fp16(x, merge_fp16(p["high"], p["low"]), p["scales"], b),
+    ("nf4-g64", "fp32"): lambda x, p, b: reference.linear_bitsandbytes(
+        x, high_nibble_first(p["codes"]), p["scales"], reference.NF4_VALUES, b),
+    ("bnb-fp4-g64", "fp32"): lambda x, p, b: reference.linear_bitsandbytes(
+        x, high_nibble_first(p["codes"]), p["scales"], reference.BITSANDBYTES_FP4_VALUES, b),
+    ("nf4-g64", "int8 per token"): lambda x, p, b: reference.linear_bitsandbytes(
+        quantised(x, "int8 per token"), high_nibble_first(p["codes"]), p["scales"], reference.NF4_VALUES, b),
     ("nvfp4", "nvfp4"): lambda x, p, b: reference.linear_fp4(
         quantised(x, "nvfp4"), unpack_nibbles(p["codes"]), e4m3.decode(p["scales"]) * p["scale"], b),
     ("mxfp4", "mxfp4"): lambda x, p, b: reference.linear_fp4(

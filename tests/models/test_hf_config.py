@@ -60,7 +60,6 @@ def test_rope_of_both_generations() -> None:
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not supported"),
         ({"hidden_act": "relu"}, "activation 'relu' is not supported"),
         ({"hidden_act": "gelu_new"}, "activation 'gelu_new' is not supported for the llama family"),
-        ({"quantization_config": {"quant_method": "gptq"}}, r"quantised already \(gptq\)"),
         ({"vocab_size": None}, "vocab_size must be a positive integer, got None"),
         ({"num_hidden_layers": 0}, "num_hidden_layers must be a positive integer, got 0"),
         ({"rms_norm_eps": "x"}, "rms_norm_eps must be a positive number, got 'x'"),

@@ -113,7 +113,7 @@ def _write_tensors(
             heads = config.num_attention_heads if ".q_proj." in hf_name else config.num_key_value_heads
             halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
             tensor = halves.swapaxes(1, 2).reshape(tensor.shape)  # convert_hf_to_gguf.py, LlamaModel.permute
-        if spec.gguf_transposed and ".c_" in hf_name and suffix == "weight":
+        if spec.conv1d and ".c_" in hf_name and suffix == "weight":
             tensor = tensor.t()
         values = tensor.contiguous().numpy()
         if quantization is gguf.GGMLQuantizationType.F32 or values.ndim == 1:

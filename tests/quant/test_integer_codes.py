@@ -62,6 +62,11 @@ def test_int4_comes_back_within_half_a_step(row: list[float], group: int) -> Non
     back = int4.dequantize_asymmetric(unsigned, scales, zeros)
     assert bool(((back - values).abs() <= steps * 1.0001).all()), "the zero point is rounded, too"
     assert bool((back[values == 0] == 0).all()), "zero is exact"
+    unsigned, scales, minima = int4.quantize_minimum(values, "w", group)
+    assert int(unsigned.max()) <= 15
+    errors = (int4.dequantize_minimum(unsigned, scales, minima) - values).abs()
+    steps = scales.repeat_interleave(group, dim=1)
+    assert bool((errors <= steps * 0.5001 + values.abs().max() * 1e-6).all())
 
 
 def test_int4_codes_come_back() -> None:
@@ -74,6 +79,23 @@ def test_int4_codes_come_back() -> None:
     assert torch.equal(found.long(), unsigned)
     assert set(zeros.flatten().tolist()) == {5}
     assert torch.equal(int4.dequantize_asymmetric(found, scales, zeros), (unsigned - 5) * 0.25)
+    found, scales, minima = int4.quantize_minimum(unsigned * 0.25 + 3.5, "w", 32)
+    assert torch.equal(found.long(), unsigned)
+    assert set(minima.flatten().tolist()) == {3.5}, "no zero point could say so"
+    assert torch.equal(int4.dequantize_minimum(found, scales, minima), unsigned * 0.25 + 3.5)
+
+
+def test_minima_of_the_widest_and_of_the_narrowest_group() -> None:
+    values = torch.zeros(2, 64)
+    values[0, :2] = torch.tensor([-1.6e38, 1.6e38])
+    values[1] = -7.25
+    codes, scales, minima = int4.quantize_minimum(values, "w", 32)
+    assert codes[0, :2].tolist() == [0, 15]
+    back = int4.dequantize_minimum(codes, scales, minima)
+    assert torch.equal(back[1], values[1]), "a group of equal weights is its minimum"
+    assert bool(torch.isfinite(back).all())
+    with pytest.raises(InvalidInput, match=r"w \(the range of a group\): contains NaN or infinity"):
+        int4.quantize_minimum(values * 2, "w", 32)
 
 
 def test_groups_of_zeros_stay_zeros() -> None:
@@ -88,7 +110,9 @@ def test_groups_of_zeros_stay_zeros() -> None:
         torch.testing.assert_close(back, values, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("quantize", [int8.quantize, int4.quantize_symmetric, int4.quantize_asymmetric])
+@pytest.mark.parametrize(
+    "quantize", [int8.quantize, int4.quantize_symmetric, int4.quantize_asymmetric, int4.quantize_minimum]
+)
 def test_bad_input_is_named(quantize: Callable[[Tensor, str, int], object]) -> None:
     with pytest.raises(InvalidInput, match=r"layers\.0\.qkv: groups of 128 do not divide its 576 inputs"):
         quantize(torch.ones(2, 576), "layers.0.qkv", 128)

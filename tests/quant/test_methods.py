@@ -46,6 +46,7 @@ def test_every_method_is_there_for_both_roles() -> None:
         ("w8a8", "int8", "row"), ("w4a8", "int4:g32", "g32"), ("w4a8", "int4", "g64"), ("w4a8", "none", "g64"),
         ("fp4", "int4:g128-asymmetric", "g128-asymmetric"), ("fp4", "none", "nvfp4"), ("fp4", "fp4:mxfp4", "mxfp4"),
         ("int4", "int8:nibbles", "plane"), ("w4a8", "int8:nibbles", "plane"), ("int4", "int8", "g64"),
+        ("w4a8", "int4:nf4", "nf4"), ("int4", "int4:fp4", "fp4"), ("fp4", "int4:nf4", "nvfp4"),
         ("int4:g32", "int8:nibbles", "g32"), ("fp8:plane-a8", "none:fp16", "plane-a8"),
     ],
 )

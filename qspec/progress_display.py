@@ -1,9 +1,13 @@
-"""Progress of a start on standard error: a bar on a terminal, a few plain lines elsewhere."""
+"""Progress on standard error: a bar on a terminal, a few plain lines elsewhere."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
+
+from qspec.interfaces import Progress
 
 _WIDTH = 24
 _PLAIN_STEP = 0.25
@@ -37,3 +41,22 @@ class ProgressDisplay:
             self._err.write("\r" + " " * self._drawn + "\r")
             self._err.flush()
         self._drawn = 0
+
+
+@contextmanager
+def showing_progress() -> Iterator[Progress]:
+    """A ``Progress`` callback that draws on standard error, and takes its bar away in the end.
+
+    What has no share of its own (a stage) is shown at the share that was reached.
+    """
+    display, reached = ProgressDisplay(sys.stderr), 0.0
+
+    def progress(text: str, share: float | None) -> None:
+        nonlocal reached
+        reached = reached if share is None else share
+        display.show(text, reached)
+
+    try:
+        yield progress
+    finally:
+        display.close()

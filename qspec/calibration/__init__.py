@@ -1,0 +1,1 @@
+"""Better weights of few bits: what a model reads and writes decides how its weights are rounded."""
