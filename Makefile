@@ -25,7 +25,7 @@ install = @echo "set-up: $(1)" >&2; \
 # $(call pin,package): the requirement that constraints.txt has for it
 pin = "$$(grep -m 1 '^$(1)==' constraints.txt)"
 
-.PHONY: help run serve test check bench protos native-sanitizers clean
+.PHONY: help run serve test check bench methods-table protos native-sanitizers native-neon clean
 .DEFAULT_GOAL := help
 
 help:
@@ -35,6 +35,7 @@ help:
 	@echo 'make check                       linter, types, generated code, protos, import rules'
 	@echo 'make native-sanitizers           the native kernels under the sanitizers (CMake, Ninja and a C++ compiler)'
 	@echo 'make bench [ARGS="…"]            measure; the last line is JSON'
+	@echo 'make methods-table [ARGS="…"]    measure every method anew and write docs/methods.md'
 	@echo 'make protos                      generate qspec/v1 again'
 	@echo 'make clean                       remove the virtual environment and all caches of the tools'
 
@@ -56,6 +57,9 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks.end_to_end $(ARGS)
+
+methods-table: $(VENV)/.dev
+	@$(BIN)/python -m benchmarks.methods $(ARGS)
 
 protos: $(VENV)/.dev
 	$(BIN)/python -m tools.generate_protos

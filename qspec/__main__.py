@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from qspec.calibration.quantize_command import add_quantize_command
 from qspec.cli import run_program
+from qspec.evaluation.sensitivity_command import add_sensitivity_command
 from qspec.quant.methods import METHODS, Backend, Role
 from qspec.quant.methods_table import methods_table
 from qspec.quant.weight_formats import WEIGHT_FORMATS
@@ -17,12 +19,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     methods = commands.add_parser("methods", help="the quantisation methods, and what this machine has for each")
     methods.set_defaults(run=_methods)
+    add_quantize_command(commands)
+    add_sensitivity_command(commands)
     args = parser.parse_args(arguments)
-    code: int = args.run()
+    code: int = args.run(args)
     return code
 
 
-def _methods() -> int:
+def _methods(_args: argparse.Namespace) -> int:
     from qspec.engine.backend import describe_backend, machine_backend
     from qspec.kernels.int8_linear import has_kernel  # imports torch
     from qspec.quant.bitsandbytes_4bit import runs

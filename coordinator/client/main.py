@@ -12,11 +12,11 @@ import grpc
 from coordinator.client.generate import generate_all, wait_until_serving
 from coordinator.client.options import ClientOptions, parse_options
 from coordinator.client.output import OrderedOutput, Output, StreamedOutput
-from coordinator.client.progress import ProgressDisplay
 from coordinator.private_stack import PrivateStack
 from qspec.cli import EXIT_ERROR
 from qspec.errors import InvalidInput, QspecError, WorkerLost
 from qspec.memory.budget import budget_table
+from qspec.progress_display import ProgressDisplay
 from qspec.rpc.addresses import parse_address
 from qspec.rpc.channel import channel_options
 from qspec.rpc.options import quieten_grpc

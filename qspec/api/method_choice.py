@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qspec.api.pair_gain import PairGain
 from qspec.config import StackConfig
 from qspec.engine.backend import machine_backend
 from qspec.errors import FieldViolation, InvalidInput
@@ -71,25 +72,45 @@ def check_method(method: str, backend: Backend) -> str:
     raise InvalidInput.field("quantization_method", f"{problem}; choose one of: {', '.join(there)}")
 
 
-def describe_gain(draft: str, verify: str, backend: Backend) -> str | None:
-    """One line for people when a pair cannot pay on this machine, with the pair that can; None when it can.
+def is_best_pair(draft: str, verify: str, backend: Backend) -> bool:
+    """Whether plain names of methods are the pair that ``auto`` means."""
+    return (draft, verify) == resolve_pair(AUTO, AUTO, backend)
 
-    Decoding one text is bound by the bytes that a pass reads, so a drafter pays only if it reads fewer.
+
+def describe_gain(draft: str, verify: str, backend: Backend, gain: PairGain | None = None) -> str | None:
+    """One line for people about a pair that is not the best on this machine, with the one that is.
+
+    None for the best pair, and where neither the methods nor a predicted ``gain`` say anything. Decoding one text is
+    bound by the bytes that a pass reads, so a drafter pays only if it reads fewer.
     """
-    better_draft, better_verify = resolve_pair(AUTO, AUTO, backend)
-    if draft == better_draft and verify == better_verify:
+    if is_best_pair(draft, verify, backend):
         return None
     verifier = choose_verify(verify, backend)
     drafter = choose_draft(draft, backend, verify=verifier)
     if drafter is None:
         return None
     drafted, verified = drafter.variant.bits_per_weight, verifier.variant.bits_per_weight
-    if drafter.support is Support.EMULATED:
-        reason = f"{draft} is emulated on {backend.value}, with the right numbers and no gain"
-    elif drafted >= verified:
-        reason = (
-            f"a draft step reads {drafted:g} bits per weight and a verify pass {verified:g}, so drafting gains nothing"
-        )
-    else:
+    emulated = [
+        name for name, choice in ((draft, drafter), (verify, verifier)) if choice.support is Support.EMULATED
+    ]
+    said = [] if gain is None else [_prediction(gain, verify)]
+    if emulated:
+        verb = "is" if len(emulated) == 1 else "are"
+        said.append(f"{' and '.join(emulated)} {verb} emulated on {backend.value}, with the right numbers and no gain")
+    if drafted >= verified:
+        said.append(
+            f"a draft step reads {drafted:g} bits per weight and a verify pass {verified:g}, so drafting gains nothing")
+    if not said:
         return None
-    return f"{draft} -> {verify}: {reason}; {better_draft} -> {better_verify} gains more here"
+    better_draft, better_verify = resolve_pair(AUTO, AUTO, backend)
+    return f"{draft} -> {verify}: {'; '.join(said)}; {better_draft} -> {better_verify} gains more here"
+
+
+def _prediction(gain: PairGain, verify: str) -> str:
+    """A predicted gain, with what it rests on."""
+    return (
+        f"predicted {gain.speed_up:.2f} times plain {verify} ({gain.plain_rate:.3g} -> "
+        f"{gain.plain_rate * gain.speed_up:.3g} tokens/s) at draft length {gain.draft_length}, from a draft step of "
+        f"{gain.c:.2f} and a verify pass of {gain.v:.2f} plain steps, timed now, and an assumed acceptance of "
+        f"{gain.acceptance:g}"
+    )

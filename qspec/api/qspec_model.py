@@ -8,9 +8,11 @@ from types import TracebackType
 import torch
 
 from qspec.api.engines import Engines
-from qspec.api.method_choice import backend_of, describe_gain, resolve_pair
+from qspec.api.method_choice import backend_of, describe_gain, is_best_pair, resolve_pair
+from qspec.api.pair_gain import predict_gain
 from qspec.api.quantized_model import DEFAULT_KV_TOKENS, DEFAULT_MAX_DRAFT_LENGTH, QuantizedModel
-from qspec.config import StackConfig
+from qspec.api.step_costs import measure_costs
+from qspec.config import DEFAULT_MODEL, StackConfig
 from qspec.errors import InvalidInput
 from qspec.quant.method_plan import check_methods
 from qspec.quant.methods import NO_DRAFTER, Role
@@ -22,15 +24,17 @@ class QSPECModel:
     """A model with its drafter and its verifier over one copy of the weights that they share, and one KV cache.
 
     Parameters and errors as of ``QuantizedModel``, with one method for each side; ``auto`` is the one that pays on this
-    machine. ``draft_overrides`` and ``verify_overrides`` give single linear layers another method: ``GLOB=METHOD,…``,
-    the last match wins (``qspec.quant.overrides``). ``draft`` and ``verify`` are both sides as ``QuantizedModel``. A
-    pair that cannot gain anything here is announced in one line (logger ``qspec``). Source: Zhao et al., "QSpec:
-    Speculative Decoding with Complementary Quantization Schemes", EMNLP 2025.
+    machine. Without arguments: ``smollm2``, ``fp8`` drafting for ``int8``. ``draft_overrides`` and ``verify_overrides``
+    give single linear layers another method: ``GLOB=METHOD,…``, the last match wins (``qspec.quant.overrides``).
+    ``draft`` and ``verify`` are both sides as ``QuantizedModel``. Of a pair that is not the one that pays, a few steps
+    are timed (two seconds, longer where single steps take longer), and one line says what it will gain and which pair
+    gains more (logger ``qspec``). Source: Zhao et al., "QSpec: Speculative Decoding with Complementary Quantization
+    Schemes", EMNLP 2025.
     """
 
     def __init__(
         self,
-        name: str,
+        name: str = DEFAULT_MODEL,
         draft_quantization: str = "fp8",
         verify_quantization: str = "int8",
         device: str | torch.device = "cpu",
@@ -54,8 +58,9 @@ class QSPECModel:
         self._engines = Engines(config, drafting=True)
         self.draft = QuantizedModel.view(self._engines, draft, verifies=False)
         self.verify = QuantizedModel.view(self._engines, verify, verifies=True)
-        if line := describe_gain(draft, verify, backend):
-            _log.warning(line)
+        if not is_best_pair(draft, verify, backend):
+            line = describe_gain(draft, verify, backend, predict_gain(measure_costs(self._engines)))
+            _log.warning("%s", line)
 
     @property
     def name(self) -> str:

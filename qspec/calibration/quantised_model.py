@@ -37,6 +37,8 @@ from qspec.quant.methods import METHODS, Backend, check_verify_method, choose_ve
 
 _CALIBRATION_VERSION = 1
 """Raised whenever the algorithms yield other codes, so that partial results of older ones are not continued."""
+_ANSWERS_SHARE = 0.4
+"""Of the work, for the progress that is shown: what the model's answers take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,8 +125,12 @@ def _with_answers(
 
     linears = {name: PlainLinear(tensors[name], tensors.get(f"{name}.bias")) for name in linear_names(model.config)}
     decoder = Decoder(model.config, tensors, linears, max(map(len, prompts)) + most)
+
+    def show(text: str, share: float | None) -> None:
+        progress(text, _ANSWERS_SHARE * (len(answers) + (share or 0.0) * (len(prompts) - len(answers))) / len(prompts))
+
     answers = answers + greedy_answers(
-        TorchForward(decoder), prompts[len(answers) :], most, tokenizer.eos_token_ids, progress, keep
+        TorchForward(decoder), prompts[len(answers) :], most, tokenizer.eos_token_ids, show, keep
     )
     return [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
 
@@ -138,7 +144,8 @@ def _quantise_steps(
     halves = 2 * model.config.num_layers + 1
     steps = []
     for index, half in enumerate(walk.halves()):
-        progress(f"{config.algorithm.value}: quantising {weights}", index / halves)
+        done_share = _ANSWERS_SHARE + (1.0 - _ANSWERS_SHARE) * index / halves
+        progress(f"{config.algorithm.value}: quantising {weights}", done_share)
         steps.append(f"half-{index:04}")
         done = partial.load(steps[-1])
         if done is None:

@@ -77,7 +77,9 @@ def _scales(walk: LayerWalk, name: str, found: dict[str, InputStatistics], grid:
     statistics = found[name]
 
     def rounded(weight: Tensor) -> Tensor:
-        return _packed(_round(weight, torch.ones(weight.shape[1]), grid), grid).decode()
+        groups = weight.view(weight.shape[0], -1, grid.group_size)
+        covered = grid.cover(groups)
+        return grid.values(grid.round(groups, covered), covered).view_as(weight)
 
     weight = walk.linears[name].weight.t().contiguous()
     return input_scales(weight, statistics.products, statistics.mean_magnitudes, rounded)

@@ -41,9 +41,9 @@ class IntegerGrid:
 
         The error of a weight is squared and counted by ``importance``, which broadcasts against ``groups``.
         """
-        best, least = self._covering(groups, 1.0), torch.full(groups.shape[:-1], float("inf"))
+        best, least = self.cover(groups, 1.0), torch.full(groups.shape[:-1], float("inf"))
         for shrink in _SHRINKS:
-            grid = self._covering(groups, shrink)
+            grid = self.cover(groups, shrink)
             rounded = self.values(self.round(groups, grid), grid)
             error = (rounded - groups).square_().mul_(importance).sum(-1)
             better = error < least
@@ -64,8 +64,8 @@ class IntegerGrid:
         """What codes ``[…, group_size]`` stand for."""
         return (codes - grid.zeros.unsqueeze(-1)) * grid.scales.unsqueeze(-1)
 
-    def _covering(self, groups: Tensor, share: float) -> GroupGrid:
-        """The grid that covers ``share`` of each group's range."""
+    def cover(self, groups: Tensor, share: float = 1.0) -> GroupGrid:
+        """The grid that covers ``share`` of each group's range: ``[…, group_size]`` to ``[…]``."""
         if self.symmetric:
             scales = safe_divisor(groups.abs().amax(-1) * (share / self.highest))
             return GroupGrid(scales, torch.zeros_like(scales))

@@ -13,7 +13,7 @@ import pytest
 from tools.check_imports import ROOT
 
 DOCUMENTS = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"]
-FOLDERS = "qspec|drafter|verifier|coordinator|protos|benchmarks|tools|tests|\\.ci"
+FOLDERS = "docs|qspec|drafter|verifier|coordinator|protos|benchmarks|tools|tests|\\.ci"
 PATH = re.compile(rf"(?:{FOLDERS})/[\w./-]*|[\w.-]+\.(?:md|toml|txt)")
 
 
@@ -37,9 +37,9 @@ def test_named_paths_exist(document: str) -> None:
 
 def test_named_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z]+):", makefile, flags=re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", makefile, flags=re.MULTILINE))
     for document in DOCUMENTS:
-        named = set(re.findall(r"`make ([a-z]+)", (ROOT / document).read_text(encoding="utf-8")))
+        named = set(re.findall(r"`make ([a-z-]+)", (ROOT / document).read_text(encoding="utf-8")))
         assert named - targets == set(), document
 
 
