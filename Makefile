@@ -25,7 +25,7 @@ install = @echo "set-up: $(1)" >&2; \
 # $(call pin,package): the requirement that constraints.txt has for it
 pin = "$$(grep -m 1 '^$(1)==' constraints.txt)"
 
-.PHONY: help run serve test check bench methods-table protos native-sanitizers clean
+.PHONY: help run serve test check bench methods-table protos native-sanitizers native-neon clean
 .DEFAULT_GOAL := help
 
 help:

@@ -24,7 +24,7 @@ def measure_costs(engines: Engines) -> PairCosts:
     lengths = [length for length in _LENGTHS if length <= most] or [1]
     blocks = -(-(max(lengths) + 1) // block_size)
     verifier = engines.verifier.cached_decoder(blocks)
-    drafter = CachedDecoder(engines.drafter.decoder, num_blocks=blocks, block_size=block_size)
+    drafter = CachedDecoder(engines.drafter.forward, num_blocks=blocks, block_size=block_size)
     stop = time.perf_counter() + _SECONDS
 
     def verify_pass(rows: int) -> float:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from qspec.engine.linears import PlainLinear, is_packed, is_plain
-from qspec.engine.weights import weight_specs
+from qspec.engine.weights import weight_regions
 from qspec.errors import InvalidInput
 from qspec.evaluation.agreement import NO_AGREEMENT, Agreement, compare_logits
 from qspec.interfaces import Progress
@@ -126,7 +126,7 @@ class ScoredModel:
         """What a verifier's store holds under ``choice``: linear layers, embeddings, norms and biases."""
         shapes = {name: self._weights.shape(name) for name in self._weights}
         plan = MethodPlan(choice, (), dict.fromkeys(self.layer_names, choice))
-        return sum(spec.bytes for spec in weight_specs(self.model.config, shapes, plan))
+        return sum(region.spec.bytes for region in weight_regions(self.model.config, shapes, plan))
 
 
 class WholeText:

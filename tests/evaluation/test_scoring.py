@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from qspec import QuantizedModel
+from qspec.engine.torch_forward import TorchForward
 from qspec.errors import InvalidInput
 from qspec.evaluation.scoring import ScoredModel, first_positions, numbers, text_logits
 from qspec.quant.methods import METHODS, Backend, Choice, choose_draft, choose_verify
@@ -62,8 +63,9 @@ def test_packed_int8_is_the_drafters_kernel(scored: ScoredModel, wide: Path) -> 
     with QuantizedModel(str(wide), "none") as exact, running(wide, draft_quantization="w8a8") as stack:
         assert stack.drafter is not None
         found = scored.logits(scored.layers(scored.uniform(drafting("w8a8"))), TEXTS)[0]
-        theirs = stack.drafter.decoder
-        assert error_db(text_logits(theirs, TEXTS[0]), found) > 90
+        theirs = stack.drafter.forward
+        assert isinstance(theirs, TorchForward)
+        assert error_db(text_logits(theirs.decoder, TEXTS[0]), found) > 90
         assert error_db(exact(torch.tensor([TEXTS[0]]))[0], found) < 60
 
 
