@@ -1,7 +1,13 @@
 #include "instruction_sets.h"
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 namespace qspec {
 
+#if defined(__x86_64__)
 extern const Kernels avx2_kernels, avx512_kernels, avx512_vnni_kernels;
 
 std::vector<const Kernels*> usable_kernels() {
@@ -15,5 +21,17 @@ std::vector<const Kernels*> usable_kernels() {
   if (avx2) usable.push_back(&avx2_kernels);
   return usable;
 }
+#elif defined(__aarch64__)
+extern const Kernels neon_kernels, neon_dotprod_kernels;
+
+std::vector<const Kernels*> usable_kernels() {
+  std::vector<const Kernels*> usable;
+#if defined(__linux__)
+  if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) usable.push_back(&neon_dotprod_kernels);
+#endif
+  usable.push_back(&neon_kernels);
+  return usable;
+}
+#endif
 
 }  // namespace qspec

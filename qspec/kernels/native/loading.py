@@ -8,7 +8,7 @@ from types import ModuleType
 
 from qspec.errors import QspecError
 
-INTERFACE = 1
+INTERFACE = 2
 """What ``_native.INTERFACE`` must be: an extension that was built from other sources is not used."""
 
 _MODULE = "qspec.kernels.native._native"
