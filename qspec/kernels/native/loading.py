@@ -13,7 +13,7 @@ INTERFACE = 2
 """What ``_native.INTERFACE`` must be: an extension that was built from other sources is not used."""
 
 _MODULE = "qspec.kernels.native._native"
-_PROCESSORS = ("x86_64", "AMD64", "amd64", "aarch64", "arm64")
+PROCESSORS = ("x86_64", "AMD64", "amd64", "aarch64", "arm64")
 """As CMakeLists.txt has them."""
 
 
@@ -31,7 +31,7 @@ def load() -> ModuleType:
     try:
         module = importlib.import_module(_MODULE)
     except ModuleNotFoundError:
-        if platform.machine() not in _PROCESSORS:
+        if platform.machine() not in PROCESSORS:
             raise NativeUnavailable(
                 f"no native kernels for {platform.machine()} processors: they are for x86-64 and AArch64"
             ) from None

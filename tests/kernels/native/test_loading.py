@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import platform
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -59,3 +61,9 @@ def test_an_instruction_set_that_the_cpu_lacks() -> None:
     assert loading.choose_instruction_set(None) == instruction_sets()[0]
     with pytest.raises(NativeUnavailable, match="this CPU does not have sve2; it has "):
         loading.choose_instruction_set("sve2")
+
+
+def test_the_processors_are_those_of_the_build() -> None:
+    build = (Path(loading.__file__).parent / "CMakeLists.txt").read_text(encoding="utf-8")
+    patterns = re.findall(r'CMAKE_SYSTEM_PROCESSOR MATCHES "(.*)"', build)
+    assert sorted("|".join(pattern.strip("^()$") for pattern in patterns).split("|")) == sorted(loading.PROCESSORS)
