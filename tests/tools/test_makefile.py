@@ -89,3 +89,12 @@ def test_a_missing_package_index_is_named(tmp_path: Path) -> None:
     assert result.stdout == ""
     assert "Is a Python package index reachable?" in result.stderr
     assert not (tmp_path / "venv" / ".runtime").exists()
+
+
+def test_the_kernels_for_arm_are_skipped_loudly_without_the_tools(tmp_path: Path) -> None:
+    sh = shutil.which("sh")
+    assert sh is not None
+    (tmp_path / "sh").symlink_to(sh)
+    result = make("native-neon", PATH=str(tmp_path))
+    assert result.returncode == 0
+    assert result.stderr.startswith("SKIPPED: native-neon needs cmake (Debian: ")

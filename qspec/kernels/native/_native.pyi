@@ -23,6 +23,7 @@ def matrix(
     low: int,
     scales: int,
     zeros: int,
+    minima: int,
     bias: int,
     table: Sequence[float],
 ) -> Matrix: ...

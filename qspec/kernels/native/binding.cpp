@@ -21,7 +21,7 @@ using namespace qspec;
 namespace {
 
 // Counts up whenever the Python side and this file must change together.
-constexpr int kInterface = 1;
+constexpr int kInterface = 2;
 
 template <class T>
 T* at(uintptr_t address) {
@@ -41,14 +41,15 @@ std::vector<std::string> instruction_sets() {
 }
 
 Matrix matrix(int format, int activations, int outputs, int inputs, int group, float scale_factor, uintptr_t codes,
-              uintptr_t low, uintptr_t scales, uintptr_t zeros, uintptr_t bias, const std::vector<float>& table) {
+              uintptr_t low, uintptr_t scales, uintptr_t zeros, uintptr_t minima, uintptr_t bias,
+              const std::vector<float>& table) {
   Matrix m{};
   if (format < 0 || format >= kFormats || outputs < 1 || inputs < 1 || group < 1 || inputs % group)
     throw std::invalid_argument("no such matrix");
   m.format = static_cast<Format>(format), m.activations = static_cast<Activations>(activations);
   m.outputs = outputs, m.inputs = inputs, m.group = group, m.scale_factor = scale_factor;
   m.codes = at<uint8_t>(codes), m.low = at<uint8_t>(low), m.scales = at<float>(scales), m.zeros = at<uint8_t>(zeros);
-  m.bias = at<float>(bias);
+  m.minima = at<float>(minima), m.bias = at<float>(bias);
   while ((2 << m.group_shift) <= group) m.group_shift++;
   if (group < inputs && ((1 << m.group_shift) != group || group < 32)) throw std::invalid_argument("no such groups");
   std::copy_n(table.begin(), std::min<size_t>(table.size(), 16), m.table);
@@ -154,7 +155,7 @@ NB_MODULE(_native, m) {
       .def_prop_ro("threads", &ThreadPool::threads);
   nb::class_<Matrix>(m, "Matrix");
   m.def("matrix", &matrix, "format"_a, "activations"_a, "outputs"_a, "inputs"_a, "group"_a, "scale_factor"_a, "codes"_a,
-        "low"_a, "scales"_a, "zeros"_a, "bias"_a, "table"_a);
+        "low"_a, "scales"_a, "zeros"_a, "minima"_a, "bias"_a, "table"_a);
   nb::class_<NormWeights>(m, "Norm").def(nb::new_(&norm), "weight"_a, "bias"_a);
   nb::class_<LayerWeights>(m, "Layer")
       .def("__init__",

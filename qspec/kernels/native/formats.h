@@ -5,6 +5,7 @@
 
 namespace {
 
+using qspec::Format;
 using qspec::Matrix;
 
 // Each format: kBits per weight of one plane, whether the scale of a row is left to the end, and a Row to read from.
@@ -97,24 +98,33 @@ struct Int8NibblesFormat {
   };
 };
 
-template <bool kZeros>
+// Nibbles through a table of the sixteen values that they have in their group: one look-up then gives the weight.
+template <Format kFormat>
 struct NibbleFormat {
   static constexpr int kBits = 4;
   static constexpr bool kPlanes = false, kRowScale = false, kGroups = true;
   struct Row {
     const uint8_t *p, *zeros;
-    const float* scales;
+    const float *scales, *minima;
     Table table;
     Row() = default;
-    Row(const Matrix& m, int64_t row)
-        : p(m.codes + row * (m.inputs / 2)), zeros(kZeros ? m.zeros + row * (m.inputs / m.group) : nullptr),
-          scales(m.scales + row * (m.inputs / m.group)), table(load_table(m.table)) {}
-    void group(const Matrix& m, int g) {
-      // (code - zero) * scale for all sixteen codes: one look-up then gives the weight.
-      table = kZeros ? scale_table(load_table(m.table), static_cast<float>(zeros[g]), scales[g])
-                     : scale_table(load_table(m.table), scales[g]);
+    Row(const Matrix& m, int64_t row) : p(m.codes + row * (m.inputs / 2)), table(table_of(zero())) {
+      const int64_t first = row * (m.inputs / m.group);
+      scales = m.scales + first;
+      zeros = kFormat == Format::kNibbleZeros ? m.zeros + first : nullptr;
+      minima = kFormat == Format::kNibbleMinima ? m.minima + first : nullptr;
     }
-    void decode(int64_t k, Lanes& a, Lanes& b) const { decode_nibbles(p + k / 2, table, a, b); }
+    void group(const Matrix& m, int g) {
+      Lanes values = load(m.table);
+      if constexpr (kFormat == Format::kNibbleZeros) values = sub(values, broadcast(static_cast<float>(zeros[g])));
+      values = mul(values, broadcast(scales[g]));
+      if constexpr (kFormat == Format::kNibbleMinima) values = add(values, broadcast(minima[g]));
+      table = table_of(values);
+    }
+    void decode(int64_t k, Lanes& a, Lanes& b) const {
+      if constexpr (kFormat == Format::kNibbleSwapped) decode_nibbles(p + k / 2, table, b, a);
+      else decode_nibbles(p + k / 2, table, a, b);
+    }
   };
 };
 

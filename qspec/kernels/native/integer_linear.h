@@ -1,7 +1,8 @@
 // Linear layers whose activations are int8 with a scale per row: integer sums are exact in any order.
 //
 // One scale per weight row: value = float(sum) * x_scale * w_scale. Groups: sixteen lanes; in every 64 inputs lane j
-// adds four products exactly and takes them, times its group's scale, by fused multiply-add in ascending order.
+// adds four products exactly and takes them, times its group's scale, by fused multiply-add in ascending order; then, where
+// groups have a minimum, the four activations times that.
 #pragma once
 #include "linear.h"
 
@@ -10,7 +11,7 @@ namespace {
 // 64 weights of one row as signed bytes, and the scales of the lanes that they are summed in.
 struct IntegerRow {
   const uint8_t *codes, *zeros;
-  const float* scales;
+  const float *scales, *minima;
 
   IntegerRow() = default;
   IntegerRow(const Matrix& m, int64_t row) {
@@ -18,6 +19,7 @@ struct IntegerRow {
     codes = m.codes + row * (m.nibbles() ? m.inputs / 2 : m.inputs);
     scales = m.scales + row * groups;
     zeros = m.zeros ? m.zeros + row * groups : nullptr;
+    minima = m.minima ? m.minima + row * groups : nullptr;
   }
 };
 
@@ -41,14 +43,30 @@ inline Bytes integer_weights(const Matrix& m, const IntegerRow& row, int64_t k, 
   return subtract(w, zeros);
 }
 
+// For each lane, its group's number.
 template <bool kNibbles>
-inline Lanes lane_scales(const Matrix& m, const IntegerRow& row, int64_t k) {
-  if (m.group >= 64) return broadcast(row.scales[k >> m.group_shift]);
+inline Lanes of_groups(const Matrix& m, const float* numbers, int64_t k) {
+  if (m.group >= 64) return broadcast(numbers[k >> m.group_shift]);
   const int64_t g = k >> m.group_shift, last = (m.inputs >> m.group_shift) - 1;  // groups of 32
-  const float first = row.scales[g], second = row.scales[g < last ? g + 1 : g];
+  const float first = numbers[g], second = numbers[g < last ? g + 1 : g];
   alignas(64) float lanes[16];
   for (int j = 0; j < 16; j++) lanes[j] = (kNibbles ? j / 4 % 2 : j / 8) ? second : first;
   return load(lanes);
+}
+
+template <bool kNibbles, int kOutputs, int kRows>
+inline void add_minima(const Matrix& m, const IntegerRow* w, const uint8_t* x, int64_t stride, int64_t k,
+                       Lanes (&acc)[kOutputs][kRows]) {
+  alignas(64) uint8_t ones[64];
+  std::memset(ones, 1, sizeof ones);
+  const Bytes weights = load_bytes(ones);
+  const Ints correction = subtract(zero_ints(), correct(zero_ints(), weights));
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; r++) {
+    const Lanes sums = to_float(dot(correction, load_bytes(x + r * stride + k), weights));
+#pragma GCC unroll 8
+    for (int i = 0; i < kOutputs; i++) acc[i][r] = fma(sums, of_groups<kNibbles>(m, w[i].minima, k), acc[i][r]);
+  }
 }
 
 template <bool kNibbles, int kOutputs, int kRows>
@@ -78,7 +96,7 @@ inline void integer_tile(const LinearCall& call, int o, int first_row) {
 #pragma GCC unroll 8
       for (int i = 0; i < kOutputs; i++) {
         const Bytes weights = integer_weights<kNibbles>(m, w[i], k, table);
-        const Lanes scale = lane_scales<kNibbles>(m, w[i], k);
+        const Lanes scale = of_groups<kNibbles>(m, w[i].scales, k);
         const Ints correction = subtract(zero_ints(), correct(zero_ints(), weights));
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; r++) {
@@ -86,6 +104,7 @@ inline void integer_tile(const LinearCall& call, int o, int first_row) {
           acc[i][r] = fma(to_float(products), scale, acc[i][r]);
         }
       }
+      if (m.minima) add_minima<kNibbles, kOutputs, kRows>(m, w, x, call.x.stride, k, acc);
     }
 #pragma GCC unroll 8
     for (int i = 0; i < kOutputs; i++)

@@ -1,4 +1,4 @@
-// The kernels of one instruction set, as a table. Included once by each of avx2.cpp, avx512.cpp, …, after the lanes; all
+// The kernels of one instruction set, as a table. Included once by each of avx2.cpp, neon.cpp, …, after the lanes; all
 // of it has internal linkage, so that the linker cannot exchange one instruction set's functions for another's.
 #pragma once
 #include "attention.h"
@@ -19,8 +19,10 @@ void linear(const LinearCall& call) {
     case Format::kInt8Row: return linear_in<Int8RowFormat>(call);
     case Format::kInt8Groups: return linear_in<Int8GroupsFormat>(call);
     case Format::kInt8Nibbles: return linear_in<Int8NibblesFormat>(call);
-    case Format::kNibbleTable: return linear_in<NibbleFormat<false>>(call);
-    case Format::kNibbleZeros: return linear_in<NibbleFormat<true>>(call);
+    case Format::kNibbleTable: return linear_in<NibbleFormat<Format::kNibbleTable>>(call);
+    case Format::kNibbleZeros: return linear_in<NibbleFormat<Format::kNibbleZeros>>(call);
+    case Format::kNibbleMinima: return linear_in<NibbleFormat<Format::kNibbleMinima>>(call);
+    case Format::kNibbleSwapped: return linear_in<NibbleFormat<Format::kNibbleSwapped>>(call);
   }
 }
 
@@ -33,8 +35,10 @@ void decode_row(const Matrix& m, int32_t row, float* out) {
     case Format::kInt8Row: return decode_row_in<Int8RowFormat>(m, row, out);
     case Format::kInt8Groups: return decode_row_in<Int8GroupsFormat>(m, row, out);
     case Format::kInt8Nibbles: return decode_row_in<Int8NibblesFormat>(m, row, out);
-    case Format::kNibbleTable: return decode_row_in<NibbleFormat<false>>(m, row, out);
-    case Format::kNibbleZeros: return decode_row_in<NibbleFormat<true>>(m, row, out);
+    case Format::kNibbleTable: return decode_row_in<NibbleFormat<Format::kNibbleTable>>(m, row, out);
+    case Format::kNibbleZeros: return decode_row_in<NibbleFormat<Format::kNibbleZeros>>(m, row, out);
+    case Format::kNibbleMinima: return decode_row_in<NibbleFormat<Format::kNibbleMinima>>(m, row, out);
+    case Format::kNibbleSwapped: return decode_row_in<NibbleFormat<Format::kNibbleSwapped>>(m, row, out);
   }
 }
 

@@ -1,6 +1,7 @@
-// The kernels without Python, for the sanitizers (make native-sanitizers): every format and instruction set over odd
-// shapes, in buffers of exactly the size that they need, and whole steps on several threads. Results are compared with a
-// plain loop in double, and bit for bit between row counts, threads and instruction sets.
+// The kernels without Python, for the sanitizers (make native-sanitizers) and for other processors (make native-neon):
+// every format and instruction set over odd shapes, in buffers of exactly the size that they need, and whole steps on
+// several threads. Results are compared with a plain loop in double, and bit for bit between row counts, threads,
+// instruction sets and, by a checksum of them all, processors and compilers.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -25,9 +26,18 @@ void expect(bool holds, const char* what, const char* where) {
   failures++;
 }
 
+// Of all results' bits, in order (FNV-1a). What the test computes decides it: a change of the test changes it.
+constexpr uint64_t kChecksum = 0xbdc7f7343fa481a6;
+uint64_t checksum = 14695981039346656037u;
+
+void record(const std::vector<float>& values) {
+  const auto* bytes = reinterpret_cast<const unsigned char*>(values.data());
+  for (size_t i = 0; i < values.size() * sizeof(float); i++) checksum = (checksum ^ bytes[i]) * 1099511628211u;
+}
+
 std::mt19937 source(1);
 
-float uniform() { return std::uniform_real_distribution<float>(-1, 1)(source); }
+float uniform() { return static_cast<float>(source() >> 8) * 0x1p-23f - 1.0f; }
 
 std::vector<float> uniforms(int64_t size) {
   std::vector<float> values(static_cast<size_t>(size));
@@ -44,7 +54,7 @@ std::vector<uint8_t> bytes(int64_t size, int mask) {
 // A matrix and the memory that it points to, no byte more than the format has.
 struct Weight {
   Matrix matrix{};
-  std::vector<float> fp32, scales, bias;
+  std::vector<float> fp32, scales, minima, bias;
   std::vector<uint8_t> codes, low, zeros;
 
   Weight(Format format, Activations activations, int outputs, int inputs, int group) {
@@ -53,19 +63,21 @@ struct Weight {
     m.format = format, m.activations = activations, m.outputs = outputs, m.inputs = inputs;
     m.group = group ? group : inputs, m.scale_factor = 1;
     while ((2 << m.group_shift) <= m.group) m.group_shift++;
+    const bool is_unsigned = format == Format::kNibbleZeros || format == Format::kNibbleMinima;
     for (int code = 0; code < 16; code++) {
-      m.table[code] = static_cast<float>(format == Format::kNibbleZeros || code < 8 ? code : code - 16);
+      m.table[code] = static_cast<float>(is_unsigned || code < 8 ? code : code - 16);
       m.byte_table[code] = static_cast<int8_t>(m.table[code]);
     }
     if (format == Format::kFp32) fp32 = uniforms(size);
     else codes = bytes(m.nibbles() ? size / 2 : size, format == Format::kE4m3Plane || format == Format::kFp16Planes ? 0xB7 : 0xFF);
     if (format == Format::kFp16Planes || format == Format::kInt8Nibbles) low = bytes(static_cast<int64_t>(codes.size()), 0x7F);
     const int64_t groups = int64_t{outputs} * (inputs / m.group);
-    scales = uniforms(groups), zeros = bytes(groups, 15), bias = uniforms(outputs);
+    scales = uniforms(groups), zeros = bytes(groups, 15), minima = uniforms(groups), bias = uniforms(outputs);
     m.codes = fp32.empty() ? codes.data() : reinterpret_cast<const uint8_t*>(fp32.data());
     m.low = low.empty() ? nullptr : low.data();
     m.scales = scales.data(), m.bias = bias.data();
     m.zeros = format == Format::kNibbleZeros ? zeros.data() : nullptr;
+    m.minima = format == Format::kNibbleMinima ? minima.data() : nullptr;
   }
 };
 
@@ -99,25 +111,28 @@ void test_linear(const std::vector<const Kernels*>& all) {
       {Format::kFp32, 0, false},       {Format::kFp16Planes, 0, false}, {Format::kE4m3Plane, 0, false},
       {Format::kInt8Row, 0, true},     {Format::kInt8Groups, 64, true}, {Format::kInt8Nibbles, 64, false},
       {Format::kNibbleTable, 32, true}, {Format::kNibbleTable, 64, true}, {Format::kNibbleZeros, 32, true},
+      {Format::kInt8Groups, 32, true}, {Format::kNibbleMinima, 32, true}, {Format::kNibbleSwapped, 64, false},
   };
   for (const Case& test : cases)
     for (int integer = 0; integer <= (test.integer ? 1 : 0); integer++)
-      for (int outputs : {1, 13, 37})
-        for (int inputs : {1, 33, 64, 192, 607}) {
+      for (int outputs : {1, 13})
+        for (int inputs : {1, 33, 64, 96, 192, 319}) {
           if (test.group && inputs % test.group) continue;
           const Weight weight(test.format, integer ? Activations::kInt8 : Activations::kFp32, outputs, inputs, test.group);
           const Matrix& m = weight.matrix;
           const int rows = 17;
           const std::vector<float> x = uniforms(int64_t{rows} * inputs);
           const std::vector<float> expected = multiply(*all[0], m, x, rows, 1);
+          record(expected);
           for (const Kernels* kernels : all)
-            for (int count = 1; count <= rows; count++) {
+            for (int count : {1, 2, 3, 4, 5, 6, 7, 13, rows}) {
               const std::vector<float> result = multiply(*kernels, m, x, count, 1 + count % 3);
               expect(!std::memcmp(result.data(), expected.data(), result.size() * sizeof(float)), "linear's bits", kernels->name);
             }
           std::vector<float> row(static_cast<size_t>(inputs));
           for (int o = 0; o < outputs; o++) {
             all[0]->decode_row(m, o, row.data());
+            record(row);
             double sum = 0, size = 0;
             for (size_t k = 0; k < row.size(); k++)
               sum += double{row[k]} * x[k], size += std::fabs(double{row[k]} * x[k]) + (integer ? std::fabs(row[k]) : 0);
@@ -167,7 +182,7 @@ void test_decoder(const std::vector<const Kernels*>& all, bool gated) {
           const std::vector<int32_t> part(tokens.begin() + start, tokens.begin() + start + rows);
           decoder.hidden(part, {{0, rows, start, std::numeric_limits<int32_t>::max(), 0, blocks}}, cache, result.data() + start * hidden);
         }
-        if (expected.empty()) expected = result;
+        if (expected.empty()) record(expected = result);
         expect(!std::memcmp(result.data(), expected.data(), result.size() * sizeof(float)), "the step's bits", kernels->name);
         for (int step = 0; step < 4; step++) {
           std::vector<float> drafted(hidden);
@@ -195,6 +210,10 @@ int main() {
   test_linear(all);
   test_decoder(all, true);
   test_decoder(all, false);
+  if (checksum != kChecksum) {
+    std::printf("FAILED: all bits: their checksum is 0x%016llx\n", static_cast<unsigned long long>(checksum));
+    failures++;
+  }
   std::printf("%s\n", failures ? "FAILED" : "ok");
   return failures != 0;
 }

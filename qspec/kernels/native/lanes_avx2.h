@@ -88,23 +88,16 @@ inline void decode_int8(const uint8_t* p, Lanes& a, Lanes& b) {
   a = from_int8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   b = from_int8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16)));
 }
-inline Table load_table(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
-inline Table scale_table(Table t, float scale) {
-  return {_mm256_mul_ps(t.lo, _mm256_set1_ps(scale)), _mm256_mul_ps(t.hi, _mm256_set1_ps(scale))};
-}
-inline Table scale_table(Table t, float zero, float scale) {
-  __m256 z = _mm256_set1_ps(zero);
-  return scale_table({_mm256_sub_ps(t.lo, z), _mm256_sub_ps(t.hi, z)}, scale);
-}
+inline Table table_of(Lanes numbers) { return {numbers.lo, numbers.hi}; }
 inline __m256 look_up(Table t, __m256i index) {  // by the low four bits of an index
   __m256 low = _mm256_permutevar8x32_ps(t.lo, index), high = _mm256_permutevar8x32_ps(t.hi, index);
   return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
 }
-inline void decode_nibbles(const uint8_t* p, Table t, Lanes& even, Lanes& odd) {
+inline void decode_nibbles(const uint8_t* p, Table t, Lanes& low, Lanes& high) {
   __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   __m256i lo = _mm256_cvtepu8_epi32(bytes), hi = _mm256_cvtepu8_epi32(_mm_unpackhi_epi64(bytes, bytes));
-  even = {look_up(t, lo), look_up(t, hi)};
-  odd = {look_up(t, _mm256_srli_epi32(lo, 4)), look_up(t, _mm256_srli_epi32(hi, 4))};
+  low = {look_up(t, lo), look_up(t, hi)};
+  high = {look_up(t, _mm256_srli_epi32(lo, 4)), look_up(t, _mm256_srli_epi32(hi, 4))};
 }
 
 // Integer products, exact: both sides widened to 16 bits (vpmaddubsw would saturate).

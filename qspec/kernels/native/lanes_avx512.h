@@ -65,15 +65,11 @@ inline void decode_int8(const uint8_t* p, Lanes& a, Lanes& b) {
   a = from_int8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   b = from_int8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16)));
 }
-inline Table load_table(const float* p) { return {_mm512_loadu_ps(p)}; }
-inline Table scale_table(Table t, float scale) { return {_mm512_mul_ps(t.v, _mm512_set1_ps(scale))}; }
-inline Table scale_table(Table t, float zero, float scale) {
-  return {_mm512_mul_ps(_mm512_sub_ps(t.v, _mm512_set1_ps(zero)), _mm512_set1_ps(scale))};
-}
-inline void decode_nibbles(const uint8_t* p, Table t, Lanes& even, Lanes& odd) {
+inline Table table_of(Lanes numbers) { return {numbers.v}; }
+inline void decode_nibbles(const uint8_t* p, Table t, Lanes& low, Lanes& high) {
   __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  even.v = _mm512_permutexvar_ps(bytes, t.v);  // reads the low four bits of an index
-  odd.v = _mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), t.v);
+  low.v = _mm512_permutexvar_ps(bytes, t.v);  // reads the low four bits of an index
+  high.v = _mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), t.v);
 }
 
 // Integer products: codes of activations are stored plus 128 (flip 0x80) where vpdpbusd multiplies them.

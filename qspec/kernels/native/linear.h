@@ -9,7 +9,6 @@
 namespace {
 
 using qspec::Activations;
-using qspec::Format;
 using qspec::kScratchOutputs;
 using qspec::LinearCall;
 using qspec::padded_inputs;

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import platform
 from functools import lru_cache
 from types import ModuleType
 
 from qspec.errors import QspecError
 
-INTERFACE = 1
+INTERFACE = 2
 """What ``_native.INTERFACE`` must be: an extension that was built from other sources is not used."""
 
 _MODULE = "qspec.kernels.native._native"
+PROCESSORS = ("x86_64", "AMD64", "amd64", "aarch64", "arm64")
+"""As CMakeLists.txt has them."""
 
 
 class NativeUnavailable(QspecError):
@@ -28,6 +31,10 @@ def load() -> ModuleType:
     try:
         module = importlib.import_module(_MODULE)
     except ModuleNotFoundError:
+        if platform.machine() not in PROCESSORS:
+            raise NativeUnavailable(
+                f"no native kernels for {platform.machine()} processors: they are for x86-64 and AArch64"
+            ) from None
         raise NativeUnavailable(
             "no native kernels: install a C++ compiler (Debian package g++) and install qspec-serve again"
         ) from None
@@ -41,7 +48,10 @@ def load() -> ModuleType:
 
 
 def instruction_sets() -> list[str]:
-    """What this CPU can run of ``avx512-vnni``, ``avx512``, ``avx2``, best first; raises as ``load``."""
+    """What this CPU can run, best first; raises as ``load``.
+
+    On x86-64 of ``avx512-vnni``, ``avx512`` and ``avx2``, on AArch64 of ``neon-dotprod`` and ``neon``.
+    """
     names: list[str] = load().instruction_sets()
     return names
 

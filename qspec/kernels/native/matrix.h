@@ -17,8 +17,10 @@ enum class Format : int32_t {
   kInt8Nibbles,    // codes, low: nibbles [out, in / 2], a code is 16 * high + low; scales [out, groups]
   kNibbleTable,    // codes: nibbles [out, in / 2], each an index into table; scales [out, groups]
   kNibbleZeros,    // as kNibbleTable, less zeros [out, groups] (uint8) before the scale
+  kNibbleMinima,   // as kNibbleTable, plus minima [out, groups] (float) after the scale
+  kNibbleSwapped,  // as kNibbleTable, but the even-numbered input has the high nibble
 };
-constexpr int kFormats = 9;
+constexpr int kFormats = 11;
 
 enum class Activations : int32_t { kFp32, kInt8, kE4m3 };
 
@@ -34,12 +36,20 @@ struct Matrix {
   const uint8_t* low;
   const float* scales;
   const uint8_t* zeros;
+  const float* minima;
   const float* bias;       // [out] or null
   float table[16];         // value of each 4-bit code, before zeros and scale
   int8_t byte_table[16];   // the same, for int8 activations
 
-  bool nibbles() const {
-    return format == Format::kInt8Nibbles || format == Format::kNibbleTable || format == Format::kNibbleZeros;
+  bool nibbles() const {  // two weights in a byte
+    switch (format) {
+      case Format::kInt8Nibbles:
+      case Format::kNibbleTable:
+      case Format::kNibbleZeros:
+      case Format::kNibbleMinima:
+      case Format::kNibbleSwapped: return true;
+      default: return false;
+    }
   }
 };
 

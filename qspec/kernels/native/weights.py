@@ -12,6 +12,8 @@ from torch import Tensor
 
 from qspec.errors import ContractViolation, InvalidInput
 from qspec.kernels.native.loading import load
+from qspec.kernels.reference import BITSANDBYTES_FP4_VALUES, NF4_VALUES
+from qspec.quant import int4, int8
 from qspec.quant.codecs import CODECS, PartShapes
 
 if TYPE_CHECKING:
@@ -33,13 +35,14 @@ class _Format(IntEnum):
     INT8_NIBBLES = 6
     NIBBLE_TABLE = 7
     NIBBLE_ZEROS = 8
+    NIBBLE_MINIMA = 9
+    NIBBLE_SWAPPED = 10
 
 
 _ACTIVATIONS = {"fp32": 0, "int8 per token": 1, "e4m3 per token": 2}
 _UNSIGNED = tuple(float(code) for code in range(16))
 _SIGNED = tuple(float(code - 16 * (code > 7)) for code in range(16))  # two's complement
 _HIGH = tuple(16 * value for value in _SIGNED)  # of an int8 code
-_INT4_SIZES = (32, 64, 128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +66,24 @@ READINGS: Mapping[str, _Reading] = {
     "e4m3-plane": _Reading(_Format.E4M3_PLANE),
     "e4m3-row": _Reading(_Format.E4M3_ROW, scale_factor=256.0),  # the kernel reads e4m3 as the top of an fp16 number
     "int8-row": _Reading(_Format.INT8_ROW, integer=True),
-    **{f"int8-g{size}": _Reading(_Format.INT8_GROUPS, integer=True, group_size=size) for size in (64, 128)},
+    **{f"int8-g{size}": _Reading(_Format.INT8_GROUPS, integer=True, group_size=size) for size in int8.GROUP_SIZES},
     "int8-nibbles-g64": _Reading(_Format.INT8_NIBBLES, group_size=64),
     "int4-plane-g64": _Reading(_Format.NIBBLE_TABLE, _HIGH, integer=True, group_size=64),
-    **{f"int4-g{size}": _Reading(_Format.NIBBLE_TABLE, _SIGNED, integer=True, group_size=size) for size in _INT4_SIZES},
+    **{
+        f"int4-g{size}": _Reading(_Format.NIBBLE_TABLE, _SIGNED, integer=True, group_size=size)
+        for size in int4.GROUP_SIZES
+    },
     **{
         f"int4-g{size}-asymmetric": _Reading(_Format.NIBBLE_ZEROS, _UNSIGNED, integer=True, group_size=size)
-        for size in _INT4_SIZES
+        for size in int4.GROUP_SIZES
     },
+    **{
+        f"int4-g{size}-minimum": _Reading(_Format.NIBBLE_MINIMA, _UNSIGNED, integer=True, group_size=size)
+        for size in int4.MINIMUM_GROUP_SIZES
+    },
+    # bitsandbytes' own order: the even-numbered code in the high nibble
+    "nf4-g64": _Reading(_Format.NIBBLE_SWAPPED, NF4_VALUES, group_size=64),
+    "bnb-fp4-g64": _Reading(_Format.NIBBLE_SWAPPED, BITSANDBYTES_FP4_VALUES, group_size=64),
 }
 """Stored formats that have kernels."""
 
@@ -134,6 +147,7 @@ def native_matrix(weights: LayerWeights, name: str, shape: tuple[int, int] | Non
         low=address("low"),
         scales=address("scales"),
         zeros=address("zeros"),
+        minima=address("minima"),
         bias=0 if weights.bias is None else weights.bias.data_ptr(),
         table=reading.table,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from qspec.quant import e4m3
 from qspec.quant.codecs import CODECS
 from qspec.quant.nibbles import sign_extend, unpack_nibbles
 from qspec.quant.planes import merge_fp16, merge_int8
+
+BITSANDBYTES_VALUES = {"nf4-g64": reference.NF4_VALUES, "bnb-fp4-g64": reference.BITSANDBYTES_FP4_VALUES}
 
 
 def random_weights(
@@ -41,6 +44,9 @@ def expected(weights: LayerWeights, x: Tensor) -> Tensor:
     if weights.activations == "int8 per token":
         if weights.format == "int8-row":
             return reference.linear_w8a8(x, parts["codes"], parts["scales"][:, 0], bias)
+        if weights.format.endswith("-minimum"):
+            codes, scales = reference.quantize_rows_int8(x)
+            return expected(replace(weights, activations="fp32"), codes.double() * scales.double())
         codes, scales = integer_codes(weights.format, parts)
         return reference.linear_w4a8(x, codes, scales, bias)
     if weights.activations == "e4m3 per token":
@@ -60,6 +66,13 @@ def expected(weights: LayerWeights, x: Tensor) -> Tensor:
     if weights.format.endswith("-asymmetric"):
         codes = unpack_nibbles(parts["codes"])
         return reference.linear_int4_asymmetric(x, codes, parts["scales"], parts["zeros"], bias)
+    if weights.format.endswith("-minimum"):
+        codes = unpack_nibbles(parts["codes"])
+        return reference.linear_int4_minimum(x, codes, parts["scales"], parts["minima"], bias)
+    if weights.format in BITSANDBYTES_VALUES:
+        codes = torch.stack((parts["codes"] >> 4, parts["codes"] & 15), dim=-1).flatten(-2)  # the even one is high
+        values = BITSANDBYTES_VALUES[weights.format]
+        return reference.linear_bitsandbytes(x, codes, parts["scales"], values, bias)
     codes, scales = integer_codes(weights.format, parts)
     return reference.linear_int8(x, codes, scales, bias)
 

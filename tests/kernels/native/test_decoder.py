@@ -116,7 +116,7 @@ def test_a_draft_step_has_the_bits_of_verification(family: str, tmp_path: Path) 
 
 @pytest.mark.parametrize(("weight_format", "activations"), [
     ("fp16-planes", "fp32"), ("e4m3-plane", "fp32"), ("e4m3-plane", "e4m3 per token"), ("int8-row", "int8 per token"),
-    ("int8-nibbles-g64", "fp32"), ("int4-g32-asymmetric", "fp32"), ("int4-g64", "int8 per token"),
+    ("int8-nibbles-g64", "fp32"), ("int4-g32-asymmetric", "fp32"), ("nf4-g64", "fp32"), ("int4-g64", "int8 per token"),
 ])  # fmt: skip
 def test_a_row_has_the_same_bits_in_every_batch(weight_format: str, activations: str, wide: Path) -> None:
     model = Model(wide, weight_format, activations)

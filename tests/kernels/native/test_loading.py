@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import platform
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -41,7 +44,26 @@ def test_the_reason_is_one_line(monkeypatch: pytest.MonkeyPatch, found: object, 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("processor", "message"), [
+    ("riscv64", "^no native kernels for riscv64 processors: they are for x86-64 and AArch64$"),
+    ("aarch64", r"install a C\+\+ compiler"),
+])  # fmt: skip
+def test_a_compiler_is_asked_for_only_where_there_are_sources(
+    monkeypatch: pytest.MonkeyPatch, processor: str, message: str
+) -> None:
+    replace_extension(monkeypatch, ModuleNotFoundError("none"))
+    monkeypatch.setattr(platform, "machine", lambda: processor)
+    with pytest.raises(NativeUnavailable, match=message):
+        load()
+
+
 def test_an_instruction_set_that_the_cpu_lacks() -> None:
     assert loading.choose_instruction_set(None) == instruction_sets()[0]
     with pytest.raises(NativeUnavailable, match="this CPU does not have sve2; it has "):
         loading.choose_instruction_set("sve2")
+
+
+def test_the_processors_are_those_of_the_build() -> None:
+    build = (Path(loading.__file__).parent / "CMakeLists.txt").read_text(encoding="utf-8")
+    patterns = re.findall(r'CMAKE_SYSTEM_PROCESSOR MATCHES "(.*)"', build)
+    assert sorted("|".join(pattern.strip("^()$") for pattern in patterns).split("|")) == sorted(loading.PROCESSORS)
