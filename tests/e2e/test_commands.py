@@ -95,7 +95,7 @@ def test_overrides_reach_both_workers_and_change_no_text(tmp_path: Path) -> None
     assert drafted["token_ids"] == plain["token_ids"]
     assert drafted["speculation"]["accepted"] > 0
     shown = run_client(*options, *drafting).stderr
-    assert re.search(r"MB\s+drafter only\s+weights int8, packed", shown), shown
+    assert re.search(r"MB\s+drafter only\s+weights int8", shown), shown
     assert re.search(r"MB\s+shared\s+weights int4-g64", shown), shown
     refused = run_client(*options[:-1], "lm_heads=none", timeout=90)
     assert refused.returncode == 2
