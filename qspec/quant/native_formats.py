@@ -11,11 +11,13 @@ NATIVE_WEIGHTS: Mapping[str, str] = {"fp32": "fp32-rows"}
 """Weight formats that are stored in another layout for the native kernels."""
 
 _INTEGER_WEIGHTS = frozenset({
-    "int8-row", "int8-g64", "int8-g128", "int4-plane-g64",
+    "int8-row", "int8-g32", "int8-g64", "int8-g128", "int4-plane-g64", "int4-g32-minimum",
     *(f"int4-g{size}{ending}" for size in (32, 64, 128) for ending in ("", "-asymmetric")),
 })
 """Weight formats that int8 activations are multiplied with."""
-_WEIGHTS = _INTEGER_WEIGHTS | {"fp32-rows", "fp16-planes", "e4m3-plane", "e4m3-row", "int8-nibbles-g64"}
+_WEIGHTS = _INTEGER_WEIGHTS | {
+    "fp32-rows", "fp16-planes", "e4m3-plane", "e4m3-row", "int8-nibbles-g64", "nf4-g64", "bnb-fp4-g64"
+}
 
 
 def has_native_kernel(weights: str, activations: str) -> bool:

@@ -109,7 +109,7 @@ def test_int8_codes_of_a_private_drafter_are_those_of_the_converted_file(native:
     {"draft_quantization": "fp4", "verify_quantization": "none"},
     {"draft_quantization": "fp4", "verify_quantization": "none:fp16"},
     {"draft_quantization": "fp4", "verify_quantization": "int4"},
-    {"draft_quantization": "w8a8", "verify_quantization": "int8:g32"},
+    {"draft_quantization": "w8a8", "verify_quantization": "fp4"},
     {"draft_quantization": "none", "verify_quantization": "none", "verify_overrides": "lm_head=fp4"},
 ], ids=lambda pair: "-".join(pair.values()))
 @pytest.mark.parametrize("family", ["llama_wide", "tied_wide"])

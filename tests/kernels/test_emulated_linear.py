@@ -21,7 +21,8 @@ from qspec.quant.planes import merge_fp16, merge_int8
 from qspec.quant.weight_formats import WEIGHT_FORMATS, is_held_by
 
 OUTPUTS, INPUTS = 96, 256
-LOSS_DB = {"fp32": 130, "fp16-planes": 70, "e4m3-plane": 29, "e4m3-row": 30, "int8-row": 38, "int8-g64": 42,
+LOSS_DB = {"fp32": 130, "fp32-rows": 130, "fp16-planes": 70, "e4m3-plane": 29, "e4m3-row": 30, "int8-row": 38,
+           "int8-g64": 42,
            "int8-g32": 44, "int8-g128": 40, "int8-nibbles-g64": 42, "int4-plane-g64": 16, "int4-g32": 19,
            "int4-g64": 17, "int4-g128": 16, "int4-g32-asymmetric": 20, "int4-g64-asymmetric": 19,
            "int4-g128-asymmetric": 17, "int4-g32-minimum": 20, "nf4-g64": 19, "bnb-fp4-g64": 17,
