@@ -46,9 +46,11 @@ def cgroup_quota(root: Path = _CGROUP_ROOT, membership: Path = Path("/proc/self/
     return min(quotas, default=None)
 
 
-def configure_threads(threads: int) -> int:
+def configure_threads(threads: int, *, bind: bool = True) -> int:
     """Set OpenMP's environment for ``threads`` threads (0: what the process may use) and return their number.
 
+    Without ``bind`` its threads are left to the kernel: the native kernels bind threads of their own, and OpenMP would
+    leave the thread that loads torch on one CPU, and those that it starts with it (a step then took twice its time).
     Variables that are set already stay as they are; with ``threads`` 0 an OMP_NUM_THREADS from outside decides. Call it
     before torch is imported.
     """
@@ -56,7 +58,7 @@ def configure_threads(threads: int) -> int:
         threads = _preset() or usable_cpus()
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("GOMP_SPINCOUNT", str(_SPIN_COUNT))
-    if threads == usable_cpus():
+    if bind and threads == usable_cpus():
         os.environ.setdefault("OMP_PROC_BIND", "true")
     return threads
 

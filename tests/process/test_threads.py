@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,31 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert threads.configure_threads(0) == 4
     assert os.environ["GOMP_SPINCOUNT"] == "7"
     assert os.environ["OMP_PROC_BIND"] == "true"
+    monkeypatch.delenv("OMP_PROC_BIND")
+    assert threads.configure_threads(0, bind=False) == 4
+    assert "OMP_PROC_BIND" not in os.environ
+
+
+@pytest.mark.skipif(threads.usable_cpus() < 2, reason="needs two CPUs")
+def test_the_thread_that_loads_torch_keeps_all_cpus_for_native_kernels() -> None:
+    """OpenMP, told to bind, would leave it and whatever it starts on a single one."""
+    program = (
+        "import os, threading\n"
+        "from qspec.threads import configure_threads, native_threads\n"
+        "configure_threads(0, bind=False)\n"
+        "def load():\n"
+        "    import torch\n"
+        "    torch.ones(1 << 20).sum()\n"
+        "    print(native_threads(0, lambda *_: None), len(os.sched_getaffinity(0)))\n"
+        "thread = threading.Thread(target=load)\n"
+        "thread.start()\n"
+        "thread.join()\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=100, check=True
+    )
+    assert result.stdout.split() == [str(threads.usable_cpus()), str(len(os.sched_getaffinity(0)))]
 
 
 @pytest.mark.parametrize(
