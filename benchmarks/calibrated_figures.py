@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from benchmarks.method_figures import Answer, answer_logits
+from benchmarks.method_figures import Answer, answer_logits, loss_of_text
 from qspec.errors import InvalidInput
-from qspec.evaluation.agreement import NO_LOSS, Agreement, TextLoss, compare_logits, text_loss
-from qspec.evaluation.scoring import ScoredModel, text_logits
+from qspec.evaluation.agreement import Agreement, TextLoss, compare_logits
+from qspec.evaluation.scoring import ScoredModel
 from qspec.interfaces import Progress
 from qspec.models.converted import prepare
 from qspec.models.resolve import CONVERTED_FILE
@@ -44,9 +42,9 @@ def measure_calibrated(
 
     def figures(model: ScoredModel, choice: Choice, chosen_by: str) -> CalibratedFigures:
         decoder = model.decoder(model.layers(model.uniform(choice)), longest)
-        loss = sum((text_loss(text_logits(decoder, piece), torch.tensor(piece)) for piece in text), NO_LOSS)
         agreement = compare_logits(answer_logits(decoder, answers), targets)
-        return CalibratedFigures(choice=choice, chosen_by=chosen_by, loss=loss, against_fp32=agreement)
+        return CalibratedFigures(choice=choice, chosen_by=chosen_by, loss=loss_of_text(decoder, text),
+                                 against_fp32=agreement)
 
     fp32 = original.decoder(original.layers(original.uniform(choose_verify("none", Backend.CPU))), longest)
     targets = answer_logits(fp32, answers)

@@ -113,7 +113,7 @@ def measure_methods(
             layer_bytes=sum(model.layer_bytes(name, weights) for name in model.layer_names),
             weight_error_db=error,
             own_format=weights in own,
-            loss=sum((_loss(decoder, piece) for piece in text), NO_LOSS),
+            loss=loss_of_text(decoder, text),
             against_fp32=compare_logits(logits, targets[numbers(fp32)]),
         ))
     return methods, [_pair_figures(model, pair, agreements[place]) for place, pair in enumerate(pairs)]
@@ -134,8 +134,10 @@ def weight_error_db(model: ScoredModel, decoded: Mapping[str, Tensor]) -> float 
     return 10 * math.log10(signal / error) if error else None
 
 
-def _loss(decoder: Decoder, piece: Sequence[int]) -> TextLoss:
-    return text_loss(text_logits(decoder, piece), torch.tensor(piece, dtype=torch.int64))
+def loss_of_text(decoder: Decoder, text: Sequence[Sequence[int]]) -> TextLoss:
+    """What ``decoder`` makes of the pieces of a text."""
+    pieces = ((text_logits(decoder, piece), torch.tensor(piece, dtype=torch.int64)) for piece in text)
+    return sum((text_loss(*piece) for piece in pieces), NO_LOSS)
 
 
 def _pair_figures(model: ScoredModel, pair: Pair, agreement: Agreement) -> PairFigures:

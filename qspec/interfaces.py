@@ -10,7 +10,7 @@ A sequence's *committed* tokens are ``c[0..L-1]``; the KV cache holds positions 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -215,6 +215,14 @@ class DraftAnswer:
     round: int
     results: tuple[DraftResult, ...]
     timings: StageTimings
+
+    @classmethod
+    def answering(
+        cls, batch: DraftBatch, draft_tokens: Mapping[int, Sequence[int]], timings: StageTimings
+    ) -> DraftAnswer:
+        """The answer to ``batch``; ``draft_tokens`` by slot, items without any are stale."""
+        results = tuple(DraftResult.answering(item, draft_tokens.get(item.slot)) for item in batch.items)
+        return cls(epoch=batch.epoch, round=batch.round, results=results, timings=timings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

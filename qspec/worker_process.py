@@ -14,9 +14,10 @@ from typing import Any, NoReturn
 
 from qspec.cli import EXIT_ERROR
 from qspec.config import StackConfig
+from qspec.engine.backend import machine_backend
 from qspec.errors import InvalidInput, QspecError
-from qspec.kernels.native import NativeUnavailable, load
 from qspec.lifeline import watch_lifeline
+from qspec.quant.methods import Backend
 from qspec.rpc.options import quieten_grpc
 from qspec.status import Status
 from qspec.threads import configure_threads
@@ -42,7 +43,7 @@ class WorkerProcess:
         if args.lifeline_fd is not None:
             watch_lifeline(args.lifeline_fd, runtime_dir=args.runtime_dir)
         quieten_grpc()
-        configure_threads(config.threads, bind=not _computes_natively(config))
+        configure_threads(config.threads, bind=config.kernels == "torch" or machine_backend() is Backend.CPU)
         return cls(config=config, listen=args.listen, runtime_dir=runtime_dir, status=Status(args.status_fd))
 
     def run(self, program: Callable[[], Coroutine[Any, Any, None]]) -> NoReturn:
@@ -67,14 +68,3 @@ def _directory_of(listen: str) -> Path:
     if not listen.startswith("unix:"):
         raise InvalidInput.field("runtime_dir", "must be given with a HOST:PORT address to listen at")
     return Path(listen.removeprefix("unix:")).parent
-
-
-def _computes_natively(config: StackConfig) -> bool:
-    """Whether the engine will look for native kernels and find them; why not, it says itself."""
-    if config.kernels == "torch":
-        return False
-    try:
-        load()
-    except NativeUnavailable:
-        return False
-    return True

@@ -13,14 +13,15 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from qspec.evaluation.scoring import WholeText
 from qspec.models.config import DecoderConfig
 from qspec.models.decoder import Decoder, Rotary, linear_names
 from qspec.quant.gptq import input_products
 
 _BATCH_TOKENS = 2048
 """Texts are run together up to so many tokens."""
+_WHOLE_TEXT = WholeText()
 
 
 @dataclass(slots=True)
@@ -140,7 +141,7 @@ class LayerWalk:
 
     def _attention(self, index: int, batch: _Batch) -> Tensor:
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return _causal_attention(q, k, v, batch.lengths)
+            return _attend_each(layer, q, k, v, batch.lengths)
 
         return self._decoder.attention_block(index, batch.hidden, batch.rotary, attend)
 
@@ -169,18 +170,7 @@ def _batches(texts: list[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
     yield batch
 
 
-def _causal_attention(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
-    """``q`` ``[tokens, heads, D]``, ``k``, ``v`` ``[tokens, kv_heads, D]`` of several texts: ``[tokens, heads·D]``."""
+def _attend_each(layer: int, q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
+    """``WholeText`` for several texts, one after the other in the rows."""
     texts = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
-    mixed = [
-        functional.scaled_dot_product_attention(
-            _by_head(queries), _by_head(keys), _by_head(values), is_causal=True, enable_gqa=True
-        )[0].transpose(0, 1)
-        for queries, keys, values in texts
-    ]
-    return torch.cat(mixed).flatten(1)
-
-
-def _by_head(x: Tensor) -> Tensor:
-    """``[tokens, heads, D]`` as ``[1, heads, tokens, D]``."""
-    return x.transpose(0, 1).unsqueeze(0)
+    return torch.cat([_WHOLE_TEXT(layer, *text) for text in texts])

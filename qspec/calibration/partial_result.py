@@ -58,6 +58,12 @@ class PartialResult:
         shutil.rmtree(self._directory)
 
 
+def require_absent(output: Path) -> None:
+    """``InvalidInput`` when there is something at ``output``."""
+    if output.exists():
+        raise InvalidInput.field("output", f"{output} exists already; choose another directory, or remove it")
+
+
 @contextmanager
 def opened(output: Path, settings: Mapping[str, str | int]) -> Iterator[PartialResult]:
     """The partial result for ``output``; one of other ``settings`` is thrown away.
@@ -65,8 +71,7 @@ def opened(output: Path, settings: Mapping[str, str | int]) -> Iterator[PartialR
     ``InvalidInput`` when ``output`` exists, another process is at it, or nothing can be written there.
     """
     directory = output.with_name(f".{output.name}.partial")
-    if output.exists():
-        raise InvalidInput.field("output", f"{output} exists already; choose another directory, or remove it")
+    require_absent(output)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(directory / "lock")

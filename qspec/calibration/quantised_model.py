@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from qspec.calibration.assembly import FP32, PART, assemble
+from qspec.calibration.config import Algorithm, CalibrationConfig
 from qspec.calibration.layer_walk import Half, LayerWalk
-from qspec.calibration.partial_result import PartialResult, opened
-from qspec.calibration.rounding import Algorithm, quantise_half, scale_half
+from qspec.calibration.partial_result import PartialResult, opened, require_absent
+from qspec.calibration.rounding import quantise_half, scale_half
 from qspec.engine.linears import PlainLinear
 from qspec.engine.torch_forward import TorchForward
 from qspec.errors import InvalidInput
@@ -41,26 +40,6 @@ _ANSWERS_SHARE = 0.4
 """Of the work, for the progress that is shown: what the model's answers take."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CalibrationConfig:
-    """What is to be made of what."""
-
-    model: str
-    """Alias, local directory, GGUF file or hub id."""
-    output: Path
-    """The directory to make."""
-    calibration: Path
-    """Texts (``qspec.evaluation.token_sequences``) like those that the model is to read and write."""
-    method: str = "int4"
-    """METHOD or METHOD:VARIANT, of 4-bit integers in groups."""
-    algorithm: Algorithm = Algorithm.GPTQ
-    answer_tokens: int = 128
-    """Prompts of a ``.jsonl`` file are answered by the model itself, up to so many tokens, and the answers calibrated
-    on, too; 0 leaves them as they are."""
-    longest: int = 1024
-    """Tokens of a text that are seen together."""
-
-
 @torch.inference_mode()
 def quantise_model(config: CalibrationConfig, progress: Progress) -> ConvertedModel:
     """Make ``config.output``; an interrupted call that is made again goes on where it was.
@@ -70,8 +49,7 @@ def quantise_model(config: CalibrationConfig, progress: Progress) -> ConvertedMo
     weights, grid = _grid(config.method)
     if config.answer_tokens < 0 or config.longest < 2:
         raise InvalidInput.field("longest", "must be at least 2, and answer_tokens at least 0")
-    if config.output.exists():
-        raise InvalidInput.field("output", f"{config.output} exists already; choose another directory, or remove it")
+    require_absent(config.output)  # before a conversion that takes long
     model = prepare(config.model, progress=progress)
     tokenizer = Tokenizer.load(model.tokenizer_directory)
     longest = min(config.longest, model.config.max_position)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from qspec.calibration.config import Algorithm, CalibrationConfig
 from qspec.progress_display import showing_progress
 
-_ALGORITHMS = ("gptq", "awq")
-_ANSWER_TOKENS = 128
+_DEFAULTS = {field.name: field.default for field in fields(CalibrationConfig)}
 
 
 def add_quantize_command(commands: argparse._SubParsersAction[Any]) -> None:
@@ -23,25 +24,25 @@ def add_quantize_command(commands: argparse._SubParsersAction[Any]) -> None:
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help="alias, directory, GGUF file or hub id")
-    add("--method", default="int4:g64", metavar="METHOD", help=(
+    add("--method", default=_DEFAULTS["method"], metavar="METHOD", help=(
         "int4:g32, g64 or g128, or one of them with -asymmetric (default: %(default)s)"))
-    add("--algorithm", choices=_ALGORITHMS, default=_ALGORITHMS[0], help="how codes are chosen (default: %(default)s)")
+    add("--algorithm", choices=[each.value for each in Algorithm], default=_DEFAULTS["algorithm"].value, help=(
+        "how codes are chosen (default: %(default)s)"))
     add("--calibration", required=True, type=Path, metavar="FILE", help=(
         "texts like those that the model is to read: *.jsonl with prompt, turns, messages or text in each line, or "
         "plain text"))
     add("--output", required=True, type=Path, metavar="DIRECTORY", help="the directory to make")
-    add("--answer-tokens", type=int, default=_ANSWER_TOKENS, metavar="N", help=(
+    add("--answer-tokens", type=int, default=_DEFAULTS["answer_tokens"], metavar="N", help=(
         "let the model answer each text of a *.jsonl file, and calibrate on so many tokens of its answer, too "
         "(default: %(default)s)"))
-    add("--longest", type=int, default=1024, metavar="N", help=(
+    add("--longest", type=int, default=_DEFAULTS["longest"], metavar="N", help=(
         "tokens of a text that are seen together (default: %(default)s)"))
     parser.set_defaults(run=run_quantize)
 
 
 def run_quantize(args: argparse.Namespace) -> int:
     """Quantise; returns the exit code. Raises a ``QspecError`` for whatever cannot be used."""
-    from qspec.calibration.quantised_model import CalibrationConfig, quantise_model
-    from qspec.calibration.rounding import Algorithm
+    from qspec.calibration.quantised_model import quantise_model
 
     config = CalibrationConfig(
         model=args.model, method=args.method, algorithm=Algorithm(args.algorithm), calibration=args.calibration,

@@ -7,11 +7,10 @@ shared between query heads), of ``mlp_out`` behind an ungated MLP, and of an ``l
 
 from __future__ import annotations
 
-from enum import Enum
-
 import torch
 from torch import Tensor
 
+from qspec.calibration.config import Algorithm
 from qspec.calibration.layer_walk import Half, InputStatistics, LayerWalk
 from qspec.models.config import DecoderConfig
 from qspec.models.packed_weight import PackedWeight
@@ -21,13 +20,6 @@ from qspec.quant.integer_grid import IntegerGrid
 
 _NORMS = {"qkv": "attention_norm", "mlp_in": "mlp_norm", "lm_head": "final_norm"}
 """Which norm makes the inputs of which linear layer."""
-
-
-class Algorithm(Enum):
-    """How codes are chosen; the value is what users write."""
-
-    GPTQ = "gptq"
-    AWQ = "awq"
 
 
 def quantise_half(

@@ -41,7 +41,6 @@ from qspec.interfaces import (
     DraftBatch,
     DrafterDescription,
     DraftItem,
-    DraftResult,
     MemoryItem,
     Progress,
     StageTimings,
@@ -189,17 +188,12 @@ class LocalDrafter:
                 attached.draft_rounds[draft.item.slot] = batch.round
         tokens = {slot: draft.tokens for slot, draft in drafts.items()}
         done = time.perf_counter_ns()
-        return DraftAnswer(
-            epoch=batch.epoch,
-            round=batch.round,
-            results=tuple(DraftResult.answering(item, tokens.get(item.slot)) for item in batch.items),
-            timings=StageTimings(
-                prepare_ns=prepared - started,
-                forward_ns=done - prepared - sampling_ns,
-                sample_ns=sampling_ns,
-                total_ns=done - started,
-            ),
-        )
+        return DraftAnswer.answering(batch, tokens, StageTimings(
+            prepare_ns=prepared - started,
+            forward_ns=done - prepared - sampling_ns,
+            sample_ns=sampling_ns,
+            total_ns=done - started,
+        ))
 
     def close(self) -> None:
         """Let go of the arena."""

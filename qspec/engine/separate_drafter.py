@@ -35,7 +35,6 @@ from qspec.interfaces import (
     DraftBatch,
     DrafterDescription,
     DraftItem,
-    DraftResult,
     MemoryItem,
     StageTimings,
     VerifierDescription,
@@ -145,13 +144,8 @@ class SeparateDrafter:
                 self._draft_rounds[draft.item.slot] = batch.round
         tokens = {slot: draft.tokens for slot, draft in drafts.items()}
         done = time.perf_counter_ns()
-        return DraftAnswer(
-            epoch=batch.epoch,
-            round=batch.round,
-            results=tuple(DraftResult.answering(item, tokens.get(item.slot)) for item in batch.items),
-            timings=StageTimings(
-                prepare_ns=prepared - started, forward_ns=done - prepared, total_ns=done - started),
-        )
+        return DraftAnswer.answering(batch, tokens, StageTimings(
+            prepare_ns=prepared - started, forward_ns=done - prepared, total_ns=done - started))
 
     def _begin(self, item: DraftItem, wanted: set[int]) -> _Draft | None:
         """Find out what the cache lacks of a sequence, and reserve blocks; None when its tenancy is over."""

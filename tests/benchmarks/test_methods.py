@@ -14,7 +14,8 @@ from benchmarks.environment import ROOT
 from benchmarks.method_figures import Answer, answer_logits, own_answers
 from benchmarks.method_pairs import LIKE_Q4_1, all_choices, can_decide, sensible_pairs
 from benchmarks.methods import main
-from qspec.calibration.quantised_model import CalibrationConfig, quantise_model
+from qspec.calibration.config import CalibrationConfig
+from qspec.calibration.quantised_model import quantise_model
 from qspec.errors import InvalidInput
 from qspec.evaluation.scoring import ScoredModel
 from qspec.evaluation.sensitivity import full_name

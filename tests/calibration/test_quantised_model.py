@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from qspec.calibration.config import Algorithm, CalibrationConfig
 from qspec.calibration.layer_walk import LayerWalk
-from qspec.calibration.quantised_model import CalibrationConfig, quantise_model
-from qspec.calibration.rounding import Algorithm
+from qspec.calibration.quantised_model import quantise_model
 from qspec.errors import InvalidInput
 from qspec.models.converted import ConvertedModel, prepare
 from qspec.models.decoder import Decoder, linear_names
