@@ -8,7 +8,7 @@
 namespace qspec {
 
 #if defined(__x86_64__)
-extern const Kernels avx2_kernels, avx512_kernels, avx512_vnni_kernels;
+extern const Kernels avx2_kernels, avx512_kernels, avx512_vnni_kernels, avx512_vbmi_kernels;
 
 std::vector<const Kernels*> usable_kernels() {
   std::vector<const Kernels*> usable;
@@ -17,7 +17,10 @@ std::vector<const Kernels*> usable_kernels() {
   [[maybe_unused]] const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #ifndef QSPEC_ONLY_AVX2
-  if (avx512 && __builtin_cpu_supports("avx512vnni")) usable.push_back(&avx512_vnni_kernels);
+  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  if (vnni && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("gfni"))
+    usable.push_back(&avx512_vbmi_kernels);
+  if (vnni) usable.push_back(&avx512_vnni_kernels);
   if (avx512) usable.push_back(&avx512_kernels);
 #endif
   if (avx2) usable.push_back(&avx2_kernels);

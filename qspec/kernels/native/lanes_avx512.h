@@ -51,6 +51,23 @@ inline void decode_e4m3(const uint8_t* p, Lanes& a, Lanes& b) {
   __m512i s = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   halves(_mm512_and_si512(_mm512_slli_epi16(s, 7), _mm512_set1_epi16(static_cast<short>(0xBF80))), a, b);
 }
+#if defined(__GFNI__) && defined(__AVX512VBMI__)
+// The low plane is the low byte of the number. The high byte is sign, 0 and (h - top bit of low) >> 1, which undoes the
+// rounding: products with bit matrices move bits within bytes, of which bit 7 - i of row i is the first in memory.
+inline void decode_planes(const uint8_t* high, const uint8_t* low, Lanes& a, Lanes& b) {
+  const __m256i top_bit = _mm256_set1_epi64x(static_cast<int64_t>(0x8000000000000000));     // 7 -> 0
+  const __m256i sign_and_half = _mm256_set1_epi64x(static_cast<int64_t>(0x0204081020400080));  // 7, -, 6, 5, 4, 3, 2, 1
+  alignas(64) static constexpr uint8_t kInterleave[64] = {
+      0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
+      11, 43, 12, 44, 13, 45, 14, 46, 15, 47, 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53,
+      22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63};
+  __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(high));
+  __m256i l = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(low));
+  __m256i kept = _mm256_sub_epi8(h, _mm256_gf2p8affine_epi64_epi8(l, top_bit, 0));
+  __m512i bytes = _mm512_inserti64x4(_mm512_castsi256_si512(l), _mm256_gf2p8affine_epi64_epi8(kept, sign_and_half, 0), 1);
+  halves(_mm512_permutexvar_epi8(_mm512_load_si512(kInterleave), bytes), a, b);
+}
+#else
 inline void decode_planes(const uint8_t* high, const uint8_t* low, Lanes& a, Lanes& b) {
   __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(high));
   __m256i l = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(low));
@@ -60,6 +77,7 @@ inline void decode_planes(const uint8_t* high, const uint8_t* low, Lanes& a, Lan
   // (kept & 0xBF80) | rest
   halves(_mm512_ternarylogic_epi32(kept, _mm512_set1_epi16(static_cast<short>(0xBF80)), rest, 0xEA), a, b);
 }
+#endif
 inline Lanes from_int8(__m128i bytes) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))}; }
 inline void decode_int8(const uint8_t* p, Lanes& a, Lanes& b) {
   a = from_int8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));

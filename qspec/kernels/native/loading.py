@@ -50,7 +50,8 @@ def load() -> ModuleType:
 def instruction_sets() -> list[str]:
     """What this CPU can run, best first; raises as ``load``.
 
-    On x86-64 of ``avx512-vnni``, ``avx512`` and ``avx2``, on AArch64 of ``neon-dotprod`` and ``neon``.
+    On x86-64 of ``avx512-vbmi`` (with VNNI and GFNI), ``avx512-vnni``, ``avx512`` and ``avx2``, on AArch64 of
+    ``neon-dotprod`` and ``neon``.
     """
     names: list[str] = load().instruction_sets()
     return names
