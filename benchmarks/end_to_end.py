@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.bandwidth import Floor, measure_bandwidth, weight_bytes
 from benchmarks.environment import ROOT, describe_environment
 from benchmarks.first_token import measure_first_token
 from benchmarks.llama_cpp_report import llama_cpp_figures, llama_cpp_samples, llama_cpp_verdicts
@@ -27,7 +28,9 @@ from benchmarks.llama_cpp_run import LlamaCpp, check_llama_cpp, run_llama_cpp
 from benchmarks.report import (
     configuration_figures,
     differing_prompts,
+    least_gain,
     memory_figures,
+    stream_figures,
     transformers_agreement,
     verdicts,
 )
@@ -69,9 +72,15 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     prompts = read_prompts([], [args.prompts])[: args.num_prompts]
     environment = describe_environment()
     threads = args.threads or usable_cpus()
-    config = StackConfig(model=args.model, threads=threads)
+    config = StackConfig(
+        model=args.model, threads=threads, draft_quantization=args.draft_quantization,
+        verify_quantization=args.verify_quantization)
     run = asyncio.run(run_stacks(
-        config, prompts, prompt_tokens=args.prompt_tokens, max_tokens=args.max_tokens, tell=_tell))
+        config, prompts, prompt_tokens=args.prompt_tokens, max_tokens=args.max_tokens, streams=args.streams,
+        tell=_tell))
+    bandwidth = measure_bandwidth(threads)
+    floor = None if bandwidth is None else Floor(
+        bytes_per_s=bandwidth, weight_bytes=weight_bytes(run.info.memory))
     reference = None
     if not args.skip_transformers:
         _tell("loading the model into transformers")
@@ -84,17 +93,25 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     starts = []
     for index in range(args.starts):
         _tell(f"start {index + 1} of {args.starts} of the client")
-        starts.append(measure_first_token([f"--model={args.model}", f"--threads={threads}"]))
+        starts.append(measure_first_token([
+            f"--model={args.model}", f"--threads={threads}", f"--draft-quantization={args.draft_quantization}",
+            f"--verify-quantization={args.verify_quantization}"]))
     first_token_s = statistics.median(start.first_text_s for start in starts)
     figures = configuration_figures(run, reference, llama_cpp_samples(others))
     llama_cpp = llama_cpp_figures(run, others, figures)
     differing = differing_prompts(run.samples)
-    found = [*verdicts(figures, first_token_s, differing), *llama_cpp_verdicts(llama_cpp)]
+    memory = memory_figures(run)
+    streams = [stream_figures(found) for found in run.streams]
+    found = [
+        *verdicts(figures, first_token_s, differing, least_gain(run.info.verify_method), floor, streams),
+        *llama_cpp_verdicts(llama_cpp),
+    ]
     result = {
         "benchmark": "end_to_end",
         "environment": environment,
         "settings": {
             "model": args.model, "verify_method": run.info.verify_method, "verify_kernel": run.info.verify_kernel,
+            "auto_reason": run.info.auto_reason,
             "draft_method": run.info.draft_method, "draft_kernel": run.info.draft_kernel, "threads": threads,
             "max_tokens": args.max_tokens, "prompt_tokens": args.prompt_tokens, "prompts": _shown(args.prompts),
             "num_prompts": len(prompts), "prompt_lengths": [len(prompt) for prompt in run.prompts],
@@ -107,7 +124,9 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
         "transformers": None if reference is None else {
             **transformers_agreement(run, reference), "load_s": reference.load_s},
         "llama_cpp": llama_cpp,
-        "memory": memory_figures(run),
+        "streams": streams,
+        "floor": None if floor is None else {**asdict(floor), "tokens_per_s": floor.tokens_per_s},
+        "memory": memory,
         "first_token": {"median_s": first_token_s, "runs": [asdict(start) for start in starts]},
         "verdicts": [asdict(verdict) for verdict in found],
     }
@@ -127,6 +146,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-tokens", type=int, default=128, metavar="N", help="tokens to make (default: %(default)s)")
     add("--threads", type=int, default=0, metavar="N", help=(
         "CPU threads of each worker, and of the other engines (default: the CPUs that may be used)"))
+    add("--draft-quantization", default=StackConfig.default_of("draft_quantization"), metavar="METHOD", help=(
+        "the drafter's method (default: %(default)s)"))
+    add("--verify-quantization", default=StackConfig.default_of("verify_quantization"), metavar="METHOD", help=(
+        "the verifier's method (default: %(default)s)"))
+    add("--streams", type=int, nargs="*", default=[4, 16], metavar="N", help=(
+        "numbers of texts to make at once, after those alone (default: 4 16)"))
     add("--starts", type=int, default=3, metavar="N", help=(
         "runs of the client for the time to its first token (default: %(default)s)"))
     add("--skip-transformers", action="store_true", help="leave the comparison with transformers out, and say so")
@@ -144,6 +169,9 @@ def _check(args: argparse.Namespace) -> None:
                 f"--{option.replace('_', '-')}", f"must be at least {least}, got {getattr(args, option)}")
     if args.llama_cpp:
         check_llama_cpp(args.model)
+    most = int(str(StackConfig.default_of("max_slots")))
+    if any(not 1 <= count <= most for count in args.streams):
+        raise InvalidInput.field("--streams", f"must be from 1 to {most}, got {args.streams}")
     if args.output is not None and not args.output.absolute().parent.is_dir():
         raise InvalidInput.field("--output", f"{args.output.absolute().parent} is no directory")
 

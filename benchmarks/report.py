@@ -6,18 +6,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from benchmarks.bandwidth import Floor
 from benchmarks.memory import ProcessMemory
 from benchmarks.prediction import DecodeCosts, acceptance, decode_costs, predict
 from benchmarks.samples import Sample, first_difference
 from benchmarks.stack_run import AUTO, PLAIN, PLAIN_ALONE, StackRun
 from benchmarks.statistics import median_interval, spread
+from benchmarks.stream_run import StreamRun
 from benchmarks.transformers_run import Reference
 from qspec.errors import QspecError
 
 TRANSFORMERS = "transformers fp32"
-LEAST_OF_PLAIN = 0.97
-LEAST_OF_TRANSFORMERS = 1.5
-MOST_RPC_SHARE = 0.05
+LEAST_GAIN = {"none (fp32)": 1.6, "none (fp16)": 1.15}
+"""How many times the fastest plain decoding ``auto`` has to be, by verifier."""
+NO_LOSS = 0.98
+"""The same for every other verifier, and for several streams."""
+LEAST_OF_TRANSFORMERS = 7.0
+LEAST_OF_FLOOR = 0.8
+MOST_RPC_SHARE = 0.06
 MOST_FIRST_TOKEN_S = 10.0
 
 
@@ -116,17 +122,36 @@ def memory_figures(run: StackRun) -> dict[str, Any]:
             "budgeted": budgeted, "resident_beyond_budget": resident - budgeted}
 
 
+def stream_figures(run: StreamRun) -> dict[str, Any]:
+    """What several streams at once made; JSON-able."""
+    plain, auto = run.rates[PLAIN.name], run.rates[AUTO.name]
+    ratio = median_interval([ours / theirs for ours, theirs in zip(auto, plain, strict=True)])
+    return {"streams": run.streams, "tokens_per_s": {name: asdict(spread(found)) for name, found in run.rates.items()},
+            "ratio_to_plain": asdict(ratio), "differing_texts": run.differing}
+
+
+def least_gain(verify_method: str) -> float:
+    """What ``auto`` has to reach beside a verifier, in units of its fastest plain decoding."""
+    return LEAST_GAIN.get(verify_method, NO_LOSS)
+
+
 def verdicts(
-    figures: Mapping[str, Mapping[str, Any]], first_token_s: float, differing: Mapping[str, Sequence[int]]
+    figures: Mapping[str, Mapping[str, Any]], first_token_s: float, differing: Mapping[str, Sequence[int]],
+    gain: float, floor: Floor | None, streams: Sequence[Mapping[str, Any]],
 ) -> list[Verdict]:
-    """The targets, each with what was measured."""
+    """The targets, each with what was measured; ``gain``: that of the verifier (``least_gain``)."""
     auto = figures[AUTO.name]
     plain, rpc = auto["ratio_to_plain"], auto["rpc_share_of_decoding"]
     other = auto.get("ratio_to_transformers")
     different = len({index for found in differing.values() for index in found})
     return [
-        Verdict(target=f"auto at least {LEAST_OF_PLAIN}x the fastest plain decoding",
-                met=plain["median"] >= LEAST_OF_PLAIN, measured=_interval(plain)),
+        Verdict(target=f"auto at least {gain}x the fastest plain decoding",
+                met=plain["median"] >= gain, measured=_interval(plain)),
+        *(Verdict(target=f"auto at least {NO_LOSS}x plain decoding, {found['streams']} streams",
+                  met=found["ratio_to_plain"]["median"] >= NO_LOSS, measured=_interval(found["ratio_to_plain"]))
+          for found in streams),
+        _floor_verdict(max(figures[name]["decode_tokens_per_s"]["median"] for name in (PLAIN.name, PLAIN_ALONE.name)),
+                       floor),
         Verdict(target=f"auto at least {LEAST_OF_TRANSFORMERS}x transformers fp32",
                 met=None if other is None else other["median"] >= LEAST_OF_TRANSFORMERS,
                 measured="not measured (--skip-transformers)" if other is None else _interval(other)),
@@ -138,6 +163,16 @@ def verdicts(
         Verdict(target="the same tokens in every configuration", met=different == 0,
                 measured=f"{different} of {len(auto['tokens'])} prompts differ"),
     ]
+
+
+def _floor_verdict(plain: float, floor: Floor | None) -> Verdict:
+    target = f"plain decoding at least {LEAST_OF_FLOOR:.0%} of what reading the weights allows"
+    if floor is None:
+        return Verdict(target=target, met=None, measured="not measured (no native kernels)")
+    share = plain / floor.tokens_per_s
+    return Verdict(target=target, met=share >= LEAST_OF_FLOOR, measured=(
+        f"{share:.0%} ({plain:.1f} of {floor.tokens_per_s:.1f} tok/s: {floor.weight_bytes / 1e6:.0f} MB at "
+        f"{floor.bytes_per_s / 1e9:.1f} GB/s)"))
 
 
 def _ratio(found: Sequence[Sample], base: Sequence[Sample]) -> dict[str, float]:

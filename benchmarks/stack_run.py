@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ import grpc
 
 from benchmarks.memory import ProcessMemory, descendants, read_memory
 from benchmarks.samples import Sample, Speculation
+from benchmarks.stream_run import StreamRun, run_streams
 from coordinator.client.answer import Answer
 from coordinator.client.generate import wait_until_serving
 from coordinator.private_stack import PrivateStack
@@ -49,6 +50,7 @@ PLAIN = Configuration(name="plain", draft_length=0)
 PLAIN_ALONE = Configuration(name="plain, no drafter", draft_length=0, drafter=False)
 AUTO = Configuration(name="auto", draft_length=None)
 CONFIGURATIONS = (PLAIN, PLAIN_ALONE, *(Configuration(name=f"k = {k}", draft_length=k) for k in (1, 2, 3, 4)), AUTO)
+_NAMED = {configuration.name: configuration for configuration in CONFIGURATIONS}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,14 +63,17 @@ class StackRun:
     """By the configuration's name, one for each prompt."""
     info: pb.GetServerInfoResponse
     """What the stack under test says of itself after its last text."""
+    streams: tuple[StreamRun, ...]
+    """Several texts at once."""
     memory: tuple[ProcessMemory, ...]
     """Every process of the stack under test after its last text, while no other stack is up."""
 
 
 async def run_stacks(
-    config: StackConfig, prompts: Iterable[str], *, prompt_tokens: int, max_tokens: int, tell: Tell
+    config: StackConfig, prompts: Iterable[str], *, prompt_tokens: int, max_tokens: int, streams: Sequence[int],
+    tell: Tell,
 ) -> StackRun:
-    """Generate for every prompt, cut to ``prompt_tokens`` tokens, in every configuration.
+    """Generate for every prompt, cut to ``prompt_tokens`` tokens, in every configuration; then ``streams`` at once.
 
     Raises ``QspecError`` when a stack fails, and when a draft was missing because the drafter was away.
     """
@@ -86,10 +91,17 @@ async def run_stacks(
                     tell(f"prompt {index + 1} of {len(cut)}: {configuration.name}")
                     samples[configuration.name].append(
                         await _generate(stacks[configuration], configuration, prompt, max_tokens))
+        together = []
+        for count in streams:
+            tell(f"{count} streams at once")
+            together.append(await run_streams(
+                lambda name, prompt, most: _generate(tested, _NAMED[name], prompt, most),
+                [PLAIN.name, AUTO.name], cut, count, max_tokens))
         info: pb.GetServerInfoResponse = await tested.GetServerInfo(pb.GetServerInfoRequest())
         memory = tuple(read_memory(pid) for pid in descendants(os.getpid()))
     return StackRun(
-        prompts=cut, samples={name: tuple(found) for name, found in samples.items()}, info=info, memory=memory)
+        prompts=cut, samples={name: tuple(found) for name, found in samples.items()}, info=info,
+        streams=tuple(together), memory=memory)
 
 
 @contextlib.asynccontextmanager

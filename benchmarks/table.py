@@ -19,6 +19,7 @@ def render(result: Mapping[str, Any], verdicts: Sequence[Verdict]) -> str:
     return "\n".join([*_environment(result["environment"], result["settings"]), "",
                       *_align([_HEADINGS, *map(_row, result["configurations"].items())]), "",
                       *_positions(result["configurations"]), "", *_texts(result), *_llama_cpp(result["llama_cpp"]), "",
+                      *_streams(result["streams"]),
                       *_memory(result["memory"]), "",
                       _first_token(result["first_token"]), "", *map(_verdict, verdicts)])
 
@@ -99,6 +100,16 @@ def _llama_cpp(found: Mapping[str, Any] | None) -> Iterator[str]:
         yield (f"  {encoding}: memory of the stack against its: PSS {ours['proportional'] / _MIB:.1f} to "
                f"{memory['proportional'] / _MIB:.1f} MiB ({ratio['proportional']:.2f}x), RSS "
                f"{ours['resident'] / _MIB:.1f} to {memory['resident'] / _MIB:.1f} MiB ({ratio['resident']:.2f}x)")
+
+
+def _streams(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for each in found:
+        rates = ", ".join(f"{name} {rate['median']:.1f}" for name, rate in each["tokens_per_s"].items())
+        differing = sum(each["differing_texts"].values())
+        yield (f"{each['streams']} streams at once, tokens/s of all together, prefill included: {rates}; auto / plain "
+               f"{_interval(each['ratio_to_plain'])}; texts that differ: {differing or 'none'}")
+    if found:
+        yield ""
 
 
 def _memory(memory: Mapping[str, Any]) -> Iterator[str]:

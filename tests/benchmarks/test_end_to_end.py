@@ -31,7 +31,8 @@ def test_a_whole_run(tmp_path: Path) -> None:
     output = tmp_path / "result.json"
     run = run_benchmark(
         f"--model={tmp_path / 'model'}", f"--prompts={prompts}", "--prompt-tokens=40", "--max-tokens=12",
-        "--threads=1", "--starts=1", f"--output={output}", cache=tmp_path / "cache",
+        "--threads=1", "--starts=1", "--streams", "2", "--draft-quantization=w8a8", "--verify-quantization=none",
+        f"--output={output}", cache=tmp_path / "cache",
     )
     assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout.splitlines()[-1])
@@ -43,6 +44,11 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert result["configurations"]["k = 4"]["drafted"] > 0
     assert result["configurations"]["plain"]["drafted"] == 0
     assert "the same tokens in every configuration: 0 of 2 prompts differ" in run.stdout
+    (together,) = result["streams"]
+    assert together["streams"] == 2 and set(together["differing_texts"].values()) == {0}
+    assert all(rate["median"] > 0 for rate in together["tokens_per_s"].values())
+    assert result["settings"]["verify_method"] == "none (fp32)"
+    assert "plain decoding at least 80% of what reading the weights allows" in run.stdout
     assert result["llama_cpp"] is None
     assert "not measured: auto past llama.cpp F16" in run.stdout
 
