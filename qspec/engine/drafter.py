@@ -17,6 +17,7 @@ from torch import Tensor
 
 from qspec.acceptance import draft_token
 from qspec.config import StackConfig
+from qspec.early_stop import DraftGate
 from qspec.engine.linears import (
     drafter_linears,
     is_packed,
@@ -60,6 +61,7 @@ from qspec.models.tokenizer import Tokenizer
 from qspec.quant.codecs import Parts
 from qspec.quant.method_plan import MethodPlan, check_methods, plan_draft, plan_verify
 from qspec.quant.methods import NO_DRAFTER, Backend, Role
+from qspec.sampling import confidence
 
 
 @dataclass(slots=True)
@@ -75,6 +77,7 @@ class _Draft:
     mask: Tensor
     """Hides what lies behind the context in its last block."""
     tokens: list[int]
+    gate: DraftGate
 
 
 class _Attached:
@@ -165,7 +168,7 @@ class LocalDrafter:
         prepared = time.perf_counter_ns()
         sampling_ns = 0
         for step in range(max((item.draft_length for item in batch.items), default=0)):
-            active = [draft for draft in drafts.values() if draft.item.draft_length > step]
+            active = [draft for draft in drafts.values() if draft.item.draft_length > step and not draft.gate.ended]
             if not active:
                 break
             logits = self._step(attached, active, step)
@@ -176,12 +179,16 @@ class LocalDrafter:
         for draft in drafts.values():
             if draft.item.sampling.needs_draft_probs:
                 attached.draft_rounds[draft.item.slot] = batch.round
-        tokens = {slot: draft.tokens for slot, draft in drafts.items()}
+        results = tuple(
+            DraftResult.answering(item, draft.tokens, draft.gate.confidences)
+            if (draft := drafts.get(item.slot)) is not None else DraftResult.answering(item, None)
+            for item in batch.items
+        )
         done = time.perf_counter_ns()
         return DraftAnswer(
             epoch=batch.epoch,
             round=batch.round,
-            results=tuple(DraftResult.answering(item, tokens.get(item.slot)) for item in batch.items),
+            results=results,
             timings=StageTimings(
                 prepare_ns=prepared - started,
                 forward_ns=done - prepared - sampling_ns,
@@ -221,6 +228,7 @@ class LocalDrafter:
             values=[span.read(attached.values[layer], count) if count else empty for layer in layers],
             mask=causal_mask(torch.tensor([context - 1]), count, block_size, kv_heads, heads // kv_heads),
             tokens=[],
+            gate=DraftGate(item.early_stop),
         )
 
     def _step(self, attached: _Attached, active: list[_Draft], step: int) -> Tensor:
@@ -246,6 +254,8 @@ class LocalDrafter:
     def _choose(self, attached: _Attached, draft: _Draft, logits: Tensor, step: int) -> None:
         """Draw the token for the next position; leave its distribution in the arena where it is needed."""
         sampling = draft.item.sampling
+        if draft.gate.rule is not None and not draft.gate.admits(confidence(logits, sampling)):
+            return
         if sampling.greedy:
             draft.tokens.append(int(logits[0].argmax()))
             return
