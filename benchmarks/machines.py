@@ -7,6 +7,7 @@ what they compute, as with long batches. ``slow-drafter``: drafting a token cost
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -57,7 +58,7 @@ def read_machine(name: str) -> CalibratedCosts:
 
 def _points(pairs: list[tuple[int, float]]) -> Points:
     points = tuple((int(count), float(seconds)) for count, seconds in pairs)
-    rising = all(one < other for (one, _), (other, _) in zip(points, points[1:], strict=False))
+    rising = all(one < other for (one, _), (other, _) in itertools.pairwise(points))
     if not points or not rising or any(count < 1 or not 0 < s < math.inf for count, s in points):
         raise ValueError("a curve needs pairs of a rising count and positive seconds")
     return points

@@ -102,10 +102,18 @@ class _Tenancy:
     lease: int = -1
     cached: int = 0
     blocks: int = 0
-    chances: list[float] = field(default_factory=list)
-    """Of the tokens drafted in this round."""
-    traits: random.Random = field(default_factory=random.Random)
+    stands: list[bool] = field(default_factory=list)
+    """Whether the tokens drafted in this round stand."""
+    source: random.Random = field(default_factory=random.Random)
     sequence: float = 0.0
+    """How well it can be drafted, in standard deviations."""
+    _traits: list[tuple[float, float, float]] = field(default_factory=list)
+
+    def traits(self, position: int) -> tuple[float, float, float]:
+        """Difficulty, what hides it, and luck at a position: the same however its drafts are laid out."""
+        while len(self._traits) <= position:
+            self._traits.append((self.source.gauss(0.0, 1.0), self.source.gauss(0.0, 1.0), self.source.random()))
+        return self._traits[position]
 
 
 class SimulatedPair:
@@ -137,8 +145,8 @@ class SimulatedPair:
     def enter(self, slot: int, lease: int) -> None:
         """A sequence takes a slot; its traits depend on how many came before, not on what else was drawn."""
         self._tenants += 1
-        traits = random.Random(self._seed * 1_000_003 + self._tenants)
-        self.tenancies[slot] = _Tenancy(lease=lease, traits=traits, sequence=traits.gauss(0.0, 1.0))
+        source = random.Random(self._seed * 1_000_003 + self._tenants)
+        self.tenancies[slot] = _Tenancy(lease=lease, sequence=source.gauss(0.0, 1.0), source=source)
 
     def take(self, seconds: float, drift: Callable[[float], float]) -> StageTimings:
         """Work for about ``seconds``."""
@@ -172,28 +180,28 @@ class SimulatedDrafter:
         results = []
         for item in batch.items:
             gate = DraftGate(item.early_stop)
-            chances = self._chances(item, gate)
-            pair.tenancy(item.slot).chances = chances
-            steps.append(max(len(gate.confidences), len(chances)))
-            results.append(DraftResult.answering(item, [_TOKEN] * len(chances), gate.confidences))
+            stands = self._stands(item, gate)
+            pair.tenancy(item.slot).stands = stands
+            steps.append(max(len(gate.confidences), len(stands)))
+            results.append(DraftResult.answering(item, [_TOKEN] * len(stands), gate.confidences))
         fed = [sum(count > step for count in steps) for step in range(max(steps))]
         context = sum(item.committed_len - 1 for item in batch.items)
         pair.draft_rounds += 1
         timings = pair.take(pair.costs.draft_seconds(fed, context), pair.machine.draft_drift)
         return DraftAnswer(epoch=batch.epoch, round=batch.round, results=tuple(results), timings=timings)
 
-    def _chances(self, item: DraftItem, gate: DraftGate) -> list[float]:
-        """Chances of the tokens that are drafted, up to where the rule ends the draft."""
+    def _stands(self, item: DraftItem, gate: DraftGate) -> list[bool]:
+        """Whether each token that is drafted stands, up to where the rule ends the draft."""
         pair, tenancy = self._pair, self._pair.tenancy(item.slot)
         model = pair.acceptance
-        chances: list[float] = []
-        while len(chances) < item.draft_length and not gate.ended:
-            token = tenancy.traits.gauss(0.0, 1.0)
-            seen = model.insight * token + math.sqrt(1 - model.insight**2) * tenancy.traits.gauss(0.0, 1.0)
+        stands: list[bool] = []
+        while len(stands) < item.draft_length and not gate.ended:
+            token, hidden, luck = tenancy.traits(item.committed_len + len(stands))
+            seen = model.insight * token + math.sqrt(1 - model.insight**2) * hidden
             if not gate.admits(sigmoid(1.0 + 2.0 * seen)):
                 break
-            chances.append(model.chance(pair.clock.now, tenancy.sequence, token))
-        return chances
+            stands.append(luck < model.chance(pair.clock.now, tenancy.sequence, token))
+        return stands
 
 
 class SimulatedVerifier:
@@ -243,11 +251,8 @@ class SimulatedVerifier:
         tenancy = self._pair.tenancy(item.slot)
         if not self._reserve(item.slot, item.committed_len + len(item.draft_tokens)):
             return self._result(item.slot, SlotOutcome.NO_BLOCKS)
-        accepted = 0
-        for chance in tenancy.chances[: len(item.draft_tokens)]:
-            if tenancy.traits.random() >= chance:
-                break
-            accepted += 1
+        stands = tenancy.stands[: len(item.draft_tokens)]
+        accepted = next((index for index, stood in enumerate(stands) if not stood), len(stands))
         tenancy.cached = item.committed_len + accepted
         return self._result(item.slot, SlotOutcome.OK, accepted, (_TOKEN,) * (accepted + 1))
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 
 _PRIOR_ACCEPTANCE = 0.8
 _POPULATION_PRIOR_TRIALS = 2.0
-_SEQUENCE_PRIOR_TRIALS = 6.0
+_SEQUENCE_PRIOR_TRIALS = 12.0
 _SHAPE_PRIOR_TRIALS = 30.0
 _LEAST_TRIALS = 8.0
 """Evidence does not age below this, so that one lucky probe does not overturn it."""
-_SEQUENCE_KEEPS = 0.98
+_SEQUENCE_KEEPS = 0.985
 """Weight that a sequence's evidence keeps per round."""
 _POPULATION_KEEPS = 0.99
 

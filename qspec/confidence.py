@@ -1,9 +1,9 @@
 """What a drafter's confidence is worth: how likely a token stands, given the largest probability it was drawn against.
 
-Logistic regression of the outcome on the logit of the confidence (``qspec.early_stop``), kept up to date token by token:
-an extended Kalman filter over intercept and slope, with some forgetting. It begins with a slope of 0, which makes every
-token as good as any other, and no draft is ended early until the slope is certain: a confidence that says nothing never
-costs a draft.
+Logistic regression of the outcome on the logit of the confidence (``qspec.early_stop``), kept up to date token by
+token: an extended Kalman filter over intercept and slope, with some forgetting. It begins with a slope of 0, which
+makes every token as good as any other, and no draft is ended early until the slope is certain: a confidence that says
+nothing never costs a draft.
 
 Outcomes are those of tokens that were *tried*, accepted or first rejected. The confidences behind a rejection are left
 alone, as in ``qspec.acceptance_estimate``.
@@ -46,12 +46,15 @@ class ConfidenceWorth:
         """Whether the confidence is known to say something."""
         return self.slope > _CERTAIN * math.sqrt(self._ss)
 
-    def early_stop(self, least_drawn: float, least_fed: float) -> EarlyStop:
-        """The rule for a draft: the thresholds once the confidence tells something, before that none."""
+    def early_stop(self, least_drawn: float, least_fed: float, better: float = 0.0) -> EarlyStop:
+        """The rule for a draft: the thresholds once the confidence tells something, before that none.
+
+        ``better``: by how much the sequence's drafts stand more often than others', in the logit.
+        """
         return EarlyStop(
             least_drawn=min(least_drawn, 1.0) if self.telling else 0.0,
             least_fed=min(least_fed, 1.0) if self.telling else 0.0,
-            intercept=self.intercept, slope=max(self.slope, 0.0),
+            intercept=self.intercept + better, slope=max(self.slope, 0.0),
         )
 
     def _learn(self, x: float, stood: bool) -> None:

@@ -16,6 +16,7 @@ from qspec.acceptance_estimate import AcceptanceEstimate, PopulationAcceptance
 from qspec.confidence import ConfidenceWorth
 from qspec.cost_table import CostTable
 from qspec.draft_length import NO_LOAD, Load, Outlook, Plan, best_plan, price
+from qspec.early_stop import logit
 from qspec.interfaces import EarlyStop
 
 PROBE_EVERY = 100
@@ -80,14 +81,14 @@ class DraftLengthPolicy:
         self._plan = plan
         return plan.lengths
 
-    def early_stop(self, *, greedy: bool) -> EarlyStop:
-        """When a draft of this round should end early: where its chance is worth less than its row, or its step."""
-        plan = self._plan
-        worth = self.worth[greedy]
-        if plan is None or plan.row_s + plan.step_s == 0.0 or not math.isfinite(plan.goodput):
-            return worth.early_stop(0.0, 0.0)
-        return worth.early_stop(
-            plan.goodput * plan.row_s, plan.goodput * (plan.row_s + plan.step_s) / self.population.probability)
+    def early_stop(self, estimate: AcceptanceEstimate, *, greedy: bool) -> EarlyStop:
+        """When a sequence's draft of this round should end early: where its chance is worth less than row or step."""
+        plan, worth, mean = self._plan, self.worth[greedy], self.population.probability
+        better = logit(estimate.probability(mean)) - logit(mean)
+        if plan is None or not math.isfinite(plan.goodput):
+            return worth.early_stop(0.0, 0.0, better)
+        drawn, fed = plan.goodput * plan.row_s, plan.goodput * (plan.row_s + plan.step_s) / mean
+        return worth.early_stop(drawn, fed, better)
 
     def observe(
         self, estimate: AcceptanceEstimate, drafted: int, accepted: int,

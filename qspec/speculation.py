@@ -22,6 +22,7 @@ from qspec.interfaces import (
     Drafter,
     DrafterDescription,
     DraftItem,
+    EarlyStop,
     PrefillChunk,
     Release,
     Sampling,
@@ -212,9 +213,7 @@ class SpeculationLoop:
                 pending_token=sequence.tokens[-1],
                 draft_length=lengths[sequence.slot],
                 sampling=sequence.sampling,
-                early_stop=(
-                    self.policy.early_stop(greedy=sequence.sampling.greedy) if sequence.draft_length is None else None
-                ),
+                early_stop=self._early_stop(sequence),
             )
             for sequence in self._ledger.running
             if sequence.slot in lengths
@@ -238,6 +237,12 @@ class SpeculationLoop:
         fed = [sum(count > step for count in steps) for step in range(max(steps))]
         context = sum(item.committed_len - 1 for item in items)
         self._costs.observe_draft(fed, context, this.draft_s)
+
+    def _early_stop(self, sequence: Sequence) -> EarlyStop | None:
+        """A request that fixes its draft length gets all of it."""
+        if sequence.draft_length is not None:
+            return None
+        return self.policy.early_stop(sequence.acceptance, greedy=sequence.sampling.greedy)
 
     def _usable(self, tokens: tuple[int, ...], most: int) -> bool:
         return len(tokens) <= most and all(0 <= token < self.description.vocab_size for token in tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from qspec.cost_calibration import calibrate
 from qspec.errors import ContractViolation, WorkerLost
 from qspec.interfaces import DraftAnswer, DraftBatch, Sampling, VerifyBatch
 from qspec.sequence import FinishReason, Sequence
@@ -212,11 +213,12 @@ def test_calibration_fills_the_costs_and_leaves_no_trace() -> None:
     verifier = FakeVerifier()
     loop = attached(verifier)
     shares: list[float | None] = []
-    loop.calibrate(lambda _what, share: shares.append(share))
+    calibrate(loop, lambda _what, share: shares.append(share))
     assert not loop.has_work
     assert shares == sorted(share for share in shares if share is not None)
-    assert all(loop.policy.costs.verify.at(rows) > 0 for rows in (1, 5, 9))
-    assert loop.policy.costs.draft(1, 8) > 0
+    assert all(loop.policy.costs.verify_seconds(rows) > 0 for rows in (1, 5, 9, 36))
+    assert loop.policy.costs.draft_seconds([1] * 8) > 0
+    assert max(len(batch.verifications) for batch in verifier.batches) == 4, "a batch was measured, too"
     assert verifier.verify(VerifyBatch(epoch=verifier.describe().epoch, round=10**6)).free_blocks == 64
     wanted = sequence(draft_length=None)
     run(loop, wanted)
