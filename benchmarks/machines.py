@@ -18,6 +18,7 @@ from qspec.errors import InvalidInput
 
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _SEQUENCES = (1, 2, 4, 8, 16, 32, 64)
+_NUMBERS = ("draft_call_s", "verify_context_s", "draft_context_s")
 
 
 def _roofline(counts: tuple[int, ...], fixed_s: float, memory_s: float, row_s: float) -> Points:
@@ -50,9 +51,15 @@ def read_machine(name: str) -> CalibratedCosts:
         raise InvalidInput.field("--machine", f"{name} is neither a file nor one of {', '.join(MACHINES)}")
     try:
         fields: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        points = {key: _points(fields.pop(key)) for key in ("verify", "draft_step")}
-        return CalibratedCosts(**points, **{key: float(value) for key, value in fields.items()})
-    except (ValueError, TypeError, KeyError) as error:
+        verify, draft_step = _points(fields.pop("verify")), _points(fields.pop("draft_step"))
+        numbers = {name: float(fields.pop(name, 0.0)) for name in _NUMBERS}
+        if fields:
+            raise ValueError(f"there is no {', '.join(fields)}")
+        call, verify_context, draft_context = numbers.values()
+        return CalibratedCosts(
+            verify=verify, draft_step=draft_step, draft_call_s=call, verify_context_s=verify_context,
+            draft_context_s=draft_context)
+    except (AttributeError, ValueError, TypeError, KeyError) as error:
         raise InvalidInput.field("--machine", f"{name} is no cost table: {error}") from error
 
 

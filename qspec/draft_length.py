@@ -87,8 +87,9 @@ def price(
 ) -> Plan:
     """What given lengths promise: the definition that ``best_plan`` maximises."""
     stands = survival(outlooks, shape)
-    tokens = len(outlooks) + sum(float(row[:length].sum()) for row, length in zip(stands, lengths, strict=True))
-    fed = [sum(length > step for length in lengths) for step in range(max(lengths, default=0))]
+    drafted = [(row, length) for row, length in zip(stands, lengths, strict=True) if length]
+    tokens = len(outlooks) + sum(float(row[:length].sum()) for row, length in drafted)
+    fed = [sum(length > step for _, length in drafted) for step in range(max(lengths, default=0))]
     rows = load.rows + len(outlooks) + sum(lengths)
     drafting = load.context * fed[0] / len(outlooks) if fed else 0
     seconds = costs.draft_seconds(fed, drafting) + costs.verify_seconds(rows, load.context)
@@ -120,7 +121,7 @@ def best_plan(
     allowed = np.arange(1, longest + 1)[:, None] > depths  # [longest draft, drafts]
     tokens = none.tokens + np.cumsum(allowed * stands[depths, owners], axis=1)
     drafted = np.cumsum(allowed, axis=1)
-    already = np.array([sum(length > step for length in fixed) for step in range(longest)])
+    already = (np.array(fixed) > np.arange(longest)[:, None]).sum(axis=1)  # [step]
     fed = already[:, None] + np.cumsum(np.arange(longest)[:, None] == depths, axis=1)  # [step, drafts]
     step_costs = costs.draft_step.table(np.arange(count + 1, dtype=np.float64))
     if load.context:
