@@ -46,8 +46,7 @@ def share_of_best(
     return auto.throughput / best
 
 
-@pytest.mark.parametrize("clients", [1, 4, 16])
-@pytest.mark.parametrize("acceptance", [0.0, 0.5, 0.8, 0.95, 1.0])
+@pytest.mark.parametrize(("acceptance", "clients"), [(0.0, 4), (0.5, 16), (0.8, 1), (0.95, 4), (1.0, 1)])
 @pytest.mark.parametrize("machine", MACHINES)
 def test_auto_is_as_good_as_the_best_fixed_length(machine: str, acceptance: float, clients: int) -> None:
     fixed = (0, 1) if acceptance <= 0.5 else FIXED
@@ -61,14 +60,14 @@ def step_at(second: float, before: float, after: float) -> Callable[[float], flo
 
 @pytest.mark.parametrize(("before", "after"), [(0.95, 0.2), (0.2, 0.95)])
 def test_acceptance_that_changes_is_followed(before: float, after: float) -> None:
-    model = AcceptanceModel(drift=step_at(12.0, before, after))
-    assert share_of_best("memory-bound", model, 4, requests=160) >= 0.97
+    model = AcceptanceModel(drift=step_at(6.0, before, after))
+    assert share_of_best("memory-bound", model, 4, requests=80) >= 0.97
 
 
 @pytest.mark.parametrize(("before", "after"), [(1.0, 3.0), (3.0, 1.0)])
 def test_a_drafter_that_gets_slower_or_faster_is_followed(before: float, after: float) -> None:
-    machine = Machine(costs=MACHINES["memory-bound"], draft_drift=step_at(12.0, before, after))
-    assert share_of_best(machine, 0.9, 4, requests=160) >= 0.97
+    machine = Machine(costs=MACHINES["memory-bound"], draft_drift=step_at(6.0, before, after))
+    assert share_of_best(machine, 0.9, 4, requests=80) >= 0.97
 
 
 @pytest.mark.parametrize("outliers", [0.02, 0.1])
