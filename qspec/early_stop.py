@@ -10,6 +10,10 @@ between models, methods and temperatures, so the coordinator learns it (``qspec.
 
     chance(confidence) = sigmoid(intercept + slope · logit(confidence))
 
+From round to round the same holds: the next draft lengths may depend on tokens that were tried, not on those behind a
+rejection, which are drawn again from the same noise. How many of those there were reaches the controller only through
+the time that their rows took.
+
 The chance that a whole draft stands is the product over its tokens. No tensors: the drafter brings the confidence.
 """
 
