@@ -25,6 +25,7 @@ from typing import Protocol, TypeVar
 from coordinator.generation import Generation, Piece, TextSource
 from coordinator.requests import ValidRequest
 from coordinator.stream import Stream
+from qspec.cost_calibration import calibrate as calibrate_costs
 from qspec.errors import QspecError, WorkerLost
 from qspec.interfaces import Drafter, DrafterDescription, Progress, Verifier, VerifierDescription
 from qspec.sequence import Sequence
@@ -189,7 +190,7 @@ class Engine:
     def calibrate(self, progress: Progress) -> None:
         """Warm-up rounds that fill the cost table; blocks, raises what they raise."""
         def calibrate() -> None:
-            self._loop.calibrate(progress)
+            calibrate_costs(self._loop, progress)
             self._take_costs()
         self._call(calibrate)
 
@@ -291,8 +292,8 @@ class Engine:
         policy = self._loop.policy
         self._costs_taken = time.monotonic()
         self._costs = Costs(
-            verify_s=tuple(policy.costs.verify.at(rows) for rows in range(1, policy.longest + 2)),
-            draft_step_s=policy.costs.draft(1, 1),
+            verify_s=tuple(policy.costs.verify_seconds(rows) for rows in range(1, policy.longest + 2)),
+            draft_step_s=policy.costs.draft_seconds([1]) if policy.costs.known else 0.0,
         )
 
     def _add(self, stream: Stream) -> None:

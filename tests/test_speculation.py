@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from qspec.cost_calibration import calibrate
+from qspec.cost_table import CalibratedCosts, CostTable
 from qspec.errors import ContractViolation, WorkerLost
 from qspec.interfaces import DraftAnswer, DraftBatch, Sampling, VerifyBatch
 from qspec.sequence import FinishReason, Sequence
@@ -212,12 +214,32 @@ def test_calibration_fills_the_costs_and_leaves_no_trace() -> None:
     verifier = FakeVerifier()
     loop = attached(verifier)
     shares: list[float | None] = []
-    loop.calibrate(lambda _what, share: shares.append(share))
+    calibrate(loop, lambda _what, share: shares.append(share))
     assert not loop.has_work
     assert shares == sorted(share for share in shares if share is not None)
-    assert all(loop.policy.costs.verify.at(rows) > 0 for rows in (1, 5, 9))
-    assert loop.policy.costs.draft(1, 8) > 0
+    assert all(loop.policy.costs.verify_seconds(rows) > 0 for rows in (1, 5, 9, 36))
+    assert loop.policy.costs.draft_seconds([1] * 8) > 0
+    assert max(len(batch.verifications) for batch in verifier.batches) == 4, "a batch was measured, too"
     assert verifier.verify(VerifyBatch(epoch=verifier.describe().epoch, round=10**6)).free_blocks == 64
     wanted = sequence(draft_length=None)
     run(loop, wanted)
     assert wanted.generated == text_of(wanted, 20)
+
+
+def test_the_policys_drafts_may_end_early_and_a_requests_own_may_not() -> None:
+    verifier, drafter = FakeVerifier(), FakeDrafter(wrong_every=4)
+    loop = attached(verifier, drafter=drafter)
+    calibrate(loop, lambda _what, _share: None)
+    loop.policy.costs = CostTable(CalibratedCosts(verify=((1, 0.03), (9, 0.05)), draft_step=((1, 0.002),)))
+    drafter.batches.clear()
+    wanted = [sequence(max_tokens=200, draft_length=None), sequence(max_tokens=200, draft_length=3, start=2)]
+    run(loop, *wanted)
+    assert [one.generated for one in wanted] == [text_of(one, 200) for one in wanted]
+    items = [item for batch in drafter.batches for item in batch.items]
+    whole = [item for item in items if item.early_stop is None]
+    assert {item.draft_length for item in whole} <= {1, 2, 3}
+    auto = [item for item in items if item.early_stop is not None]
+    assert {item.lease for item in auto}.isdisjoint(item.lease for item in whole)
+    assert loop.policy.worth[True].slope > 0.1, "the fake is unsure where it is wrong"
+    rounds = enumerate(wanted[1].stats.rounds_per_draft_length)
+    assert sum(count for length, count in rounds if length != 3) <= 4, "all but the first and the last ones"
