@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from coordinator.engine import Engine, QueueFull
+from coordinator.engine import Engine
 from coordinator.generation import Piece
 from coordinator.requests import ValidRequest
-from qspec.errors import QspecError, WorkerLost
+from qspec.errors import QspecError, QueueFull, Unavailable, WorkerLost
 from qspec.interfaces import DraftAnswer, DraftBatch, VerifyAnswer, VerifyBatch
 from qspec.sequence import FinishReason
 from tests.coordinator.stack_in_memory import request, running_engine
@@ -243,7 +243,7 @@ def test_closing_ends_open_streams() -> None:
             stream = engine.submit(request(max_tokens=200))
             await stream.__anext__()
             await asyncio.to_thread(engine.close)
-            with pytest.raises(WorkerLost, match="shutting down"):
+            with pytest.raises(Unavailable, match="shutting down"):
                 async for _ in stream:
                     pass
     run(test)
