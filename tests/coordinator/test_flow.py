@@ -96,6 +96,7 @@ class GatedVerifier(FakeVerifier):
 def test_slot_and_blocks_are_free_after_the_round_in_progress(way: str, tmp_path: Path) -> None:
     async def test() -> None:
         verifier = GatedVerifier()
+        verifier.delay_s = 0.01
         async with served(tmp_path, verifier) as (stub, _, engine):
             call = ask(
                 stub, tokens=250, timeout=1.0 if way == "call's deadline" else None,
@@ -196,7 +197,8 @@ def test_end_of_a_text_is_kept_for_a_while_only(tmp_path: Path) -> None:
     async def test() -> None:
         verifier = FakeVerifier(max_model_len=1024, num_blocks=1024)
         async with served(
-            tmp_path, verifier, max_buffered_tokens=1024, text_source=LongText, unread_s=0.2, channel_options=SMALL_WINDOW,
+            tmp_path, verifier, max_buffered_tokens=1024, text_source=LongText, unread_s=0.2,
+            channel_options=SMALL_WINDOW,
         ) as (stub, _, engine):
             slow = ask(stub, tokens=500)
             await slow.read()
@@ -287,7 +289,7 @@ def test_full_queue_makes_room_for_a_client_with_less_in_it(tmp_path: Path) -> N
 def test_retry_estimate_follows_what_is_measured(tmp_path: Path) -> None:
     async def test() -> None:
         verifier = FakeVerifier(delay_s=0.02, max_slots=1)
-        async with served(tmp_path, verifier, max_active=1) as (stub, _, engine):
+        async with served(tmp_path, verifier, max_active=1) as (stub, _, _):
             first = ask(stub, tokens=50)
             for _ in range(10):
                 await first.read()

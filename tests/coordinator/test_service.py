@@ -54,9 +54,11 @@ async def served(
     async with running_engine(verifier, drafter, max_active=max_active, **engine_options) as (engine, _):
         serving.engine, serving.tokenizer = engine, WordTokenizer()
         serving.verifier, serving.state = verifier.describe(), ServerState.SERVING
-        async with grpc.aio.insecure_channel(address, options=list(channel_options)) as channel:
-            yield pb_grpc.GenerationServiceStub(channel), serving, engine
-        await server.stop(0.2)
+        try:
+            async with grpc.aio.insecure_channel(address, options=list(channel_options)) as channel:
+                yield pb_grpc.GenerationServiceStub(channel), serving, engine
+        finally:
+            await server.stop(0.2)
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
