@@ -74,8 +74,9 @@ class GatedVerifier(FakeVerifier):
 
     def verify(self, batch: VerifyBatch) -> VerifyAnswer:
         """See ``Verifier``."""
+        held = self.closed  # not the round that is under way when it is closed
         answer = super().verify(batch)
-        if self.closed:
+        if held:
             self.gate.acquire(timeout=5)
         return answer
 
