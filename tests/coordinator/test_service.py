@@ -45,7 +45,7 @@ async def served(
     directory: Path, verifier: FakeVerifier, drafter: FakeDrafter | None = None, *, max_active: int = 8,
     channel_options: Sequence[tuple[str, int]] = (), **engine_options: Any,
 ) -> AsyncIterator[tuple[pb_grpc.GenerationServiceStub, Serving, Engine]]:
-    serving = Serving(model="toy", max_waiting=max_active - verifier.describe().max_slots)
+    serving = Serving(model="toy", max_waiting=max(0, max_active - verifier.describe().max_slots))
     service = GenerationService(serving)
     server = RpcServer(
         [Service(name="qspec.v1.GenerationService",
