@@ -267,6 +267,29 @@ def test_clients_take_turns_and_priorities_order_a_client_s_own(tmp_path: Path) 
     run(test)
 
 
+def test_turns_are_counted_in_tokens(tmp_path: Path) -> None:
+    async def test() -> None:
+        verifier = FakeVerifier(delay_s=0.002, max_slots=1)
+        async with served(tmp_path, verifier, max_active=40) as (stub, _, engine):
+            ended: list[str] = []
+
+            async def one(client: str, tokens: int) -> None:
+                assert len(await tokens_of(ask(stub, "4 5", client=client, tokens=tokens))) == tokens
+                ended.append(client)
+
+            first = ask(stub, client="z")
+            await first.read()
+            calls = []
+            for number, (client, tokens) in enumerate([("long", 20)] * 3 + [("short", 4)] * 6, 1):
+                calls.append(asyncio.ensure_future(one(client, tokens)))
+                await until(lambda number=number: engine.waiting == number)
+            first.cancel()
+            await asyncio.gather(*calls)
+            # 22 tokens of "long" (two are the prompt's), then as many of "short", whose requests have 6 each.
+            assert ended == ["long", "short", "short", "short", "short", "long", "short", "short", "long"]
+    run(test)
+
+
 def test_full_queue_makes_room_for_a_client_with_less_in_it(tmp_path: Path) -> None:
     async def test() -> None:
         verifier = FakeVerifier(delay_s=0.01, max_slots=1)

@@ -140,6 +140,20 @@ def test_a_pause_saves_nothing_up() -> None:
     assert turns.count("idle") == turns.count("busy") == 4
 
 
+def test_newcomer_has_no_claim_to_what_others_got_before() -> None:
+    queue: WaitingQueue[str] = WaitingQueue()
+    for number in range(10):
+        queue.push(f"here{number}", client="here")
+    queue.charge("here", 1000)  # what it runs in the meantime
+    for number in range(10):
+        queue.push(f"come{number}", client="come")
+    turns = []
+    for _ in range(8):
+        turns.append(queue.pop()[:4])
+        queue.charge(turns[-1], 100)
+    assert turns.count("here") == turns.count("come") == 4
+
+
 def test_priority_is_no_way_past_another_client() -> None:
     queue: WaitingQueue[str] = WaitingQueue()
     for number in range(3):
