@@ -18,14 +18,13 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, wait
 from typing import TypeVar
 
 from coordinator.admission import Admission
+from coordinator.command_queue import CommandQueue, ThreadEnded
 from coordinator.engine_observer import Costs, EngineObserver
 from coordinator.generation import Generation, TextSource
 from coordinator.intake import Intake
@@ -78,7 +77,7 @@ class Engine:
         self.admission = Admission(max_active)
         self.max_buffered_tokens = max_buffered_tokens
         self._unread_s = unread_s
-        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._commands = CommandQueue()
         self._wanted = False  # a command that only wakes the thread is on its way
         self._intake: Intake | None = None
         self._streams: dict[str, Stream] = {}  # by request id; engine's thread only
@@ -95,12 +94,14 @@ class Engine:
 
     def start(self, event_loop: asyncio.AbstractEventLoop) -> None:
         """Start the thread; streams are delivered to ``event_loop``."""
-        self._intake = Intake(event_loop, self.admission, lambda stream: self._post(lambda: self._drop(stream)))
+        def drop(stream: Stream) -> None:
+            self._commands.post(lambda: self._drop(stream))
+        self._intake = Intake(event_loop, self.admission, drop)
         self._thread.start()
 
     def close(self, timeout_s: float | None = None) -> None:
         """Stop after the round in progress, waiting for it ``timeout_s`` at most; open streams end ``Unavailable``."""
-        self._post(self._stop)
+        self._commands.post(self._stop)
         self._thread.join(timeout_s)
 
     @property
@@ -139,7 +140,7 @@ class Engine:
             intake.enter(stream, deadline)
         if not self._wanted:
             self._wanted = True
-            self._post(self._look)
+            self._commands.post(self._look)
         return stream
 
     async def drain(self) -> None:
@@ -210,24 +211,12 @@ class Engine:
             raise EngineFailed("the engine was not started")
         return self._intake
 
-    def _post(self, command: Callable[[], None]) -> None:
-        self._commands.put(command)
-
     def _call(self, command: Callable[[], T]) -> T:
         """Run a command on the engine's thread and wait for its result."""
-        result: Future[T] = Future()
-
-        def run() -> None:
-            try:
-                result.set_result(command())
-            except BaseException as error:  # noqa: BLE001  (the caller's to deal with)
-                result.set_exception(error)
-
-        self._post(run)
-        while not wait([result], timeout=0.5).done:
-            if not self._thread.is_alive() and not result.done():
-                raise EngineFailed("the engine has stopped") from self._failure
-        return result.result()
+        try:
+            return self._commands.call(command, self._thread.is_alive)
+        except ThreadEnded:
+            raise EngineFailed("the engine has stopped") from self._failure
 
     # ---- on the engine's thread -------------------------------------------------------------------------------------
 
@@ -250,11 +239,9 @@ class Engine:
         """Take no more requests, and fail those that came."""
         with self._ending:
             self._ended = True
-        with contextlib.suppress(queue.Empty):
-            while True:
-                command = self._commands.get_nowait()
-                with contextlib.suppress(Exception):  # the loop may be in no state to obey
-                    command()
+        while (command := self._commands.next(block=False)) is not None:
+            with contextlib.suppress(Exception):  # the loop may be in no state to obey
+                command()
         failed = list(self._streams.values())
         self._streams.clear()
         while (stream := self.admission.next(lambda sequence: True)) is not None:
@@ -270,14 +257,10 @@ class Engine:
 
     def _obey_commands(self) -> None:
         """Empty the queue; wait for a command when there is nothing else to do."""
-        idle = not (self._has_work)
-        while not self._closing:
-            try:
-                command = self._commands.get(block=idle)
-            except queue.Empty:
-                return
+        idle = not self._has_work
+        while not self._closing and (command := self._commands.next(block=idle)) is not None:
             command()
-            idle = idle and not (self._has_work)
+            idle = idle and not self._has_work
 
     def _round(self) -> None:
         assert self._verifier is not None
