@@ -40,6 +40,13 @@ class SlotLedger:
             self._requeue(sequence)
         self.running.clear()
 
+    def has_room(self, sequence: Sequence, block_size: int) -> bool:
+        """Whether a sequence that is queued now would get a slot at once, behind those that wait already."""
+        if len(self.waiting) >= len(self._free_slots):
+            return False
+        needed = sum(-(-(len(one.tokens) + 1) // block_size) for one in (*self.waiting, sequence))
+        return needed <= self.free_blocks or not (self.waiting or self.running or self.releases)
+
     def admit(self, block_size: int) -> None:
         """Give free slots to waiting sequences, in order, as long as their tokens fit into free blocks."""
         free_blocks = self.free_blocks

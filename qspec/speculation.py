@@ -137,6 +137,15 @@ class SpeculationLoop:
         """Whether a step would do anything."""
         return bool(self._ledger.running or self._ledger.waiting or self._ledger.releases)
 
+    @property
+    def free_blocks(self) -> int:
+        """KV blocks that no sequence holds, as of the last round."""
+        return self._ledger.free_blocks
+
+    def has_room(self, sequence: Sequence) -> bool:
+        """Whether the sequence, added now, would run in the next round."""
+        return self._ledger.has_room(sequence, self.description.block_size)
+
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; it gets a slot when one is free. It must fit into the verifier's ``max_model_len``."""
         if len(sequence.tokens) >= self.description.max_model_len:

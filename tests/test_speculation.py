@@ -243,3 +243,17 @@ def test_the_policys_drafts_may_end_early_and_a_requests_own_may_not() -> None:
     assert loop.policy.worth[True].slope > 0.1, "the fake is unsure where it is wrong"
     rounds = enumerate(wanted[1].stats.rounds_per_draft_length)
     assert sum(count for length, count in rounds if length != 3) <= 4, "all but the first and the last ones"
+
+
+def test_room_is_a_free_slot_and_free_blocks_for_all_that_wait() -> None:
+    loop = attached(FakeVerifier(max_slots=2, num_blocks=8, block_size=4))
+    whole, half, small = sequence(31, max_tokens=1), sequence(15, max_tokens=8), sequence(3, max_tokens=1)
+    assert loop.has_room(whole)  # nothing else is there: it must fit
+    loop.add(half)
+    assert loop.has_room(small) and not loop.has_room(whole)  # 4 of 8 blocks are spoken for
+    loop.step()
+    assert loop.free_blocks < 8 and loop.has_room(small) and not loop.has_room(whole)
+    loop.add(small)
+    assert not loop.has_room(sequence(1, max_tokens=1))  # no slot
+    run(loop)
+    assert loop.free_blocks == 8 and loop.has_room(whole)
