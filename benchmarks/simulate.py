@@ -58,7 +58,8 @@ def run(args: argparse.Namespace) -> tuple[list[Row], str]:
                 requests=args.requests, rate=load if args.rate else None, clients=None if args.rate else int(load),
                 prompt_tokens=args.prompt_tokens, output_tokens=args.output_tokens, draft_length=policy, seed=args.seed)
             outcome = simulate(
-                workload, machine, acceptance, slots=args.slots, longest=longest, coordinator_s=args.coordinator_s)
+                workload, machine, acceptance, slots=args.slots, longest=longest, coordinator_s=args.coordinator_s,
+                early_stop=args.early_stop)
             name = "auto" if policy is None else f"k = {policy}"
             sys.stderr.write(f"load {load:g}, {name}: {outcome.throughput:.1f} tokens/s\n")
             rows.append(Row(load=load, policy=name, outcome=outcome))
@@ -85,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         "deviation between tokens, in the logit of the chance (default: %(default)s)"))
     add("--insight", type=float, default=0.5, metavar="R", help=(
         "correlation of the drafter's confidence with a token's difficulty (default: %(default)s)"))
+    add("--early-stop", action="store_true", help="let auto's drafts end early, by confidences that cost nothing")
     add("--slots", type=int, default=32, metavar="N", help="sequences that can run at once (default: %(default)s)")
     add("--noise", type=float, default=0.03, metavar="S", help="deviation of a call's time (default: %(default)s)")
     add("--outliers", type=float, default=0.002, metavar="P", help="share of delayed calls (default: %(default)s)")

@@ -90,15 +90,19 @@ class _Request:
 
 def simulate(
     workload: Workload, machine: Machine, acceptance: AcceptanceModel, *, slots: int = 32, longest: int = 8,
-    coordinator_s: float = 0.0, num_blocks: int = 1 << 16,
+    coordinator_s: float = 0.0, num_blocks: int = 1 << 16, early_stop: bool = False,
 ) -> Outcome:
-    """Serve a workload; ``coordinator_s``: what a round takes besides its calls."""
+    """Serve a workload.
+
+    ``coordinator_s``: what a round takes besides its calls. ``early_stop``: whether drafts may end early; confidences
+    cost nothing here.
+    """
     if (workload.rate is None) == (workload.clients is None):
         raise ValueError("a workload has either a rate or clients")
     clock = VirtualClock()
     pair = SimulatedPair(
         machine, acceptance, slots=slots, longest=longest, seed=workload.seed, clock=clock, num_blocks=num_blocks)
-    loop = SpeculationLoop(clock)
+    loop = SpeculationLoop(clock, early_stop=early_stop)
     loop.attach_verifier(pair.verifier)
     loop.attach_drafter(pair.drafter)
     calibrate(loop, lambda _what, _share: None)

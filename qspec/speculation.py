@@ -63,9 +63,15 @@ class _Round:
 class SpeculationLoop:
     """Generates text for many sequences with one verifier and, while there is one, a drafter. Used by one thread."""
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        """``clock``: seconds that calls are timed with; a simulation brings its own."""
+    def __init__(self, clock: Callable[[], float] = time.perf_counter, *, early_stop: bool = False) -> None:
+        """
+        Args:
+            clock: seconds that calls are timed with; a simulation brings its own.
+            early_stop: whether drafters may end drafts early, for which they have to tell their confidence (what that
+                costs, and why they are not asked by default: ``qspec.early_stop``).
+        """
         self.clock = clock
+        self._early_stop_allowed = early_stop
         self.policy = DraftLengthPolicy(0)
         self.cost_recorder: CostObserver | None = None
         """Takes measurements in the place of the policy's cost table, while there is one."""
@@ -249,7 +255,7 @@ class SpeculationLoop:
 
     def _early_stop(self, sequence: Sequence) -> EarlyStop | None:
         """A request that fixes its draft length gets all of it."""
-        if sequence.draft_length is not None:
+        if not self._early_stop_allowed or sequence.draft_length is not None:
             return None
         return self.policy.early_stop(sequence.acceptance, greedy=sequence.sampling.greedy)
 

@@ -17,9 +17,11 @@ VOCAB_SIZE = 97
 GREEDY = Sampling()
 
 
-def attached(verifier: FakeVerifier, *, wrong_every: int = 3, drafter: FakeDrafter | None = None) -> SpeculationLoop:
+def attached(
+    verifier: FakeVerifier, *, wrong_every: int = 3, drafter: FakeDrafter | None = None, early_stop: bool = False
+) -> SpeculationLoop:
     """A loop with these workers."""
-    loop = SpeculationLoop()
+    loop = SpeculationLoop(early_stop=early_stop)
     loop.attach_verifier(verifier)
     loop.attach_drafter(drafter or FakeDrafter(wrong_every=wrong_every))
     verifier.batches.clear()
@@ -228,7 +230,7 @@ def test_calibration_fills_the_costs_and_leaves_no_trace() -> None:
 
 def test_the_policys_drafts_may_end_early_and_a_requests_own_may_not() -> None:
     verifier, drafter = FakeVerifier(), FakeDrafter(wrong_every=4)
-    loop = attached(verifier, drafter=drafter)
+    loop = attached(verifier, drafter=drafter, early_stop=True)
     calibrate(loop, lambda _what, _share: None)
     loop.policy.costs = CostTable(CalibratedCosts(verify=((1, 0.03), (9, 0.05)), draft_step=((1, 0.002),)))
     drafter.batches.clear()
@@ -243,6 +245,12 @@ def test_the_policys_drafts_may_end_early_and_a_requests_own_may_not() -> None:
     assert loop.policy.worth[True].slope > 0.1, "the fake is unsure where it is wrong"
     rounds = enumerate(wanted[1].stats.rounds_per_draft_length)
     assert sum(count for length, count in rounds if length != 3) <= 4, "all but the first and the last ones"
+
+
+def test_no_confidence_is_asked_for_by_default() -> None:
+    drafter = FakeDrafter(wrong_every=4)
+    run(attached(FakeVerifier(), drafter=drafter), sequence(max_tokens=60, draft_length=None))
+    assert {item.early_stop for batch in drafter.batches for item in batch.items} == {None}
 
 
 def test_room_is_a_free_slot_and_free_blocks_for_all_that_wait() -> None:

@@ -415,19 +415,28 @@ def test_two_hundred_streams_all_finish_and_none_starves(tmp_path: Path) -> None
 
 def test_two_hundred_streams_over_few_slots_are_served_in_turn(tmp_path: Path) -> None:
     async def test() -> None:
-        verifier = FakeVerifier(max_slots=8, num_blocks=400, max_batch_rows=200)
-        async with served(tmp_path, verifier, max_active=200) as (stub, _, engine):
-            ended: list[int] = []
+        verifier = GatedVerifier(max_slots=8, num_blocks=400, max_batch_rows=200)
+        verifier.delay_s = 0.01
+        async with served(tmp_path, verifier, max_active=201) as (stub, _, engine):
+            first = ask(stub, client="first")
+            await first.read()
+            held = await verifier.in_round()
 
             async def one(number: int) -> None:
-                client = number % 10  # the last one has a tenth of the requests, as everyone
-                assert len(await tokens_of(ask(stub, client=f"c{client}", tokens=12))) == 12
-                ended.append(client)
+                client = number // 20  # all of the first one's come before those of the second
+                assert len(await tokens_of(ask(stub, f"{client} 1 2", client=f"c{client}", tokens=12))) == 12
 
-            await asyncio.gather(*(one(number) for number in range(200)))
-            for share in range(20, 200, 20):  # at every moment everyone had about the same
-                counts = [ended[:share].count(client) for client in range(10)]
-                assert max(counts) - min(counts) <= 4, counts
+            asking = asyncio.gather(*(one(number) for number in range(200)))
+            await until(lambda: engine.active == 201)  # turns are those of requests that wait
+            first.cancel()
+            verifier.delay_s = 0.0
+            verifier.open()
+            await asking
+            turns = [chunk.token_ids[0] for batch in verifier.batches[held:] for chunk in batch.prefill_chunks]
+            assert len(turns) == 200
+            for share in range(20, 200, 20):  # nobody is ahead by more than the slots hold at once
+                counts = [turns[:share].count(client) for client in range(10)]
+                assert max(counts) - min(counts) <= 8, counts
             assert engine.active == engine.waiting == engine.running == 0
     run(test, 60)
 
