@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qspec.api.method_choice import resolve_pair
+from qspec.api.method_choice import check_pair
 from qspec.api.script_options import add_script_arguments, model_choice
 from qspec.cli import run_program
 from qspec.errors import InvalidInput
@@ -32,15 +32,17 @@ def main() -> int:
     if args.repeats < 1:
         raise InvalidInput.field("--repeats", f"must be at least 1, got {args.repeats}")
     choice = model_choice(args)
-    draft_method, verify_method = resolve_pair(args.draft_quantization, args.verify_quantization, Backend.CPU)
+    check_pair(args.draft_quantization, args.verify_quantization, Backend.CPU)
 
     from benchmarks.comparison import compare, ways  # torch: after the options were read
     from benchmarks.comparison_report import draw_chart, figures_of, table
     from benchmarks.environment import describe_environment
+    from qspec.api.auto_pair import auto_pair
     from qspec.api.text_request import TextRequest
 
     request = TextRequest(
         max_len=args.max_tokens, gamma=args.gamma, temperature=args.temperature, random_seed=args.seed)
+    draft_method, verify_method = auto_pair(choice.verify, args.draft_quantization, args.verify_quantization)
     environment = describe_environment()
     args.output_dir.mkdir(parents=True, exist_ok=True)
 

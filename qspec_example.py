@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from qspec.api.method_choice import resolve_pair
+from qspec.api.method_choice import check_pair
 from qspec.api.script_options import add_script_arguments, model_choice
 from qspec.cli import run_program
 from qspec.config import StackConfig
@@ -31,13 +31,15 @@ def main() -> int:
         "softmax temperature, 0 is greedy (default: %(default)s)"))
     args = parser.parse_args()
     choice = model_choice(args)
-    draft_method, verify_method = resolve_pair(args.draft_quantization, args.verify_quantization, Backend.CPU)
+    check_pair(args.draft_quantization, args.verify_quantization, Backend.CPU)
 
     import torch  # after the options were read: it takes seconds
 
     from qspec import QSPECModel, QuantizedModel, autoregressive_sampling, qspec_sampling, speculative_sampling
+    from qspec.api.auto_pair import auto_pair
 
     print(f"loading {choice.verify}" if choice.same else f"loading {choice.draft} and {choice.verify}", flush=True)
+    draft_method, verify_method = auto_pair(choice.verify, args.draft_quantization, args.verify_quantization)
     limits = {"max_draft_length": max(args.gamma, StackConfig().max_draft_length)}
     sample: Callable[..., Tensor]
     if choice.same:

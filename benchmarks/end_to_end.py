@@ -1,8 +1,9 @@
-"""``make bench``: the whole stack through gRPC, against plain decoding and against transformers, in one run.
+"""``make bench``: the whole stack through gRPC, against plain decoding and other engines, in one run.
 
-First the stacks (``stack_run``), then transformers when they have ended, then the start of the client. Greedy decoding
-of one stream; nothing is drawn at random but the bootstrap of the confidence intervals, whose seed is fixed. Standard
-output gets the report and, as its last line, one JSON object with everything; progress goes to standard error.
+First the stacks (``stack_run``), then transformers when they have ended, llama.cpp where it is asked for, and the start
+of the client. Greedy decoding of one stream; nothing is drawn at random but the bootstrap of the confidence intervals,
+whose seed is fixed. Standard output gets the report and, as its last line, one JSON object with everything; progress
+goes to standard error.
 
 The exit code is 1 when something broke or the texts of two configurations differ, and 2 for options that cannot be
 used. A missed target alone is a result, not a failure.
@@ -21,6 +22,8 @@ from typing import Any
 
 from benchmarks.environment import ROOT, describe_environment
 from benchmarks.first_token import measure_first_token
+from benchmarks.llama_cpp_report import llama_cpp_figures, llama_cpp_samples, llama_cpp_verdicts
+from benchmarks.llama_cpp_run import LlamaCpp, check_llama_cpp, run_llama_cpp
 from benchmarks.report import (
     configuration_figures,
     differing_prompts,
@@ -75,14 +78,18 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
         ours = [sample.token_ids for sample in run.samples[PLAIN.name]]
         reference = run_transformers(
             args.model, run.prompts, ours, max_tokens=args.max_tokens, threads=threads)
+    others: tuple[LlamaCpp, ...] = ()
+    if args.llama_cpp:
+        others = run_llama_cpp(args.model, run.prompts, max_tokens=args.max_tokens, threads=threads, tell=_tell)
     starts = []
     for index in range(args.starts):
         _tell(f"start {index + 1} of {args.starts} of the client")
         starts.append(measure_first_token([f"--model={args.model}", f"--threads={threads}"]))
     first_token_s = statistics.median(start.first_text_s for start in starts)
-    figures = configuration_figures(run, reference)
+    figures = configuration_figures(run, reference, llama_cpp_samples(others))
+    llama_cpp = llama_cpp_figures(run, others, figures)
     differing = differing_prompts(run.samples)
-    found = verdicts(figures, first_token_s, differing)
+    found = [*verdicts(figures, first_token_s, differing), *llama_cpp_verdicts(llama_cpp)]
     result = {
         "benchmark": "end_to_end",
         "environment": environment,
@@ -99,6 +106,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
         "differing_prompts": differing,
         "transformers": None if reference is None else {
             **transformers_agreement(run, reference), "load_s": reference.load_s},
+        "llama_cpp": llama_cpp,
         "memory": memory_figures(run),
         "first_token": {"median_s": first_token_s, "runs": [asdict(start) for start in starts]},
         "verdicts": [asdict(verdict) for verdict in found],
@@ -118,10 +126,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--prompt-tokens", type=int, default=512, metavar="N", help="cut prompts to N tokens (default: %(default)s)")
     add("--max-tokens", type=int, default=128, metavar="N", help="tokens to make (default: %(default)s)")
     add("--threads", type=int, default=0, metavar="N", help=(
-        "CPU threads of each worker, and of transformers (default: the CPUs that may be used)"))
+        "CPU threads of each worker, and of the other engines (default: the CPUs that may be used)"))
     add("--starts", type=int, default=3, metavar="N", help=(
         "runs of the client for the time to its first token (default: %(default)s)"))
     add("--skip-transformers", action="store_true", help="leave the comparison with transformers out, and say so")
+    add("--llama-cpp", action="store_true", help=(
+        "compare with llama.cpp in F16 and Q8_0, too; needs a GGUF model and llama-cpp-python"))
     add("--output", type=Path, metavar="FILE", help="write the JSON object to this file, too")
     return parser
 
@@ -132,6 +142,8 @@ def _check(args: argparse.Namespace) -> None:
         if getattr(args, option) < least:
             raise InvalidInput.field(
                 f"--{option.replace('_', '-')}", f"must be at least {least}, got {getattr(args, option)}")
+    if args.llama_cpp:
+        check_llama_cpp(args.model)
     if args.output is not None and not args.output.absolute().parent.is_dir():
         raise InvalidInput.field("--output", f"{args.output.absolute().parent} is no directory")
 

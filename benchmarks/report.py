@@ -31,9 +31,11 @@ class Verdict:
     measured: str
 
 
-def configuration_figures(run: StackRun, reference: Reference | None) -> dict[str, dict[str, Any]]:
-    """Figures of every configuration, transformers' among them where it ran, by name; JSON-able."""
-    samples = dict(run.samples)
+def configuration_figures(
+    run: StackRun, reference: Reference | None, others: Mapping[str, Sequence[Sample]] = {}
+) -> dict[str, dict[str, Any]]:
+    """Figures of every configuration, transformers' where it ran and ``others`` among them, by name; JSON-able."""
+    samples: dict[str, Sequence[Sample]] = {**run.samples, **others}
     if reference is not None:
         samples[TRANSFORMERS] = reference.samples
     prompts = prompts_with_decoding(samples)

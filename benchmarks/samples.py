@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +38,12 @@ class Sample:
     wall_s: float
     """As the caller sees it: from the request to the end of the answer."""
     speculation: Speculation | None = None
-    """None for transformers."""
+    """None for other engines."""
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Sample:
+        """A sample of another engine from ``dataclasses.asdict`` of it, after its way through JSON."""
+        return cls(**{**record, "token_ids": tuple(record["token_ids"])})
 
     @property
     def decode_tokens(self) -> int:

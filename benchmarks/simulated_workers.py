@@ -135,7 +135,8 @@ class SimulatedPair:
         self.description = VerifierDescription(
             model="simulated", method="simulated", row_invariant=True, vocab_size=2, vocab_fingerprint="",
             max_model_len=max_model_len, max_slots=slots, max_draft_length=longest, max_batch_rows=max_batch_rows,
-            block_size=16, num_blocks=num_blocks, arena=arena, memory=(), kernel="simulated")
+            block_size=16, num_blocks=num_blocks, arena=arena, memory=(), kernel="simulated",
+            draft_quantization="simulated", verify_quantization="simulated")
         self.verifier, self.drafter = SimulatedVerifier(self), SimulatedDrafter(self)
 
     def tenancy(self, slot: int) -> _Tenancy:

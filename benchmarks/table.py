@@ -18,7 +18,8 @@ def render(result: Mapping[str, Any], verdicts: Sequence[Verdict]) -> str:
     """The whole report."""
     return "\n".join([*_environment(result["environment"], result["settings"]), "",
                       *_align([_HEADINGS, *map(_row, result["configurations"].items())]), "",
-                      *_positions(result["configurations"]), "", *_texts(result), "", *_memory(result["memory"]), "",
+                      *_positions(result["configurations"]), "", *_texts(result), *_llama_cpp(result["llama_cpp"]), "",
+                      *_memory(result["memory"]), "",
                       _first_token(result["first_token"]), "", *map(_verdict, verdicts)])
 
 
@@ -80,6 +81,24 @@ def _texts(result: Mapping[str, Any]) -> Iterator[str]:
     for difference in agreement["differences"]:
         yield (f"  prompt {difference['prompt']}: first difference at token {difference['position']}, where the best "
                f"two logits of transformers differ by {difference['logit_gap']:.2g}")
+
+
+def _llama_cpp(found: Mapping[str, Any] | None) -> Iterator[str]:
+    if found is None:
+        yield "llama.cpp: not compared (--llama-cpp compares)"
+        return
+    yield f"llama.cpp: llama-cpp-python {found['version']}, {found['system']}"
+    ours = found["stack_memory"]
+    for encoding, figures in found["encodings"].items():
+        agreement, memory, ratio = figures["agreement"], figures["memory"], figures["stack_memory_ratio"]
+        places = ", ".join(f"prompt {entry['prompt']} at token {entry['position']}"
+                           for entry in agreement["differences"])
+        yield (f"  {encoding}: texts equal to plain decoding's: {agreement['equal']} of {agreement['prompts']}"
+               f"{f' (first differences: {places})' if places else ''}, {agreement['tokens_before_differences']} of "
+               f"{agreement['tokens']} tokens before a difference")
+        yield (f"  {encoding}: memory of the stack against its: PSS {ours['proportional'] / _MIB:.1f} to "
+               f"{memory['proportional'] / _MIB:.1f} MiB ({ratio['proportional']:.2f}x), RSS "
+               f"{ours['resident'] / _MIB:.1f} to {memory['resident'] / _MIB:.1f} MiB ({ratio['resident']:.2f}x)")
 
 
 def _memory(memory: Mapping[str, Any]) -> Iterator[str]:

@@ -55,7 +55,7 @@ def run_transformers(
     if result.returncode != 0:
         raise QspecError(f"the transformers run ended with exit code {result.returncode}: see above")
     answer = json.loads(result.stdout.splitlines()[-1])
-    samples = tuple(Sample(**{**record, "token_ids": tuple(record["token_ids"])}) for record in answer["samples"])
+    samples = tuple(Sample.from_json(record) for record in answer["samples"])
     return Reference(samples=samples, logit_gaps=tuple(answer["logit_gaps"]), load_s=answer["load_s"])
 
 

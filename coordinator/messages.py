@@ -54,6 +54,7 @@ def info_message(serving: Serving) -> pb.GetServerInfoResponse:
         message.max_draft_length = verifier.max_draft_length
         message.row_invariant = verifier.row_invariant
         message.num_blocks, message.block_size = verifier.num_blocks, verifier.block_size
+        message.auto_reason = verifier.auto_reason
         _add_memory(message, "verifier", verifier.memory)
     if (drafter := serving.drafter) is not None:
         message.draft_method = drafter.method

@@ -79,10 +79,12 @@ class Stack:
         self.on_failure: Callable[[BaseException], None] = lambda error: None
         """Called once, from another thread, when the stack cannot go on."""
 
+        self._config, self._runtime_dir = config, runtime_dir
+
         def worker(role: str, given: str | None) -> Worker:
             address = given or f"unix:{runtime_dir / role}.sock"
-            arguments = [f"--listen={address}", f"--runtime-dir={runtime_dir}", *stack_options(config)]
-            return Worker(role, modules[role], address, None if given else arguments, lambda: self._changed(role))
+            arguments = None if given else self._arguments(address, config)
+            return Worker(role, modules[role], address, arguments, lambda: self._changed(role))
 
         self._verifier = worker("verifier", verifier_address)
         drafting = drafter_address is not None or config.draft_quantization != NO_DRAFTER
@@ -172,6 +174,7 @@ class Stack:
         remote = RemoteVerifier(self._verifier.address, answer_timeout_s=VERIFY_TIMEOUT_S)
         try:
             description = remote.describe()
+            self._pin_methods(description)
             if self._serving.engine is None:
                 self._serving.engine = self._make_engine(self, description)
             self._serving.verifier = self._serving.engine.attach_verifier(remote)
@@ -185,6 +188,24 @@ class Stack:
         self._remote_verifier = remote
         self._verifier.mark_attached()
         logger.info("verifier attached, epoch %d", description.epoch)
+
+    def _pin_methods(self, verifier: VerifierDescription) -> None:
+        """Keep what ``auto`` stood for at the first start, whatever a later one would choose: the text must not change.
+
+        ``InvalidInput`` when a verifier that somebody else started has come back with another method.
+        """
+        first = self._serving.verifier
+        if first is not None and first.verify_quantization != verifier.verify_quantization:
+            raise InvalidInput.field(
+                "verify_quantization", f"the verifier came back as {verifier.verify_quantization}, and texts "
+                f"were begun as {first.verify_quantization}; give it that method by name")
+        config = self._config.settled(draft=verifier.draft_quantization, verify=verifier.verify_quantization)
+        for worker in self._workers:
+            worker.start_with(self._arguments(worker.address, config))
+
+    def _arguments(self, address: str, config: StackConfig) -> list[str]:
+        """Command line of a worker."""
+        return [f"--listen={address}", f"--runtime-dir={self._runtime_dir}", *stack_options(config)]
 
     def _attach_drafter(self, drafter: Worker) -> None:
         remote = RemoteDrafter(drafter.address, answer_timeout_s=DRAFT_TIMEOUT_S)

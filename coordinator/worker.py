@@ -59,6 +59,11 @@ class Worker:
         """Whether it failed too often to try again."""
         return self.managed and self._failures > MAX_RESTARTS
 
+    def start_with(self, arguments: Sequence[str]) -> None:
+        """Use these arguments when it is started again; without effect on somebody else's process."""
+        if self.managed:
+            self._arguments = arguments
+
     def tend(self) -> None:
         """Start the process if there is none and it is time."""
         if self._arguments is not None and self.child is None and self._due and not self.given_up:

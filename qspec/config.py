@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from qspec.errors import FieldViolation, InvalidInput
+from qspec.quant.methods import AUTO
 
 DEFAULT_MODEL = "smollm2"
 """Alias of the model that is used when none is named (``qspec.models.resolve``)."""
@@ -27,10 +28,12 @@ class StackConfig:
 
     model: str = DEFAULT_MODEL
     """Alias, local directory, GGUF file or hub id."""
-    draft_quantization: str = "w8a8"
-    """The drafter's method, ``METHOD`` or ``METHOD:VARIANT``, or ``off`` for plain decoding without a drafter."""
-    verify_quantization: str = "none"
-    """The verifier's method, ``METHOD`` or ``METHOD:VARIANT``; the text is exactly that of this method."""
+    draft_quantization: str = AUTO
+    """The drafter's method, ``METHOD`` or ``METHOD:VARIANT``; ``off`` for plain decoding without a drafter; ``auto``
+    for the one that promises most beside the verifier's on this machine."""
+    verify_quantization: str = AUTO
+    """The verifier's method, ``METHOD`` or ``METHOD:VARIANT``; the text is exactly that of this method. ``auto`` is
+    ``none``, the model unquantised, in the dtype that is fastest on this machine."""
     draft_overrides: str = ""
     """Other methods for single linear layers of the drafter: ``GLOB=METHOD,…`` over names such as ``lm_head``,
     ``layers.3.qkv`` and ``layers.*.mlp_out``; the last match wins (``qspec.quant.overrides``)."""
@@ -71,6 +74,14 @@ class StackConfig:
             violations.append(FieldViolation("kernels", f"must be one of {known}, got {self.kernels!r}"))
         if violations:
             raise InvalidInput(*violations)
+
+    def settled(self, *, draft: str, verify: str) -> StackConfig:
+        """With these methods in the place of ``auto``."""
+        return replace(
+            self,
+            draft_quantization=draft if self.draft_quantization == AUTO else self.draft_quantization,
+            verify_quantization=verify if self.verify_quantization == AUTO else self.verify_quantization,
+        )
 
     @classmethod
     def default_of(cls, name: str) -> object:

@@ -149,6 +149,12 @@ class VerifierDescription:
     arena: ArenaDescriptor
     memory: tuple[MemoryItem, ...]
     kernel: str
+    draft_quantization: str
+    """The drafter's method as the configuration names it, or what ``auto`` stands for there."""
+    verify_quantization: str
+    """The same of its own."""
+    auto_reason: str = ""
+    """Why ``auto`` stands for what it does, for people; empty where both methods were named."""
 
     @property
     def epoch(self) -> int:

@@ -101,8 +101,9 @@ class FakeVerifier:
     def __init__(
         self, *, vocab_size: int = 97, num_blocks: int = 64, max_slots: int = 4, block_size: int = 4,
         max_model_len: int = 256, max_draft_length: int = 8, max_batch_rows: int = 64, epoch: int | None = None,
-        delay_s: float = 0.0,
+        delay_s: float = 0.0, methods: tuple[str, str] = ("toy", "toy"),
     ) -> None:
+        """``methods``: what it says of the drafter's and its own."""
         self._arena_fd = os.memfd_create("fake-arena")
         os.ftruncate(self._arena_fd, FakeArena.size(max_slots, max_model_len))
         self.delay_s = delay_s
@@ -125,7 +126,7 @@ class FakeVerifier:
             vocab_fingerprint=VOCAB_FINGERPRINT, max_model_len=max_model_len, max_slots=max_slots,
             max_draft_length=max_draft_length, max_batch_rows=max_batch_rows, block_size=block_size,
             num_blocks=num_blocks, arena=arena, memory=(MemoryItem(name="toy", bytes=arena.size, shared=True),),
-            kernel="toy",
+            kernel="toy", draft_quantization=methods[0], verify_quantization=methods[1],
         )
 
     @property

@@ -99,7 +99,9 @@ async def _run(options: ClientOptions) -> int:
 def _description(info: pb.GetServerInfoResponse) -> str:
     """What the private stack runs, and its memory budget."""
     drafter = f"drafter {info.draft_method}" if info.draft_method else "no drafter"
-    return f"{info.model}: verifier {info.verify_method}, {drafter}; memory of the stack:\n{budget_table(info.memory)}"
+    auto = f"auto: {info.auto_reason}\n" if info.auto_reason else ""
+    methods = f"{info.model}: verifier {info.verify_method}, {drafter}"
+    return f"{auto}{methods}; memory of the stack:\n{budget_table(info.memory)}"
 
 
 def _output(options: ClientOptions) -> Output:

@@ -23,8 +23,8 @@ class Engines:
     """
 
     def __init__(self, config: StackConfig, *, drafting: bool) -> None:
-        self.config = config
         self._verifier: LocalVerifier | None = LocalVerifier.load(config, progress=_quiet, epoch=next(_epochs))
+        self.config = self._verifier.config
         self.loop = SpeculationLoop()
         self.description = self.loop.attach_verifier(self._verifier)
         self._attached: Drafter | None = None

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Protocol, TypeVar, cast
 
-from qspec.api.method_choice import backend_of, check_method, resolve_pair
+from qspec.api.method_choice import backend_of, check_method, check_pair
 from qspec.api.qspec_model import QSPECModel
 from qspec.api.quantized_model import DEFAULT_MAX_DRAFT_LENGTH, QuantizedModel
 
@@ -33,10 +33,10 @@ def loaded_model(name: str, method: str, device: str) -> QuantizedModel:
 def loaded_pair(name: str, draft: str, verify: str, device: str, gamma: int) -> QSPECModel:
     """The model ``name`` under a pair of methods, loaded once (again for a larger ``gamma``). Raises as ``QSPECModel``.
     """
-    draft, verify = resolve_pair(draft, verify, backend_of(device))
+    check_pair(draft, verify, backend_of(device))
     most = max(gamma, DEFAULT_MAX_DRAFT_LENGTH)
     return _kept(
-        (name, draft, verify, device, most),
+        (name, str(draft), str(verify), device, most),
         lambda: QSPECModel(name, draft, verify, device, max_draft_length=most),
     )
 

@@ -1,12 +1,13 @@
-"""Which methods this machine has, which pair ``auto`` means, and what a pair can gain. Imports no torch."""
+"""Which methods this machine has, and what a pair of them can gain. Imports no torch."""
 
 from __future__ import annotations
 
-from qspec.api.pair_gain import PairGain
-from qspec.config import StackConfig
 from qspec.engine.backend import machine_backend
 from qspec.errors import FieldViolation, InvalidInput
+from qspec.pair_choice import Kind, kind
+from qspec.pair_gain import PairGain
 from qspec.quant.methods import (
+    AUTO,
     METHODS,
     NO_DRAFTER,
     Backend,
@@ -17,8 +18,7 @@ from qspec.quant.methods import (
     choose_verify,
 )
 
-AUTO = "auto"
-"""The method that pays on this machine, for drafter or verifier."""
+_UNQUANTISED = "none"
 
 
 def backend_of(device: str) -> Backend:
@@ -29,19 +29,16 @@ def backend_of(device: str) -> Backend:
     return machine_backend()
 
 
-def resolve_pair(draft: str, verify: str, backend: Backend) -> tuple[str, str]:
-    """Plain names for a pair of methods, ``auto`` resolved; ``InvalidInput`` names each that is not there."""
-    draft = str(StackConfig.default_of("draft_quantization")) if draft == AUTO else str(draft)
-    verify = str(StackConfig.default_of("verify_quantization")) if verify == AUTO else str(verify)
+def check_pair(draft: str, verify: str, backend: Backend) -> None:
+    """``InvalidInput`` naming each method of a pair that is not there; ``auto`` is."""
     violations: list[FieldViolation] = []
     for check, name in ((check_draft_method, draft), (check_verify_method, verify)):
         try:
-            check(name, backend)
+            check(str(name), backend)
         except InvalidInput as error:
             violations += error.violations
     if violations:
         raise InvalidInput(*violations)
-    return draft, verify
 
 
 def can_draft(method: str, backend: Backend) -> bool:
@@ -63,8 +60,10 @@ def can_verify(method: str, backend: Backend) -> bool:
 
 
 def check_method(method: str, backend: Backend) -> str:
-    """The plain name of a method that drafts or verifies here; ``InvalidInput`` lists those that do."""
-    method = str(StackConfig.default_of("verify_quantization")) if method == AUTO else str(method)
+    """The plain name of a method that drafts or verifies here, for ``auto`` the unquantised one; ``InvalidInput`` lists
+    those that do.
+    """
+    method = _UNQUANTISED if method == AUTO else str(method)
     if can_draft(method, backend) or can_verify(method, backend):
         return method
     there = [name for name in METHODS if can_draft(name, backend) or can_verify(name, backend)]
@@ -72,18 +71,15 @@ def check_method(method: str, backend: Backend) -> str:
     raise InvalidInput.field("quantization_method", f"{problem}; choose one of: {', '.join(there)}")
 
 
-def is_best_pair(draft: str, verify: str, backend: Backend) -> bool:
-    """Whether plain names of methods are the pair that ``auto`` means."""
-    return (draft, verify) == resolve_pair(AUTO, AUTO, backend)
-
-
-def describe_gain(draft: str, verify: str, backend: Backend, gain: PairGain | None = None) -> str | None:
-    """One line for people about a pair that is not the best on this machine, with the one that is.
+def describe_gain(
+    draft: str, verify: str, backend: Backend, best: tuple[str, str], gain: PairGain | None = None
+) -> str | None:
+    """One line for people about a pair, with the ``best`` one on this machine (``qspec.pair_choice``).
 
     None for the best pair, and where neither the methods nor a predicted ``gain`` say anything. Decoding one text is
     bound by the bytes that a pass reads, so a drafter pays only if it reads fewer.
     """
-    if is_best_pair(draft, verify, backend):
+    if _kinds(draft, verify, backend) == _kinds(*best, backend):
         return None
     verifier = choose_verify(verify, backend)
     drafter = choose_draft(draft, backend, verify=verifier)
@@ -102,8 +98,14 @@ def describe_gain(draft: str, verify: str, backend: Backend, gain: PairGain | No
             f"a draft step reads {drafted:g} bits per weight and a verify pass {verified:g}, so drafting gains nothing")
     if not said:
         return None
-    better_draft, better_verify = resolve_pair(AUTO, AUTO, backend)
-    return f"{draft} -> {verify}: {'; '.join(said)}; {better_draft} -> {better_verify} gains more here"
+    return f"{draft} -> {verify}: {'; '.join(said)}; {best[0]} -> {best[1]} gains more here"
+
+
+def _kinds(draft: str, verify: str, backend: Backend) -> tuple[Kind | None, Kind]:
+    """What drafter and verifier of a pair compute."""
+    verifier = choose_verify(verify, backend)
+    drafter = choose_draft(draft, backend, verify=verifier)
+    return None if drafter is None else kind(drafter), kind(verifier)
 
 
 def _prediction(gain: PairGain, verify: str) -> str:

@@ -7,15 +7,16 @@ from types import TracebackType
 
 import torch
 
+from qspec.api.auto_pair import auto_pair
 from qspec.api.engines import Engines
-from qspec.api.method_choice import backend_of, describe_gain, is_best_pair, resolve_pair
-from qspec.api.pair_gain import predict_gain
+from qspec.api.method_choice import backend_of, check_pair, describe_gain
 from qspec.api.quantized_model import DEFAULT_KV_TOKENS, DEFAULT_MAX_DRAFT_LENGTH, QuantizedModel
 from qspec.api.step_costs import measure_costs
 from qspec.config import DEFAULT_MODEL, StackConfig
 from qspec.errors import InvalidInput
+from qspec.pair_gain import predict_gain
 from qspec.quant.method_plan import check_methods
-from qspec.quant.methods import NO_DRAFTER, Role
+from qspec.quant.methods import AUTO, NO_DRAFTER, Role
 
 _log = logging.getLogger("qspec")
 
@@ -45,7 +46,8 @@ class QSPECModel:
         max_draft_length: int = DEFAULT_MAX_DRAFT_LENGTH,
     ) -> None:
         backend = backend_of(str(device))
-        draft, verify = resolve_pair(draft_quantization, verify_quantization, backend)
+        draft, verify = str(draft_quantization), str(verify_quantization)
+        check_pair(draft, verify, backend)
         if draft == NO_DRAFTER:
             raise InvalidInput.field(
                 "draft_quantization", "'off' leaves nothing to draft with; use QuantizedModel to decode without drafts")
@@ -56,10 +58,12 @@ class QSPECModel:
         for role in Role:
             check_methods(config, role, backend)  # before anything is loaded
         self._engines = Engines(config, drafting=True)
+        draft, verify = self._engines.config.draft_quantization, self._engines.config.verify_quantization
         self.draft = QuantizedModel.view(self._engines, draft, verifies=False)
         self.verify = QuantizedModel.view(self._engines, verify, verifies=True)
-        if not is_best_pair(draft, verify, backend):
-            line = describe_gain(draft, verify, backend, predict_gain(measure_costs(self._engines)))
+        best = auto_pair(name, AUTO, AUTO, str(device))
+        if describe_gain(draft, verify, backend, best) is not None:
+            line = describe_gain(draft, verify, backend, best, predict_gain(measure_costs(self._engines)))
             _log.warning("%s", line)
 
     @property

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from qspec.api.method_choice import AUTO
 from qspec.config import DEFAULT_MODEL
 from qspec.errors import InvalidInput
+from qspec.quant.methods import AUTO
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ def add_script_arguments(parser: argparse.ArgumentParser) -> None:
     add("--draft_model_name", metavar="NAME", help="another model that drafts (default: that of --model_name)")
     add("--verify_model_name", metavar="NAME", help="the model that verifies (default: that of --model_name)")
     add("--draft_quantization", default=AUTO, metavar="METHOD", help=(
-        "the drafter's method; auto is the one that pays on this machine: w8a8 on a CPU (default: %(default)s)"))
+        "the drafter's method; auto is the one that pays on this machine, found by timing (default: %(default)s)"))
     add("--verify_quantization", default=AUTO, metavar="METHOD", help=(
-        "the verifier's method, whose text it is; auto is none on a CPU (default: %(default)s)"))
+        "the verifier's method, whose text it is; auto is none, in the fastest dtype here (default: %(default)s)"))
     add("--max_tokens", "-M", type=int, default=64, metavar="N", help="most new tokens (default: %(default)s)")
     add("--gamma", "-g", type=int, default=4, metavar="N", help="tokens drafted per round (default: %(default)s)")
     add("--verbose", "-v", action="store_true", help="colour the text by accepted, recovered and bonus tokens")

@@ -1,4 +1,4 @@
-"""Timing the steps of a loaded pair, for ``qspec.api.pair_gain``: in a cache of its own, on one row of text."""
+"""Timing the steps of a loaded pair, for ``qspec.pair_gain``: in a cache of its own, on one row of text."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 
 from qspec.api.engines import Engines
-from qspec.api.pair_gain import PairCosts
 from qspec.engine.cached_decoder import CachedDecoder
+from qspec.pair_gain import PairCosts
 
 _LENGTHS = (4, 2, 1)
 """Draft lengths that are tried, as long as there is time."""

@@ -1,9 +1,8 @@
 """The drafter: reads the verifier's arena and proposes tokens.
 
 It has no state of its own between batches. Each step feeds one token per sequence; attention reads the committed blocks
-in place and then the tail, the only part of the cache that the drafter writes. Its weights are, layer by layer, the
-arena's where the verifier's format is its own or holds it as a plane; else its own, in a file that is mapped as well.
-On torch's operations ``w8a8`` always keeps a private packed copy (fbgemm's layout cannot be shared).
+in place and then the tail, the only part of the cache that the drafter writes. Its weights are the arena's or its own
+(``qspec.engine.draft_weights``).
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from torch import Tensor
 from qspec.acceptance import draft_token
 from qspec.config import StackConfig
 from qspec.early_stop import DraftGate
-from qspec.engine.backend import check_kernels, choose_backend, tell_fallback
+from qspec.engine.backend import check_kernels, choose_backend
+from qspec.engine.draft_weights import DraftWeights
 from qspec.engine.forward import DraftCache, DraftContext, DraftForward
-from qspec.engine.linears import is_packed, is_plain, kernel_name, packed_linears, packed_name, working_memory
 from qspec.engine.regions import (
     BLOCK_TABLES,
     DRAFT_PROBS,
@@ -33,8 +32,7 @@ from qspec.engine.regions import (
     TAIL_VALUES,
     arena_fingerprint,
 )
-from qspec.engine.weight_files import open_weights
-from qspec.engine.weights import layer_regions, parts_bytes, private_embedding_bytes, shared_parts
+from qspec.engine.weights import shared_parts
 from qspec.engine.worker_forward import drafter_forward
 from qspec.errors import ContractViolation, EpochMismatch, InvalidInput
 from qspec.interfaces import (
@@ -42,22 +40,17 @@ from qspec.interfaces import (
     DraftBatch,
     DrafterDescription,
     DraftItem,
-    MemoryItem,
     Progress,
     StageTimings,
     VerifierDescription,
 )
-from qspec.kernels.int8_linear import Int8Linear
 from qspec.memory.arena import HostArena
 from qspec.models.converted import ConvertedModel, prepare
-from qspec.models.decoder import linear_names
-from qspec.models.layer_weights import LayerWeights
 from qspec.models.tokenizer import vocab_fingerprint
 from qspec.quant.codecs import Parts
-from qspec.quant.method_plan import MethodPlan, check_methods, plan_draft, plan_verify
-from qspec.quant.methods import NO_DRAFTER, Backend, Role
+from qspec.quant.method_plan import check_methods
+from qspec.quant.methods import AUTO, NO_DRAFTER, Backend, Role
 from qspec.sampling import confidence
-from qspec.threads import native_threads
 
 
 @dataclass(slots=True)
@@ -88,34 +81,19 @@ class _Attached:
 
 
 class LocalDrafter:
-    """The drafter of one process (``qspec.interfaces.Drafter``). Made by ``load``; used by one thread."""
+    """The drafter of one process (``qspec.interfaces.Drafter``). Made by ``load``; used by one thread.
 
-    def __init__(
-        self, model: ConvertedModel, config: StackConfig, plan: MethodPlan, store: MethodPlan, progress: Progress
-    ) -> None:
-        self._model, self._methods, self._store = model, plan, store
-        native = plan.backend is Backend.CPU_NATIVE
-        self._threads = native_threads(config.threads, progress) if native else 0
+    What it can prepare before it knows the verifier it prepares in ``load``; where a method is ``auto``, the verifier
+    says which one, and preparing waits for it.
+    """
+
+    def __init__(self, model: ConvertedModel, config: StackConfig, backend: Backend, progress: Progress) -> None:
+        self._model, self._config, self._backend, self._progress = model, config, backend, progress
         self._vocab_fingerprint = vocab_fingerprint(model.tokenizer_directory)
         self._attached: _Attached | None = None
-        packed = [name for name, choice in plan.layers.items() if not native and is_packed(choice)]
-        self._stored = [name for name in plan.layers if name not in packed]
-        private = [name for name in self._stored if not plan.held_by(store, name)]
-        self._packed: dict[str, Int8Linear] = {}
-        if packed:
-            with model.open_weights() as weights, model.open_int8() as int8:
-                self._packed = packed_linears(packed, int8, weights, progress)
-        with LayerWeights(model) as weights:
-            shapes = {name: weights.tensors.shape(name) for name in self._stored}
-            own = open_weights(layer_regions(private, shapes, plan), model.fingerprint, weights, progress)
-        self._private = shared_parts(own, private, plan, plan)
-        own.close()
-        for name in dict.fromkeys(
-            kernel_name(choice, plan.backend)
-            for choice in map(plan.layers.__getitem__, self._stored) if not is_plain(choice)
-        ):
-            progress(name, None)
-        self._memory = self._private_memory(shapes)
+        self._prepared: DraftWeights | None = None
+        if AUTO not in (config.draft_quantization, config.verify_quantization):
+            self._prepare(config)
 
     @classmethod
     def load(cls, config: StackConfig, *, progress: Progress) -> LocalDrafter:
@@ -126,34 +104,51 @@ class LocalDrafter:
         if config.draft_quantization == NO_DRAFTER:
             raise InvalidInput.field("draft_quantization", "a drafter needs a method; 'off' means to start none")
         model = prepare(config.model, progress=progress)
-        backend = choose_backend(config, model.config, progress)
-        store = plan_verify(config, linear_names(model.config), backend, stored=model.stored)
-        plan = plan_draft(config, backend, verify=store, stored=model.stored)
-        tell_fallback("drafter", backend, plan, progress)
-        return cls(model, config, plan, store, progress)
+        return cls(model, config, choose_backend(config, model.config, progress), progress)
 
     def attach(self, verifier: VerifierDescription) -> DrafterDescription:
-        """Map the verifier's arena; ``InvalidInput`` when it is of another model or vocabulary."""
+        """Map the verifier's arena; ``InvalidInput`` when it is of another model or vocabulary, or of a stack without a
+        drafter whose method could be taken."""
         self.close()
         if verifier.vocab_fingerprint != self._vocab_fingerprint:
             raise InvalidInput.field("model", "drafter and verifier have different vocabularies; give both one model")
+        weights = self._prepare(self._settled(verifier))
         if verifier.arena.fingerprint != arena_fingerprint(self._model.fingerprint, verifier.arena.regions):
             raise InvalidInput.field("model", "the arena holds another model or format than the drafter's")
         arena = HostArena.open(verifier.arena)
-        shared = [name for name in self._stored if name not in self._private]
-        parts = {**self._private, **shared_parts(arena, shared, self._methods, self._store)}
+        parts = {**weights.private, **shared_parts(arena, weights.shared, weights.methods, weights.store)}
         forward = drafter_forward(
-            arena, self._model.config, self._methods, self._store, parts, self._packed, verifier, self._threads)
+            arena, self._model.config, weights.methods, weights.store, parts, weights.packed, verifier, weights.threads)
         self._attached = _Attached(arena, forward, parts)
         return DrafterDescription(
-            epoch=verifier.epoch, method=self._methods.label, kernel=self._kernel_name(), memory=self._memory
+            epoch=verifier.epoch, method=weights.methods.label, kernel=weights.kernel_name(), memory=weights.memory
         )
+
+    def _settled(self, verifier: VerifierDescription) -> StackConfig:
+        """The configuration with what the verifier says in the place of ``auto``."""
+        if self._config.draft_quantization == AUTO and verifier.draft_quantization == NO_DRAFTER:
+            raise InvalidInput.field(
+                "draft_quantization", "the verifier was told that there is no drafter; name a method, or start none")
+        return self._config.settled(draft=verifier.draft_quantization, verify=verifier.verify_quantization)
+
+    def _prepare(self, config: StackConfig) -> DraftWeights:
+        """The weights of a configuration without ``auto``; those of the last call if it has the same methods."""
+        if self._prepared is None or self._prepared.config != config:
+            self._prepared = DraftWeights.prepare(self._model, config, self._backend, self._progress)
+        return self._prepared
 
     def detach(self, epoch: int) -> None:
         """Unmap the arena of ``epoch``; another one is left alone."""
         if self._attached is not None and self._attached.arena.descriptor.epoch == epoch:
             self._attached.arena.close()
             self._attached = None
+
+    @property
+    def weights(self) -> DraftWeights:
+        """What it multiplies with, and where that lies."""
+        if self._prepared is None:
+            raise ContractViolation("the drafter knows no method yet")
+        return self._prepared
 
     @property
     def forward(self) -> DraftForward:
@@ -239,29 +234,3 @@ class LocalDrafter:
         if sampling.needs_draft_probs:
             attached.draft_probs[draft.item.slot, step] = probs[0]
         draft.tokens.append(token)
-
-    def _kernel_name(self) -> str:
-        """All kernels in the order of use, and whose weights they read."""
-        return "; ".join(dict.fromkeys(map(self._layer_kernel, self._methods.layers)))
-
-    def _layer_kernel(self, name: str) -> str:
-        if name in self._packed:
-            return packed_name()
-        owner = "its own" if name in self._private else "the verifier's"
-        return f"{kernel_name(self._methods.layers[name], self._methods.backend)}, {owner} weights"
-
-    def _private_memory(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[MemoryItem, ...]:
-        """What the drafter holds for itself: an item for each format, and room to work."""
-        items = []
-        if self._packed:
-            size = sum(linear.bytes for linear in self._packed.values())
-            items.append(MemoryItem(name="weights int8, packed", bytes=size, shared=False))
-        by_format: dict[str, dict[str, Parts]] = {}
-        for name, parts in self._private.items():
-            by_format.setdefault(self._methods.weights(name), {})[name] = parts
-        for weights, stored in by_format.items():
-            items.append(
-                MemoryItem(name=f"weights {weights}", bytes=parts_bytes(stored), shared=False, mapped_file=True))
-        if size := private_embedding_bytes(self._model.config, self._methods, self._store):
-            items.append(MemoryItem(name="embedding fp32", bytes=size, shared=False))
-        return (*items, *working_memory(self._methods, shapes, self._stored))

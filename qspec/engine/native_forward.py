@@ -44,7 +44,8 @@ class NativeForward:
         if config.positions is Positions.LEARNED:
             max_positions = min(max_positions, config.max_position)
         layers = {
-            name: _layer(plan.weights(name), stored, plan.layers[name].variant.activations, tensors.get(name + ".bias"))
+            name: native_layer(
+                plan.weights(name), stored, plan.layers[name].variant.activations, tensors.get(name + ".bias"))
             for name, stored in parts.items()
         }
         self._decoder = NativeDecoder(
@@ -117,7 +118,8 @@ def _one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _layer(weights_format: str, parts: Parts, activations: str, bias: Tensor | None) -> LayerWeights:
+def native_layer(weights_format: str, parts: Parts, activations: str, bias: Tensor | None = None) -> LayerWeights:
+    """A stored weight as the kernels take it."""
     if weights_format == "fp32-rows":
         weights_format, parts = "fp32", {"": parts["rows"]}
     return LayerWeights(weights_format, parts, activations, bias)
@@ -125,5 +127,5 @@ def _layer(weights_format: str, parts: Parts, activations: str, bias: Tensor | N
 
 def _embedding(stored: StoredEmbedding) -> LayerWeights:
     if stored.format == "fp32":  # [H, V] beside a verifier on torch's operations: a copy of one's own
-        return _layer("fp32-rows", {"rows": CODECS["fp32"].decode(stored.parts).contiguous()}, "fp32", None)
-    return _layer(stored.format, stored.parts, "fp32", None)
+        return native_layer("fp32-rows", {"rows": CODECS["fp32"].decode(stored.parts).contiguous()}, "fp32")
+    return native_layer(stored.format, stored.parts, "fp32")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from qspec.acceptance import Decision, decide, decide_greedy
 from qspec.config import StackConfig
+from qspec.engine.auto_methods import resolve_methods
 from qspec.engine.backend import check_kernels, choose_backend, tell_fallback
 from qspec.engine.cached_decoder import CachedDecoder
 from qspec.engine.forward import Forward
@@ -85,9 +86,10 @@ class LocalVerifier:
     """The verifier of one process (``qspec.interfaces.Verifier``). Made by ``load``; used by one thread."""
 
     def __init__(
-        self, model: ConvertedModel, config: StackConfig, plan: MethodPlan, epoch: int, progress: Progress
+        self, model: ConvertedModel, config: StackConfig, plan: MethodPlan, epoch: int, progress: Progress, *,
+        auto_reason: str = "",
     ) -> None:
-        self._config, self._methods = config, plan
+        self._config, self._methods, self._auto_reason = config, plan, auto_reason
         self._model = model
         self._vocab_fingerprint = vocab_fingerprint(model.tokenizer_directory)
         self._max_model_len = _max_model_len(model, config)
@@ -124,9 +126,15 @@ class LocalVerifier:
         check_kernels(config)
         model = prepare(config.model, progress=progress)
         backend = choose_backend(config, model.config, progress)
+        config, reason = resolve_methods(config, model, backend, progress)
         plan = plan_verify(config, linear_names(model.config), backend, stored=model.stored)
         tell_fallback("verifier", backend, plan, progress)
-        return cls(model, config, plan, epoch, progress)
+        return cls(model, config, plan, epoch, progress, auto_reason=reason)
+
+    @property
+    def config(self) -> StackConfig:
+        """What it was loaded with, plain names in the place of ``auto``."""
+        return self._config
 
     @property
     def arena_fds(self) -> tuple[int, ...]:
@@ -165,6 +173,9 @@ class LocalVerifier:
             arena=self.arena.descriptor,
             memory=self._memory,
             kernel=self._kernel,
+            draft_quantization=config.draft_quantization,
+            verify_quantization=config.verify_quantization,
+            auto_reason=self._auto_reason,
         )
 
     def verify(self, batch: VerifyBatch) -> VerifyAnswer:

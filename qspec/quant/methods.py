@@ -22,6 +22,8 @@ from qspec.quant.weight_formats import WEIGHT_FORMATS, is_held_by
 
 NO_DRAFTER = "off"
 """Draft "method" of a stack that decodes without a drafter."""
+AUTO = "auto"
+"""Either worker's "method" that stands for the one that pays on the machine at hand (``qspec.pair_choice``)."""
 
 
 class Backend(Enum):
@@ -222,14 +224,15 @@ def choose_draft(name: str, backend: Backend, *, verify: Choice) -> Choice | Non
 
 
 def check_draft_method(name: str, backend: Backend) -> None:
-    """``InvalidInput`` when ``name`` is unknown or absent on ``backend``; ``off`` is known."""
-    if name != NO_DRAFTER:
+    """``InvalidInput`` when ``name`` is unknown or absent on ``backend``; ``auto`` and ``off`` are known."""
+    if name not in (AUTO, NO_DRAFTER):
         choose_variant(name, Role.DRAFT, backend)
 
 
 def check_verify_method(name: str, backend: Backend) -> None:
-    """``InvalidInput`` when ``name`` is unknown or absent on ``backend``."""
-    choose_variant(name, Role.VERIFY, backend)
+    """``InvalidInput`` when ``name`` is unknown or absent on ``backend``; ``auto`` is known."""
+    if name != AUTO:
+        choose_variant(name, Role.VERIFY, backend)
 
 
 def choose_variant(
@@ -262,10 +265,12 @@ def choose_variant(
 
 
 def _available(role: Role, backend: Backend, *, whole_worker: bool) -> str:
-    """The methods that there are, and ``off`` where a whole drafter is chosen."""
+    """The methods that there are, with ``auto`` where a whole worker is chosen, and ``off`` for a drafter."""
     names = [
         method.name
         for method in METHODS.values()
         if any(variant.on(backend, role) is not Support.ABSENT for variant in method.variants)
     ]
-    return ", ".join([*names, NO_DRAFTER] if role is Role.DRAFT and whole_worker else names)
+    if whole_worker:
+        names += [AUTO, NO_DRAFTER] if role is Role.DRAFT else [AUTO]
+    return ", ".join(names)

@@ -38,6 +38,9 @@ def description_to_pb(about: VerifierDescription) -> verifier_pb2.DescribeRespon
         max_draft_length=about.max_draft_length, max_batch_rows=about.max_batch_rows, block_size=about.block_size,
         num_blocks=about.num_blocks, arena=arena_to_pb(about.arena), memory=memory_to_pb(about.memory),
         kernel=about.kernel,
+        draft_quantization=about.draft_quantization,
+        verify_quantization=about.verify_quantization,
+        auto_reason=about.auto_reason,
     )
 
 
@@ -49,6 +52,8 @@ def description_from_pb(message: verifier_pb2.DescribeResponse) -> VerifierDescr
         max_model_len=message.max_model_len, max_slots=message.max_slots, max_draft_length=message.max_draft_length,
         max_batch_rows=message.max_batch_rows, block_size=message.block_size, num_blocks=message.num_blocks,
         arena=arena_from_pb(message.arena), memory=memory_from_pb(message.memory), kernel=message.kernel,
+        draft_quantization=message.draft_quantization, verify_quantization=message.verify_quantization,
+        auto_reason=message.auto_reason,
     )
 
 

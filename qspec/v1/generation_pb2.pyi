@@ -155,7 +155,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "state", "model", "draft_method", "verify_method", "max_model_len", "max_slots", "max_draft_length", "running", "waiting", "drafter_restarts", "verifier_restarts", "memory", "verify_kernel", "draft_kernel", "row_invariant", "verify_s", "draft_step_s", "max_waiting", "max_buffered_tokens", "num_blocks", "free_blocks", "block_size")
+    __slots__ = ("version", "state", "model", "draft_method", "verify_method", "max_model_len", "max_slots", "max_draft_length", "running", "waiting", "drafter_restarts", "verifier_restarts", "memory", "verify_kernel", "draft_kernel", "row_invariant", "verify_s", "draft_step_s", "auto_reason", "max_waiting", "max_buffered_tokens", "num_blocks", "free_blocks", "block_size")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -174,6 +174,7 @@ class GetServerInfoResponse(_message.Message):
     ROW_INVARIANT_FIELD_NUMBER: _ClassVar[int]
     VERIFY_S_FIELD_NUMBER: _ClassVar[int]
     DRAFT_STEP_S_FIELD_NUMBER: _ClassVar[int]
+    AUTO_REASON_FIELD_NUMBER: _ClassVar[int]
     MAX_WAITING_FIELD_NUMBER: _ClassVar[int]
     MAX_BUFFERED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
@@ -197,12 +198,13 @@ class GetServerInfoResponse(_message.Message):
     row_invariant: bool
     verify_s: _containers.RepeatedScalarFieldContainer[float]
     draft_step_s: float
+    auto_reason: str
     max_waiting: int
     max_buffered_tokens: int
     num_blocks: int
     free_blocks: int
     block_size: int
-    def __init__(self, version: _Optional[str] = ..., state: _Optional[_Union[ServerState, str]] = ..., model: _Optional[str] = ..., draft_method: _Optional[str] = ..., verify_method: _Optional[str] = ..., max_model_len: _Optional[int] = ..., max_slots: _Optional[int] = ..., max_draft_length: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., drafter_restarts: _Optional[int] = ..., verifier_restarts: _Optional[int] = ..., memory: _Optional[_Iterable[_Union[MemoryLine, _Mapping]]] = ..., verify_kernel: _Optional[str] = ..., draft_kernel: _Optional[str] = ..., row_invariant: bool = ..., verify_s: _Optional[_Iterable[float]] = ..., draft_step_s: _Optional[float] = ..., max_waiting: _Optional[int] = ..., max_buffered_tokens: _Optional[int] = ..., num_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., block_size: _Optional[int] = ...) -> None: ...
+    def __init__(self, version: _Optional[str] = ..., state: _Optional[_Union[ServerState, str]] = ..., model: _Optional[str] = ..., draft_method: _Optional[str] = ..., verify_method: _Optional[str] = ..., max_model_len: _Optional[int] = ..., max_slots: _Optional[int] = ..., max_draft_length: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., drafter_restarts: _Optional[int] = ..., verifier_restarts: _Optional[int] = ..., memory: _Optional[_Iterable[_Union[MemoryLine, _Mapping]]] = ..., verify_kernel: _Optional[str] = ..., draft_kernel: _Optional[str] = ..., row_invariant: bool = ..., verify_s: _Optional[_Iterable[float]] = ..., draft_step_s: _Optional[float] = ..., auto_reason: _Optional[str] = ..., max_waiting: _Optional[int] = ..., max_buffered_tokens: _Optional[int] = ..., num_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., block_size: _Optional[int] = ...) -> None: ...
 
 class MemoryLine(_message.Message):
     __slots__ = ("owner", "name", "bytes", "shared", "mapped_file")

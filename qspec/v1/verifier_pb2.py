@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from qspec.v1 import types_pb2 as qspec_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17qspec/v1/verifier.proto\x12\x08qspec.v1\x1a\x14qspec/v1/types.proto\"\x11\n\x0f\x44\x65scribeRequest\"\xdb\x02\n\x10\x44\x65scribeResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x15\n\rrow_invariant\x18\x03 \x01(\x08\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x19\n\x11vocab_fingerprint\x18\x05 \x01(\t\x12\x15\n\rmax_model_len\x18\x06 \x01(\r\x12\x11\n\tmax_slots\x18\x07 \x01(\r\x12\x18\n\x10max_draft_length\x18\x08 \x01(\r\x12\x16\n\x0emax_batch_rows\x18\t \x01(\r\x12\x12\n\nblock_size\x18\n \x01(\r\x12\x12\n\nnum_blocks\x18\x0b \x01(\r\x12(\n\x05\x61rena\x18\x0c \x01(\x0b\x32\x19.qspec.v1.ArenaDescriptor\x12$\n\x06memory\x18\r \x03(\x0b\x32\x14.qspec.v1.MemoryItem\x12\x0e\n\x06kernel\x18\x0e \x01(\t\"\xda\x01\n\rVerifyRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12#\n\x08releases\x18\x03 \x03(\x0b\x32\x11.qspec.v1.Release\x12\'\n\nadmissions\x18\x04 \x03(\x0b\x32\x13.qspec.v1.Admission\x12.\n\x0eprefill_chunks\x18\x05 \x03(\x0b\x32\x16.qspec.v1.PrefillChunk\x12-\n\rverifications\x18\x06 \x03(\x0b\x32\x16.qspec.v1.Verification\"&\n\x07Release\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\r\n\x05lease\x18\x02 \x01(\x04\"N\n\tAdmission\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\r\n\x05lease\x18\x02 \x01(\x04\x12$\n\x08sampling\x18\x03 \x01(\x0b\x32\x12.qspec.v1.Sampling\"M\n\x0cPrefillChunk\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\r\n\x05lease\x18\x02 \x01(\x04\x12\r\n\x05start\x18\x03 \x01(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\"o\n\x0cVerification\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\r\n\x05lease\x18\x02 \x01(\x04\x12\x15\n\rcommitted_len\x18\x03 \x01(\r\x12\x15\n\rpending_token\x18\x04 \x01(\r\x12\x14\n\x0c\x64raft_tokens\x18\x05 \x03(\r\"\x95\x01\n\x0eVerifyResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12\'\n\x07results\x18\x03 \x03(\x0b\x32\x16.qspec.v1.VerifyResult\x12\x13\n\x0b\x66ree_blocks\x18\x04 \x01(\r\x12\'\n\x07timings\x18\x05 \x01(\x0b\x32\x16.qspec.v1.StageTimings\"\xa2\x01\n\x0cVerifyResult\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\r\n\x05lease\x18\x02 \x01(\x04\x12&\n\x07outcome\x18\x03 \x01(\x0e\x32\x15.qspec.v1.SlotOutcome\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x04 \x01(\r\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12\x12\n\ncached_len\x18\x06 \x01(\r\x12\x14\n\x0creserved_len\x18\x07 \x01(\r2\x95\x01\n\x0fVerifierService\x12\x41\n\x08\x44\x65scribe\x12\x19.qspec.v1.DescribeRequest\x1a\x1a.qspec.v1.DescribeResponse\x12?\n\x06Verify\x12\x17.qspec.v1.VerifyRequest\x1a\x18.qspec.v1.VerifyResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17qspec/v1/verifier.proto\x12\x08qspec.v1\x1a\x14qspec/v1/types.proto\"\x11\n\x0f\x44\x65scribeRequest\"\xa9\x03\n\x10\x44\x65scribeResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x15\n\rrow_invariant\x18\x03 \x01(\x08\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x19\n\x11vocab_fingerprint\x18\x05 \x01(\t\x12\x15\n\rmax_model_len\x18\x06 \x01(\r\x12\x11\n\tmax_slots\x18\x07 \x01(\r\x12\x18\n\x10max_draft_length\x18\x08 \x01(\r\x12\x16\n\x0emax_batch_rows\x18\t \x01(\r\x12\x12\n\nblock_size\x18\n \x01(\r\x12\x12\n\nnum_blocks\x18\x0b \x01(\r\x12(\n\x05\x61rena\x18\x0c \x01(\x0b\x32\x19.qspec.v1.ArenaDescriptor\x12$\n\x06memory\x18\r \x03(\x0b\x32\x14.qspec.v1.MemoryItem\x12\x0e\n\x06kernel\x18\x0e \x01(\t\x12\x1a\n\x12\x64raft_quantization\x18\x0f \x01(\t\x12\x1b\n\x13verify_quantization\x18\x10 \x01(\t\x12\x13\n\x0b\x61uto_reason\x18\x11 \x01(\t\"\xda\x01\n\rVerifyRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12#\n\x08releases\x18\x03 \x03(\x0b\x32\x11.qspec.v1.Release\x12\'\n\nadmissions\x18\x04 \x03(\x0b\x32\x13.qspec.v1.Admission\x12.\n\x0eprefill_chunks\x18\x05 \x03(\x0b\x32\x16.qspec.v1.PrefillChunk\x12-\n\rverifications\x18\x06 \x03(\x0b\x32\x16.qspec.v1.Verification\"&\n\x07Release\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\r\n\x05lease\x18\x02 \x01(\x04\"N\n\tAdmission\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\r\n\x05lease\x18\x02 \x01(\x04\x12$\n\x08sampling\x18\x03 \x01(\x0b\x32\x12.qspec.v1.Sampling\"M\n\x0cPrefillChunk\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\r\n\x05lease\x18\x02 \x01(\x04\x12\r\n\x05start\x18\x03 \x01(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\"o\n\x0cVerification\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\r\n\x05lease\x18\x02 \x01(\x04\x12\x15\n\rcommitted_len\x18\x03 \x01(\r\x12\x15\n\rpending_token\x18\x04 \x01(\r\x12\x14\n\x0c\x64raft_tokens\x18\x05 \x03(\r\"\x95\x01\n\x0eVerifyResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12\'\n\x07results\x18\x03 \x03(\x0b\x32\x16.qspec.v1.VerifyResult\x12\x13\n\x0b\x66ree_blocks\x18\x04 \x01(\r\x12\'\n\x07timings\x18\x05 \x01(\x0b\x32\x16.qspec.v1.StageTimings\"\xa2\x01\n\x0cVerifyResult\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\r\n\x05lease\x18\x02 \x01(\x04\x12&\n\x07outcome\x18\x03 \x01(\x0e\x32\x15.qspec.v1.SlotOutcome\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x04 \x01(\r\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12\x12\n\ncached_len\x18\x06 \x01(\r\x12\x14\n\x0creserved_len\x18\x07 \x01(\r2\x95\x01\n\x0fVerifierService\x12\x41\n\x08\x44\x65scribe\x12\x19.qspec.v1.DescribeRequest\x1a\x1a.qspec.v1.DescribeResponse\x12?\n\x06Verify\x12\x17.qspec.v1.VerifyRequest\x1a\x18.qspec.v1.VerifyResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,21 +35,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBEREQUEST']._serialized_start=59
   _globals['_DESCRIBEREQUEST']._serialized_end=76
   _globals['_DESCRIBERESPONSE']._serialized_start=79
-  _globals['_DESCRIBERESPONSE']._serialized_end=426
-  _globals['_VERIFYREQUEST']._serialized_start=429
-  _globals['_VERIFYREQUEST']._serialized_end=647
-  _globals['_RELEASE']._serialized_start=649
-  _globals['_RELEASE']._serialized_end=687
-  _globals['_ADMISSION']._serialized_start=689
-  _globals['_ADMISSION']._serialized_end=767
-  _globals['_PREFILLCHUNK']._serialized_start=769
-  _globals['_PREFILLCHUNK']._serialized_end=846
-  _globals['_VERIFICATION']._serialized_start=848
-  _globals['_VERIFICATION']._serialized_end=959
-  _globals['_VERIFYRESPONSE']._serialized_start=962
-  _globals['_VERIFYRESPONSE']._serialized_end=1111
-  _globals['_VERIFYRESULT']._serialized_start=1114
-  _globals['_VERIFYRESULT']._serialized_end=1276
-  _globals['_VERIFIERSERVICE']._serialized_start=1279
-  _globals['_VERIFIERSERVICE']._serialized_end=1428
+  _globals['_DESCRIBERESPONSE']._serialized_end=504
+  _globals['_VERIFYREQUEST']._serialized_start=507
+  _globals['_VERIFYREQUEST']._serialized_end=725
+  _globals['_RELEASE']._serialized_start=727
+  _globals['_RELEASE']._serialized_end=765
+  _globals['_ADMISSION']._serialized_start=767
+  _globals['_ADMISSION']._serialized_end=845
+  _globals['_PREFILLCHUNK']._serialized_start=847
+  _globals['_PREFILLCHUNK']._serialized_end=924
+  _globals['_VERIFICATION']._serialized_start=926
+  _globals['_VERIFICATION']._serialized_end=1037
+  _globals['_VERIFYRESPONSE']._serialized_start=1040
+  _globals['_VERIFYRESPONSE']._serialized_end=1189
+  _globals['_VERIFYRESULT']._serialized_start=1192
+  _globals['_VERIFYRESULT']._serialized_end=1354
+  _globals['_VERIFIERSERVICE']._serialized_start=1357
+  _globals['_VERIFIERSERVICE']._serialized_end=1506
 # @@protoc_insertion_point(module_scope)

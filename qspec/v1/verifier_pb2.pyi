@@ -12,7 +12,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("model", "method", "row_invariant", "vocab_size", "vocab_fingerprint", "max_model_len", "max_slots", "max_draft_length", "max_batch_rows", "block_size", "num_blocks", "arena", "memory", "kernel")
+    __slots__ = ("model", "method", "row_invariant", "vocab_size", "vocab_fingerprint", "max_model_len", "max_slots", "max_draft_length", "max_batch_rows", "block_size", "num_blocks", "arena", "memory", "kernel", "draft_quantization", "verify_quantization", "auto_reason")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
     ROW_INVARIANT_FIELD_NUMBER: _ClassVar[int]
@@ -27,6 +27,9 @@ class DescribeResponse(_message.Message):
     ARENA_FIELD_NUMBER: _ClassVar[int]
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     KERNEL_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
+    VERIFY_QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
+    AUTO_REASON_FIELD_NUMBER: _ClassVar[int]
     model: str
     method: str
     row_invariant: bool
@@ -41,7 +44,10 @@ class DescribeResponse(_message.Message):
     arena: _types_pb2.ArenaDescriptor
     memory: _containers.RepeatedCompositeFieldContainer[_types_pb2.MemoryItem]
     kernel: str
-    def __init__(self, model: _Optional[str] = ..., method: _Optional[str] = ..., row_invariant: bool = ..., vocab_size: _Optional[int] = ..., vocab_fingerprint: _Optional[str] = ..., max_model_len: _Optional[int] = ..., max_slots: _Optional[int] = ..., max_draft_length: _Optional[int] = ..., max_batch_rows: _Optional[int] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., arena: _Optional[_Union[_types_pb2.ArenaDescriptor, _Mapping]] = ..., memory: _Optional[_Iterable[_Union[_types_pb2.MemoryItem, _Mapping]]] = ..., kernel: _Optional[str] = ...) -> None: ...
+    draft_quantization: str
+    verify_quantization: str
+    auto_reason: str
+    def __init__(self, model: _Optional[str] = ..., method: _Optional[str] = ..., row_invariant: bool = ..., vocab_size: _Optional[int] = ..., vocab_fingerprint: _Optional[str] = ..., max_model_len: _Optional[int] = ..., max_slots: _Optional[int] = ..., max_draft_length: _Optional[int] = ..., max_batch_rows: _Optional[int] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., arena: _Optional[_Union[_types_pb2.ArenaDescriptor, _Mapping]] = ..., memory: _Optional[_Iterable[_Union[_types_pb2.MemoryItem, _Mapping]]] = ..., kernel: _Optional[str] = ..., draft_quantization: _Optional[str] = ..., verify_quantization: _Optional[str] = ..., auto_reason: _Optional[str] = ...) -> None: ...
 
 class VerifyRequest(_message.Message):
     __slots__ = ("epoch", "round", "releases", "admissions", "prefill_chunks", "verifications")

@@ -14,10 +14,12 @@ import torch
 
 import qspec
 from qspec import QSPECModel, QuantizationMethod, QuantizedModel, autoregressive_sampling, qspec_sampling
+from qspec.api.auto_pair import auto_pair
 from qspec.api.loaded_models import MOST_MODELS, loaded_model, loaded_pair, release_models
-from qspec.api.method_choice import describe_gain, resolve_pair
+from qspec.api.method_choice import describe_gain
+from qspec.engine.backend import machine_backend
 from qspec.errors import InvalidInput, ModelError, QspecError
-from qspec.quant.methods import METHODS, Backend
+from qspec.quant.methods import METHODS
 from tests.api.conftest import Loader
 from tests.tiny_models import FAMILIES
 
@@ -133,8 +135,9 @@ def test_a_pair_that_gains_nothing_says_so_and_names_one_that_does(
         QSPECModel(str(directory_of("llama")), "none", "none").close()
     (record,) = caplog.records
     assert "reads 32 bits per weight" in record.message
-    assert "w8a8 -> none gains more here" in record.message
-    assert describe_gain(*resolve_pair("auto", "auto", Backend.CPU), Backend.CPU) is None
+    best = auto_pair(str(directory_of("llama")), "auto", "auto")
+    assert record.message.endswith(f"; {best[0]} -> {best[1]} gains more here")
+    assert describe_gain(*best, machine_backend(), best) is None
 
 
 def test_another_device_is_refused(directory_of: Callable[[str], Path]) -> None:
@@ -155,7 +158,8 @@ def test_a_named_model_is_loaded_once(directory_of: Callable[[str], Path], monke
     release_models()
     name = str(directory_of("llama"))
     assert loaded_model(name, "none", "cpu") is loaded_model(name, "none", "cpu")
-    pair = loaded_pair(name, "w8a8", "none", "cpu", 4)
+    pair = loaded_pair(name, "auto", "auto", "cpu", 4)
+    assert loaded_pair(name, "w8a8", "none", "cpu", 4) is not pair
     assert loaded_pair(name, "auto", "auto", "cpu", 8) is pair
     assert loaded_pair(name, "auto", "auto", "cpu", 9) is not pair
     first = loaded_model(name, "none", "cpu")

@@ -13,13 +13,16 @@ from pathlib import Path
 import pytest
 
 from qspec import QSPECModel
-from qspec.api.method_choice import describe_gain, is_best_pair
-from qspec.api.pair_gain import ASSUMED_ACCEPTANCE, PairCosts, predict_gain
+from qspec.api.method_choice import describe_gain
 from qspec.api.step_costs import measure_costs
 from qspec.config import DEFAULT_MODEL
 from qspec.engine.backend import machine_backend
+from qspec.pair_gain import ASSUMED_ACCEPTANCE, PairCosts, predict_gain
 from qspec.quant.methods import METHODS, Backend
 from tools.check_imports import ROOT
+
+BEST = ("w8a8:row", "none:fp32")
+"""What ``auto`` means on torch's operations."""
 
 
 def costs(plain: float, draft: float, **passes: float) -> PairCosts:
@@ -52,23 +55,23 @@ def test_a_drafter_as_dear_as_the_verifier_never_gains() -> None:
 
 
 def test_the_line_names_figures_emulation_and_the_better_pair() -> None:
-    line = describe_gain("fp8", "int8", Backend.CPU, predict_gain(costs(0.5, 0.4, k4=0.6)))
+    line = describe_gain("fp8", "int8", Backend.CPU, BEST, predict_gain(costs(0.5, 0.4, k4=0.6)))
     assert line == (
         "fp8 -> int8: predicted 0.93 times plain int8 (2 -> 1.86 tokens/s) at draft length 4, from a draft step of "
         "0.80 and a verify pass of 1.20 plain steps, timed now, and an assumed acceptance of 0.9; fp8 and int8 are "
         "emulated on cpu, with the right numbers and no gain; a draft step reads 8 bits per weight and a verify pass "
-        "8, so drafting gains nothing; w8a8 -> none gains more here"
+        "8, so drafting gains nothing; w8a8:row -> none:fp32 gains more here"
     )
     assert "\n" not in line
 
 
 def test_only_what_is_emulated_is_called_so() -> None:
-    assert describe_gain("w8a8", "none", Backend.CPU) is None
-    line = describe_gain("w8a8", "int8", Backend.CPU)
+    assert describe_gain("w8a8", "none", Backend.CPU, BEST) is None
+    line = describe_gain("w8a8", "int8", Backend.CPU, BEST)
     assert line is not None and ": int8 is emulated" in line
-    line = describe_gain("none", "none", Backend.CPU)
+    line = describe_gain("none", "none", Backend.CPU, BEST)
     assert line is not None and "emulated" not in line
-    line = describe_gain("int4", "none", Backend.CPU)
+    line = describe_gain("int4", "none", Backend.CPU, BEST)
     assert line is not None and ": int4 is emulated" in line and "bits per weight" not in line
 
 
@@ -76,8 +79,8 @@ def test_every_pair_but_the_best_has_a_line() -> None:
     gain = predict_gain(costs(1, 1, k1=1))
     for draft in METHODS:
         for verify in METHODS:
-            line = describe_gain(draft, verify, Backend.CPU, gain)
-            assert (line is None) == is_best_pair(draft, verify, Backend.CPU) == ((draft, verify) == ("w8a8", "none"))
+            line = describe_gain(draft, verify, Backend.CPU, BEST, gain)
+            assert (line is None) == ((draft, verify) == ("w8a8", "none"))
 
 
 def test_steps_are_timed_on_the_loaded_pair(pair: QSPECModel) -> None:
@@ -108,7 +111,7 @@ def test_the_defaults_are_the_default_model_and_the_paper_s_kind_of_pair(
         Backend.CPU_NATIVE: "a draft step reads 8 bits per weight and a verify pass 8",
     }
     assert reasons[machine_backend()] in record.getMessage()
-    assert record.getMessage().endswith("w8a8 -> none gains more here")
+    assert re.search(r"; \S+ -> none:fp(16|32) gains more here$", record.getMessage())
 
 
 def test_choosing_a_pair_loads_no_tensor_library() -> None:

@@ -117,6 +117,7 @@ def test_the_report_is_json_and_says_what_it_left_out(other: Reference | None) -
         "environment": {**dict.fromkeys(names), "memory_bytes": None, "load_average": [0.0]},
         "settings": dict.fromkeys(settings), "configurations": figures, "differing_prompts": differing,
         "transformers": None if other is None else transformers_agreement(run, other), "memory": memory_figures(run),
+        "llama_cpp": None,
         "first_token": {"runs": [{"first_text_s": 3.0, "command_s": 3.5}]},
     }
     json.dumps(result, allow_nan=False)

@@ -23,6 +23,8 @@ from qspec.errors import InvalidInput, QspecError
 from qspec.interfaces import Sampling, VerifierDescription
 from qspec.speculation import SpeculationLoop
 from tests.coordinator.stack_in_memory import NumberText, request
+from tests.fakes import FakeVerifier
+from tests.served import served_verifier
 from tests.toy_model import continue_text
 
 FAKES = {"verifier": "tests.coordinator.fake_process", "drafter": "tests.coordinator.fake_process"}
@@ -58,8 +60,8 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def prepared(**config: object) -> AsyncIterator[Running]:
-    """A stack that was not started."""
+async def prepared(*, verifier_address: str | None = None, **config: object) -> AsyncIterator[Running]:
+    """A stack that was not started; its verifier is somebody else's at ``verifier_address``."""
     event_loop = asyncio.get_running_loop()
     serving, told = Serving(model="toy"), []
     settings = StackConfig(**config)  # type: ignore[arg-type]
@@ -74,7 +76,8 @@ async def prepared(**config: object) -> AsyncIterator[Running]:
     with runtime_directory(None) as (directory, _):
         stack = Stack(
             settings, serving, StartProgress(roles, lambda text, fraction: told.append((text, fraction))),
-            runtime_dir=directory, verifier_address=None, drafter_address=None, make_engine=make_engine, modules=FAKES)
+            runtime_dir=directory, verifier_address=verifier_address, drafter_address=None, make_engine=make_engine,
+            modules=FAKES)
         try:
             yield Running(stack, serving, told)
         finally:
@@ -83,9 +86,9 @@ async def prepared(**config: object) -> AsyncIterator[Running]:
 
 
 @contextlib.asynccontextmanager
-async def started(**config: object) -> AsyncIterator[Running]:
+async def started(*, verifier_address: str | None = None, **config: object) -> AsyncIterator[Running]:
     """A stack that is ready."""
-    async with prepared(**config) as running:
+    async with prepared(verifier_address=verifier_address, **config) as running:
         await asyncio.to_thread(running.stack.start)
         yield running
 
@@ -172,6 +175,51 @@ def test_killed_verifier_is_replaced_and_streams_go_on(monkeypatch: pytest.Monke
             assert running.serving.verifier_restarts == 1 and running.serving.verifier.epoch > epoch
             await until(lambda: running.serving.drafter is not None)
             assert running.pid("drafter") == drafter  # it let go of the old arena
+    run(test)
+
+
+def command_line(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+
+
+def test_replaced_workers_are_given_what_auto_stood_for_at_first() -> None:
+    """Another choice would change the text in the middle; what was named stays as it was named."""
+    async def test() -> None:
+        async with started(draft_quantization="w8a8") as running:
+            assert "--verify-quantization=auto" in command_line(running.pid("verifier"))
+            for role in ("verifier", "drafter"):
+                first = running.pid(role)
+                os.kill(first, signal.SIGKILL)
+                await until(lambda first=first: not alive(first))  # type: ignore[misc]
+                await until(lambda: running.serving.verifier is not None and running.serving.drafter is not None)
+                assert await running.text() == expected(20)
+                assert {"--verify-quantization=toy", "--draft-quantization=w8a8"} <= set(
+                    command_line(running.pid(role)))
+    run(test)
+
+
+def test_a_verifier_of_somebody_else_may_not_come_back_with_another_method(tmp_path: Path) -> None:
+    def verifier(method: str) -> contextlib.AbstractContextManager[str]:
+        fake = FakeVerifier(methods=("w8a8", method))
+        return served_verifier(lambda: fake, tmp_path, lambda: fake.arena_fds)
+
+    async def test() -> None:
+        with contextlib.ExitStack() as first:
+            address = await asyncio.to_thread(first.enter_context, verifier("none:fp32"))
+            async with started(verifier_address=address) as running:
+                assert await running.text() == expected(20)
+                await asyncio.to_thread(first.close)
+                with contextlib.ExitStack() as second:
+                    await asyncio.to_thread(second.enter_context, verifier("none:fp16"))
+                    with contextlib.suppress(QspecError):
+                        await running.text()
+                    await until(lambda: bool(running.failures))
+                    await asyncio.to_thread(second.close)
+                (failure,) = running.failures
+                assert isinstance(failure, InvalidInput)
+                assert str(failure) == (
+                    "verify_quantization: the verifier came back as none:fp16, and texts were begun as none:fp32; "
+                    "give it that method by name")
     run(test)
 
 

@@ -38,7 +38,8 @@ def quiet(_what: str, _share: float | None) -> None:
 def config(model: Path, **changes: Any) -> StackConfig:
     """A small stack."""
     small = StackConfig(
-        model=str(model), max_slots=5, kv_tokens=640, block_size=16, max_batch_rows=64, kernels=KERNELS.get())
+        model=str(model), draft_quantization="w8a8", verify_quantization="none", max_slots=5, kv_tokens=640,
+        block_size=16, max_batch_rows=64, kernels=KERNELS.get())
     return replace(small, **changes)
 
 

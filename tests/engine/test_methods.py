@@ -98,9 +98,9 @@ def assert_weights_are_the_arenas_own(stack: Stack) -> None:
             mine, theirs = (os.fstat(fds[region.file]) for fds in (arena.fds, stack.verifier.arena.fds))
             assert os.path.samestat(mine, theirs)
             assert region in stack.verifier.arena.descriptor.regions
-    private = [item.name for item in drafter._memory]
+    private = [item.name for item in drafter.weights.memory]
     assert not any(name.startswith("weights") for name in private)
-    assert "the verifier's weights" in drafter._kernel_name()
+    assert "the verifier's weights" in drafter.weights.kernel_name()
 
 
 @pytest.mark.usefixtures("kernels")
@@ -120,7 +120,7 @@ def test_int8_weights_of_w8a8_are_those_of_the_store_in_another_packing(wide: Pa
     with running(wide, draft_quantization="w8a8", verify_quantization="int8") as stack:
         assert stack.drafter is not None
         assert stored(stack.drafter) == {}
-        assert [(item.name, item.shared) for item in stack.drafter._memory] == [("weights int8, packed", False)]
+        assert [(item.name, item.shared) for item in stack.drafter.weights.memory] == [("weights int8, packed", False)]
         names = stack.verifier.arena.names()
         with stack.drafter._model.open_int8() as packed:
             for name in packed:
@@ -136,7 +136,7 @@ def test_the_budget_counts_every_byte(wide: Path, verify: str) -> None:
     for draft in ("int4:g128", "none"):
         with running(wide, draft_quantization=draft, verify_quantization=verify) as stack:
             assert stack.drafter is not None
-            chosen, drafting = stack.verifier._methods.default, stack.drafter._methods.default
+            chosen, drafting = stack.verifier._methods.default, stack.drafter.weights.methods.default
             assert not is_packed(drafting)
             arena = stack.verifier.arena
             weights = sum(
@@ -146,7 +146,7 @@ def test_the_budget_counts_every_byte(wide: Path, verify: str) -> None:
             shared = [item for item in stack.verifier.describe().memory if item.shared]
             named = [item.bytes for item in shared if item.name.startswith(("weights", "embeddings"))]
             assert sum(named) == weights
-            own = {item.name: item.bytes for item in stack.drafter._memory}
+            own = {item.name: item.bytes for item in stack.drafter.weights.memory}
             name = f"weights {drafting.variant.weights}"
             if is_held_by(drafting.variant.weights, chosen.variant.weights):
                 assert name not in own

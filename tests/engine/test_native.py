@@ -124,7 +124,7 @@ def test_a_tied_embedding_lies_once_where_the_head_is_precise(
 def test_int8_codes_of_a_private_drafter_are_those_of_the_converted_file(native: None, model: Path) -> None:
     drafter = LocalDrafter.load(config(model, kernels="native"), progress=quiet)
     with prepare(str(model), progress=quiet).open_int8() as int8:
-        for name, parts in drafter._private.items():
+        for name, parts in drafter.weights.private.items():
             assert torch.equal(parts["codes"], int8[f"{name}.codes"])
             assert torch.equal(parts["scales"].flatten(), int8[f"{name}.scales"])
 

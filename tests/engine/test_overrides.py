@@ -121,7 +121,7 @@ def test_bytes_are_shared_layer_by_layer(wide: Path) -> None:
         assert isinstance(drafting.decoder._lm_head, Int8Linear)
         assert isinstance(drafting.decoder._layers[0].qkv, EmulatedLinear)
         assert isinstance(verifying.decoder._lm_head, TiledLinear)
-        kernel = drafter._kernel_name()
+        kernel = drafter.weights.kernel_name()
         assert kernel.startswith("emulated in torch fp32: int4-g64 weights") and "the verifier's weights" in kernel
         assert "torch fp32, its own weights" in kernel and kernel.endswith("activations per token")
         described = stack.verifier.describe()
@@ -137,7 +137,7 @@ def test_the_drafter_reads_an_fp32_layer_of_the_arena(wide: Path) -> None:
         assert drafter is not None and drafter._attached is not None
         (weight,) = drafter._attached.parts["lm_head"].values()
         assert weight.data_ptr() == drafter._attached.arena.tensor("weights/lm_head").data_ptr()
-        assert not any(item.name.startswith("weights") for item in drafter._memory)
+        assert not any(item.name.startswith("weights") for item in drafter.weights.memory)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair['draft_quantization']}-{pair['verify_quantization']}")
@@ -160,13 +160,13 @@ def test_the_budget_counts_every_byte(model_of: Callable[[str], Path], pair: dic
         assert sum(size for name, size in named.items() if name.startswith(("weights", "embeddings"))) == sum(
             size for name, size in sizes.items() if name.startswith(("weights/", "quantised/"))
         )
-        own = {item.name: item.bytes for item in drafter._memory}
+        own = {item.name: item.bytes for item in drafter.weights.memory}
         private: dict[str, int] = {}
-        for layer, parts in drafter._private.items():
-            key = f"weights {drafter._methods.weights(layer)}"
+        for layer, parts in drafter.weights.private.items():
+            key = f"weights {drafter.weights.methods.weights(layer)}"
             private[key] = private.get(key, 0) + sum(part.numel() * part.itemsize for part in parts.values())
-        if drafter._packed:
-            private["weights int8, packed"] = sum(layer.bytes for layer in drafter._packed.values())
+        if drafter.weights.packed:
+            private["weights int8, packed"] = sum(layer.bytes for layer in drafter.weights.packed.values())
         assert {name: size for name, size in own.items() if name.startswith("weights")} == private
 
 

@@ -101,10 +101,10 @@ def test_a_private_copy_has_the_checkpoints_codes_too(packed: Path) -> None:
     drafter = LocalDrafter.load(config(packed, draft_quantization="int4:g64-asymmetric"), progress=quiet)
     with LayerWeights(model) as weights, model.open_stored() as stored:
         for name in model.stored:
-            for part, tensor in drafter._private[name].items():
+            for part, tensor in drafter.weights.private[name].items():
                 assert torch.equal(tensor, stored[f"{name}.{part}"])
         again = CODECS["int4-g64-asymmetric"].encode(weights.tensors["layers.0.qkv"].t(), "w")
         assert not torch.equal(again["codes"], stored["layers.0.qkv.codes"]), "what rounding again would do"
         lm_head = weights.parts("lm_head", "int4-g64-asymmetric")
         assert not weights.is_stored("lm_head", "int4-g64-asymmetric")
-        assert torch.equal(drafter._private["lm_head"]["codes"], lm_head["codes"])
+        assert torch.equal(drafter.weights.private["lm_head"]["codes"], lm_head["codes"])

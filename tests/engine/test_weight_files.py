@@ -100,9 +100,9 @@ def test_the_drafters_own_formats_are_mapped_too(wide: Path, tmp_path: Path, dra
         assert drafter is not None
         own = [store for store in stores(tmp_path / "cache") if store.name.startswith(weights)]
         assert len(own) == (0 if weights == "fp32" else 1)
-        memory = {item.name: item for item in drafter._memory}
+        memory = {item.name: item for item in drafter.weights.memory}
         assert (memory[f"weights {weights}"].mapped_file, memory[f"weights {weights}"].shared) == (True, False)
-        for name, parts in drafter._private.items():
+        for name, parts in drafter.weights.private.items():
             with LayerWeights(drafter._model) as stored:
                 encoded = CODECS[weights].encode(stored.tensors[name].t(), name)
             for part, tensor in parts.items():
@@ -257,8 +257,8 @@ def test_a_drafter_of_another_format_has_its_own_store_only_for_its_layers(wide:
     settings = config(
         wide, verify_quantization="int4", draft_quantization="w4a8", draft_overrides="layers.1.qkv=int8:g64")
     drafter = LocalDrafter.load(settings, progress=quiet)
-    assert list(drafter._private) == ["layers.1.qkv"]
+    assert list(drafter.weights.private) == ["layers.1.qkv"]
     (store,) = stores(tmp_path / "cache")
     assert store.name.startswith("int8-g64-")
-    sizes = [tensor.numel() * tensor.itemsize for tensor in drafter._private["layers.1.qkv"].values()]
+    sizes = [tensor.numel() * tensor.itemsize for tensor in drafter.weights.private["layers.1.qkv"].values()]
     assert sum(sizes) <= store.stat().st_size < sum(sizes) + 8192

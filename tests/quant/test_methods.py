@@ -83,9 +83,10 @@ def test_labels_say_which_variant_it_is() -> None:
 
 
 def test_errors_list_what_there_is() -> None:
-    with pytest.raises(InvalidInput, match=rf"draft_quantization: unknown method 'int3'.*{', '.join(NAMES)}, off$"):
+    known = ", ".join([*NAMES, "auto"])
+    with pytest.raises(InvalidInput, match=rf"draft_quantization: unknown method 'int3'.*{known}, off$"):
         check_draft_method("int3", Backend.CPU)
-    with pytest.raises(InvalidInput, match=rf"verify_quantization: unknown method 'off'.*{', '.join(NAMES)}$"):
+    with pytest.raises(InvalidInput, match=rf"verify_quantization: unknown method 'off'.*{known}$"):
         check_verify_method("off", Backend.CPU)
     with pytest.raises(InvalidInput, match=r"variant 'fp8:g64'; choose one of: fp8:row, fp8:plane, fp8:plane-a8"):
         check_verify_method("fp8:g64", Backend.CPU)

@@ -13,6 +13,7 @@
 
 #include "decoder.h"
 #include "instruction_sets.h"
+#include "read_memory.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -109,27 +110,6 @@ void apply(const std::string& instruction_set, const std::string& name, uintptr_
 }
 
 
-// Reads memory once with all threads, for measuring what a step that only reads would take.
-uint64_t read_memory(uintptr_t data, size_t bytes, ThreadPool& pool) {
-  const size_t words = bytes / sizeof(uint64_t), threads = static_cast<size_t>(pool.threads());
-  std::vector<uint64_t> sums(threads * 8);
-  auto work = [&](int thread) {
-    const size_t index = static_cast<size_t>(thread);
-    const uint64_t* p = at<uint64_t>(data) + words * index / threads / 8 * 8;
-    const uint64_t* end = at<uint64_t>(data) + words * (index + 1) / threads / 8 * 8;
-    uint64_t sum[8] = {};
-    for (; p < end; p += 8) {
-      __builtin_prefetch(p + 128);
-      for (int i = 0; i < 8; i++) sum[i] += p[i];
-    }
-    for (int i = 0; i < 8; i++) sums[index * 8] += sum[i];
-  };
-  pool.run(work);
-  uint64_t total = 0;
-  for (size_t i = 0; i < threads; i++) total += sums[i * 8];
-  return total;
-}
-
 void set_cache(Cache& cache, uintptr_t keys, uintptr_t values, int64_t layer_stride, int64_t block_stride,
                int64_t head_stride, int blocks, int block_size) {
   cache.keys = at<float>(keys), cache.values = at<float>(values);
@@ -222,7 +202,9 @@ NB_MODULE(_native, m) {
 
   m.def("linear", &linear, "instruction_set"_a, "matrix"_a, "x"_a, "rows"_a, "out"_a, "pool"_a,
         nb::call_guard<nb::gil_scoped_release>());
-  m.def("read_memory", &read_memory, "data"_a, "bytes"_a, "pool"_a, nb::call_guard<nb::gil_scoped_release>());
+  m.def("read_memory",
+        [](uintptr_t data, size_t bytes, ThreadPool& pool) { return qspec::read_memory(at<void>(data), bytes, pool); },
+        "data"_a, "bytes"_a, "pool"_a, nb::call_guard<nb::gil_scoped_release>());
   m.def("decode_rows", &decode_rows, "instruction_set"_a, "matrix"_a, "out"_a);
   m.def("apply", &apply, "instruction_set"_a, "name"_a, "x"_a, "second"_a, "third"_a, "eps"_a, "rows"_a, "size"_a,
         "out"_a);

@@ -126,7 +126,7 @@ inline void tile_and_finish(const LinearCall& call, const Matrix& m, int64_t at,
 // Outputs begin..end for kRows rows: full tiles, then single outputs. `shift` is where output 0 lies in m.
 template <class F, bool kRowScale, int kRows>
 inline void band(const LinearCall& call, const Matrix& m, int64_t shift, int begin, int end, int first_row) {
-  constexpr int kOutputs = kTileOutputs[kRows];
+  constexpr int kOutputs = F::kPlanes && kTileOutputs[kRows] > 4 ? 4 : kTileOutputs[kRows];
   int o = begin;
   for (; o + kOutputs <= end; o += kOutputs)
     tile_and_finish<F, kRowScale, kOutputs, kRows>(call, m, o + shift, o, first_row);

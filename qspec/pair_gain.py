@@ -1,10 +1,11 @@
-"""What a pair of methods will gain, from what its steps cost (``qspec.api.step_costs`` times them). Imports no torch.
+"""What a pair of methods will gain, from what its steps cost. Imports no torch.
 
     speed-up = E / (k·c + v),    E = (1 − α^(k+1)) / (1 − α)
 
 over plain decoding by the same verifier, with c a draft step and v a verify pass of k + 1 rows, both in plain steps,
-and α the probability that a draft stands (Leviathan et al. 2023, theorem 3.8). c and v are measured; α cannot be known
-before there is a text, so one value is assumed for all pairs and the line says so.
+and α the probability that a draft stands (Leviathan et al. 2023, theorem 3.8). c and v are measured, on a loaded pair
+(``qspec.api.step_costs``) or before anything is loaded (``qspec.engine.step_times``); α cannot be known before there is
+a text, so a value is assumed, and said.
 """
 
 from __future__ import annotations
