@@ -1,8 +1,12 @@
 """The engine: one thread that owns the decoding loop, between the event loop that serves requests and the workers.
 
-Nothing else touches the ``SpeculationLoop``. The event loop posts commands (start, cancel), the stack posts workers
-(attach, replace); both land in one queue that the thread empties between two rounds, so a cancelled request gives its
-slot back with the next batch. What a round commits goes back to the event loop in a single call.
+Nothing else touches the ``SpeculationLoop``. Requests wait in ``Admission`` until the loop has room for the next one.
+The event loop posts what is to be dropped, the stack posts workers (attach, replace); both land in one queue that the
+thread empties between two rounds, so a request that was cancelled, is past its deadline or does not read gives its slot
+back with the next batch. What a round commits goes to the streams, and the event loop is told in a single call.
+
+Workers see batches of many requests, never a request: a deadline reaches them as a release in the next batch, and every
+batch has a time limit of its own (``coordinator.stack``).
 
 A lost drafter costs speed only. A lost verifier pauses every stream until ``attach_verifier`` brings another one; the
 loop then prefills each sequence again from its committed tokens, and the streams go on where they were.
@@ -14,18 +18,20 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, wait
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-from coordinator.generation import Generation, Piece, TextSource
+from coordinator.admission import Admission
+from coordinator.command_queue import CommandQueue, ThreadEnded
+from coordinator.engine_observer import Costs, EngineObserver
+from coordinator.generation import Generation, TextSource
+from coordinator.intake import Intake
 from coordinator.requests import ValidRequest
-from coordinator.stream import Stream
-from qspec.errors import QspecError, WorkerLost
+from coordinator.stream import MAX_BUFFERED_TOKENS, UNREAD_S, Stream
+from qspec.cost_calibration import calibrate as calibrate_costs
+from qspec.errors import QspecError, Unavailable, WorkerLost
 from qspec.interfaces import Drafter, DrafterDescription, Progress, Verifier, VerifierDescription
 from qspec.sequence import Sequence
 from qspec.speculation import SpeculationLoop
@@ -33,42 +39,12 @@ from qspec.speculation import SpeculationLoop
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 COSTS_EVERY_S = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Costs:
-    """Measured costs in seconds: ``verify_s[k]`` of a verify call over k + 1 rows, and of drafting one token."""
-
-    verify_s: tuple[float, ...] = ()
-    draft_step_s: float = 0.0
-
-
-class QueueFull(QspecError):
-    """No room for another waiting request; ``retry_after_s`` is a guess at when there will be."""
-
-    def __init__(self, waiting: int, retry_after_s: float) -> None:
-        self.retry_after_s = retry_after_s
-        super().__init__(f"{waiting} requests are waiting already: try again in {retry_after_s:g} s")
+RETRY_ELSEWHERE_S = 5.0
+"""Seconds after which to ask again at the address of a server that goes: its successor has to load a model."""
 
 
 class EngineFailed(QspecError):
     """The decoding loop failed in a way that it is not meant to; the stream cannot go on."""
-
-
-class EngineObserver(Protocol):
-    """Who is told what happens to the workers; called from the engine's thread, must return at once."""
-
-    def verifier_lost(self, verifier: Verifier, error: QspecError) -> None:
-        """This verifier is gone; every stream pauses until another is attached."""
-        ...
-
-    def drafter_lost(self, drafter: Drafter, error: QspecError) -> None:
-        """This drafter is gone; rounds go on without drafts."""
-        ...
-
-    def engine_failed(self, error: BaseException) -> None:
-        """A bug: the engine has stopped and every stream was failed."""
-        ...
 
 
 class Engine:
@@ -82,16 +58,29 @@ class Engine:
         text_source: Callable[[], TextSource],
         observer: EngineObserver,
         max_active: int,
+        max_buffered_tokens: int = MAX_BUFFERED_TOKENS,
+        unread_s: float = UNREAD_S,
     ) -> None:
-        """``max_active`` bounds the requests running and waiting together; ``text_source`` makes a detokeniser."""
+        """
+        Args:
+            loop: runs the rounds; the engine's from now on.
+            eos_token_ids: tokens that end a text.
+            text_source: makes a detokeniser.
+            observer: told about losses.
+            max_active: bounds the requests running and waiting together.
+            max_buffered_tokens: bounds what is kept for a client that does not take its text,
+            unread_s: and for how many seconds after the text's end.
+        """
         self._loop = loop
         self._eos_token_ids = eos_token_ids
         self._text_source = text_source
         self._observer = observer
-        self._max_active = max_active
-        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._event_loop: asyncio.AbstractEventLoop | None = None
-        self._active: set[Stream] = set()  # changed on the event loop only
+        self.admission = Admission(max_active)
+        self.max_buffered_tokens = max_buffered_tokens
+        self._unread_s = unread_s
+        self._commands = CommandQueue()
+        self._wanted = False  # a command that only wakes the thread is on its way
+        self._intake: Intake | None = None
         self._streams: dict[str, Stream] = {}  # by request id; engine's thread only
         self._verifier: Verifier | None = None
         self._drafter: Drafter | None = None
@@ -101,48 +90,68 @@ class Engine:
         self._failure: BaseException | None = None
         self._ended = False
         self._ending = threading.Lock()  # a request comes before the end, and is told, or after it, and is refused
-        self._request_ids = itertools.count(1)
+        self._sequence_ids = itertools.count(1)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self, event_loop: asyncio.AbstractEventLoop) -> None:
         """Start the thread; streams are delivered to ``event_loop``."""
-        self._event_loop = event_loop
+        def drop(stream: Stream) -> None:
+            self._commands.post(lambda: self._drop(stream))
+        self._intake = Intake(event_loop, self.admission, drop)
         self._thread.start()
 
-    def close(self) -> None:
-        """Stop after the round in progress; open streams end with ``WorkerLost``."""
-        self._post(self._stop)
-        self._thread.join()
+    def close(self, timeout_s: float | None = None) -> None:
+        """Stop after the round in progress, waiting for it ``timeout_s`` at most; open streams end ``Unavailable``."""
+        self._commands.post(self._stop)
+        self._thread.join(timeout_s)
 
     @property
     def active(self) -> int:
         """Requests that are running or waiting."""
-        return len(self._active)
+        return self.admission.active
 
-    def submit(self, request: ValidRequest) -> Stream:
-        """Queue a request; to be called on the event loop. Raises ``QueueFull`` when there is no room for it."""
-        if len(self._active) >= self._max_active:
-            raise QueueFull(len(self._active), retry_after_s=1.0)
+    def submit(self, request: ValidRequest, *, client: str = "", deadline: float | None = None) -> Stream:
+        """Queue a request; to be called on the event loop.
+
+        Args:
+            request: what to generate.
+            client: who asks; the queue is fair between clients.
+            deadline: time of the event loop's clock at which the request fails with ``DeadlineExceeded``.
+
+        Raises ``QueueFull`` when there is no room for it, ``InvalidInput`` when its client uses its id already,
+        ``DeadlineExceeded`` when it is too late.
+        """
+        intake = self._started()
         sequence = Sequence(
-            request_id=f"request-{next(self._request_ids)}",
+            request_id=str(next(self._sequence_ids)),
             prompt=list(request.prompt),
             max_tokens=request.max_tokens,
             sampling=request.sampling,
             eos_token_ids=self._eos_token_ids,
             draft_length=request.draft_length,
         )
-        stream = Stream(Generation(sequence, self._text_source(), request.stop), self._cancel)
+        stream = Stream(
+            Generation(sequence, self._text_source(), request.stop), intake.cancel, client=client,
+            request_id=request.request_id or self.admission.new_request_id(), priority=request.priority,
+            max_buffered_tokens=self.max_buffered_tokens, unread_s=self._unread_s,
+        )
         with self._ending:
             if self._ended:
-                raise EngineFailed("the engine has stopped") from self._failure
-            self._post(lambda: self._add(stream))
-        self._active.add(stream)
+                raise self._end_error()
+            intake.enter(stream, deadline)
+        if not self._wanted:
+            self._wanted = True
+            self._commands.post(self._look)
         return stream
 
     async def drain(self) -> None:
         """Wait until no stream is running or waiting."""
-        while self._active:
+        while self.active:
             await asyncio.sleep(0.02)
+
+    def abandon(self, error: QspecError) -> None:
+        """End every stream with ``error`` now; on the event loop. It does not wait for the round in progress."""
+        self._started().abandon(error)
 
     @property
     def running(self) -> int:
@@ -151,8 +160,13 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Requests that have none yet."""
-        return self._loop.waiting
+        """Requests that have none yet, or not any more."""
+        return self.admission.waiting + self._loop.waiting
+
+    @property
+    def free_blocks(self) -> int:
+        """KV blocks that no request holds, as of the last round."""
+        return self._loop.free_blocks
 
     @property
     def costs(self) -> Costs:
@@ -189,41 +203,30 @@ class Engine:
     def calibrate(self, progress: Progress) -> None:
         """Warm-up rounds that fill the cost table; blocks, raises what they raise."""
         def calibrate() -> None:
-            self._loop.calibrate(progress)
+            calibrate_costs(self._loop, progress)
             self._take_costs()
         self._call(calibrate)
 
-    def _cancel(self, stream: Stream) -> None:
-        if stream in self._active:
-            self._active.discard(stream)
-            self._post(lambda: self._drop(stream))
-
-    def _post(self, command: Callable[[], None]) -> None:
-        self._commands.put(command)
+    def _started(self) -> Intake:
+        if self._intake is None:
+            raise EngineFailed("the engine was not started")
+        return self._intake
 
     def _call(self, command: Callable[[], T]) -> T:
         """Run a command on the engine's thread and wait for its result."""
-        result: Future[T] = Future()
+        try:
+            return self._commands.call(command, self._thread.is_alive)
+        except ThreadEnded:
+            raise EngineFailed("the engine has stopped") from self._failure
 
-        def run() -> None:
-            try:
-                result.set_result(command())
-            except BaseException as error:  # noqa: BLE001  (the caller's to deal with)
-                result.set_exception(error)
-
-        self._post(run)
-        while not wait([result], timeout=0.5).done:
-            if not self._thread.is_alive() and not result.done():
-                raise EngineFailed("the engine has stopped") from self._failure
-        return result.result()
-
-    # Everything below runs on the engine's thread.
+    # ---- on the engine's thread -------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
             while not self._closing:
                 self._obey_commands()
                 if self._has_work:
+                    self._fill_slots()
                     self._round()
         except BaseException as error:
             logger.exception("the decoding loop failed")
@@ -231,31 +234,34 @@ class Engine:
             self._end(EngineFailed("the decoding loop failed: see the server's log"))
             self._observer.engine_failed(error)
         else:
-            self._end(WorkerLost("the server is shutting down"))
+            self._end(self._end_error())
 
     def _end(self, error: QspecError) -> None:
         """Take no more requests, and fail those that came."""
         with self._ending:
             self._ended = True
-        with contextlib.suppress(queue.Empty):
-            while True:
-                command = self._commands.get_nowait()
-                with contextlib.suppress(Exception):  # the loop may be in no state to obey
-                    command()
+        while (command := self._commands.next(block=False)) is not None:
+            with contextlib.suppress(Exception):  # the loop may be in no state to obey
+                command()
         failed = list(self._streams.values())
         self._streams.clear()
-        self._deliver([(stream, error) for stream in failed])
+        while (stream := self.admission.next(lambda sequence: True)) is not None:
+            failed.append(stream)
+        for stream in failed:
+            stream.fail(error)
+        self._started().deliveries.tell(failed)
+
+    def _end_error(self) -> QspecError:
+        if self._failure is not None:
+            return EngineFailed("the engine has stopped: see the server's log")
+        return Unavailable("the server is shutting down", RETRY_ELSEWHERE_S)
 
     def _obey_commands(self) -> None:
         """Empty the queue; wait for a command when there is nothing else to do."""
-        idle = not (self._has_work)
-        while not self._closing:
-            try:
-                command = self._commands.get(block=idle)
-            except queue.Empty:
-                return
+        idle = not self._has_work
+        while not self._closing and (command := self._commands.next(block=idle)) is not None:
             command()
-            idle = idle and not (self._has_work)
+            idle = idle and not self._has_work
 
     def _round(self) -> None:
         assert self._verifier is not None
@@ -265,18 +271,22 @@ class Engine:
             verifier, self._verifier = self._verifier, None
             self._observer.verifier_lost(verifier, error)
             return
-        deliveries: list[tuple[Stream, Piece]] = []
+        changed: list[Stream] = []
+        made: dict[str, int] = {}
         for commit in commits:
             stream = self._streams.get(commit.sequence.request_id)
             if stream is None:
                 continue  # dropped since
+            changed.append(stream)
+            made[stream.client] = made.get(stream.client, 0) + len(commit.token_ids)
             piece = stream.generation.take(commit.token_ids)
-            deliveries.append((stream, piece))
-            if piece.ending is not None:
+            kept = stream.put(piece)
+            if piece.ending is not None or not kept:
                 del self._streams[commit.sequence.request_id]
-                if commit.sequence.finish is None:  # a stop string: the loop does not know text
+                if commit.sequence.finish is None:  # a stop string, or a slow reader: the loop knows neither
                     self._loop.remove(commit.sequence)
-        self._deliver(deliveries)
+        self.admission.charge(made)
+        self._started().deliveries.tell(changed)
         if self._drafter is not None and not self._loop.drafter_attached:
             drafter, self._drafter = self._drafter, None
             self._observer.drafter_lost(drafter, self._loop.drafter_error or WorkerLost("the drafter is gone"))
@@ -285,20 +295,24 @@ class Engine:
 
     @property
     def _has_work(self) -> bool:
-        return not self._closing and self._verifier is not None and self._loop.has_work
+        if self._closing or self._verifier is None:
+            return False
+        return self._loop.has_work or self.admission.waiting > 0
 
     def _take_costs(self) -> None:
-        policy = self._loop.policy
         self._costs_taken = time.monotonic()
-        self._costs = Costs(
-            verify_s=tuple(policy.costs.verify.at(rows) for rows in range(1, policy.longest + 2)),
-            draft_step_s=policy.costs.draft(1, 1),
-        )
+        self._costs = Costs.of(self._loop.policy)
 
-    def _add(self, stream: Stream) -> None:
-        sequence = stream.generation.sequence
-        self._streams[sequence.request_id] = stream
-        self._loop.add(sequence)
+    def _look(self) -> None:
+        """A request waits: nothing to do but to look whether there is work."""
+        self._wanted = False
+
+    def _fill_slots(self) -> None:
+        """Give the loop as many waiting requests as will run in the next round."""
+        while (stream := self.admission.next(self._loop.has_room)) is not None:
+            sequence = stream.generation.sequence
+            self._streams[sequence.request_id] = stream
+            self._loop.add(sequence)
 
     def _drop(self, stream: Stream) -> None:
         """Forget a stream; one that has not ended is taken out of the loop."""
@@ -308,14 +322,3 @@ class Engine:
 
     def _stop(self) -> None:
         self._closing = True
-
-    def _deliver(self, deliveries: list[tuple[Stream, Piece]] | list[tuple[Stream, QspecError]]) -> None:
-        def put() -> None:
-            for stream, piece in deliveries:
-                stream.pieces.put_nowait(piece)
-                if isinstance(piece, QspecError) or piece.ending is not None:
-                    self._active.discard(stream)
-
-        event_loop = self._event_loop
-        if deliveries and event_loop is not None and not event_loop.is_closed():
-            event_loop.call_soon_threadsafe(put)

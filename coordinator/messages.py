@@ -22,9 +22,9 @@ _STATES = {
 }
 
 
-def piece_message(piece: Piece) -> pb.GenerateResponse:
-    """One piece of a stream."""
-    message = pb.GenerateResponse(text=piece.text, token_ids=piece.token_ids)
+def piece_message(piece: Piece, request_id: str = "") -> pb.GenerateResponse:
+    """One piece of a stream; the first is given the request's id."""
+    message = pb.GenerateResponse(text=piece.text, token_ids=piece.token_ids, request_id=request_id)
     if piece.ending is not None:
         _add_ending(message, piece.ending)
     return message
@@ -36,6 +36,7 @@ def info_message(serving: Serving) -> pb.GetServerInfoResponse:
         version=_version(),
         state=_STATES[serving.state],
         model=serving.model,
+        max_waiting=serving.max_waiting,
         verifier_restarts=serving.verifier_restarts,
         drafter_restarts=serving.drafter_restarts,
     )
@@ -43,6 +44,8 @@ def info_message(serving: Serving) -> pb.GetServerInfoResponse:
         message.running, message.waiting = engine.running, engine.waiting
         message.verify_s[:] = engine.costs.verify_s
         message.draft_step_s = engine.costs.draft_step_s
+        message.max_buffered_tokens = engine.max_buffered_tokens
+        message.free_blocks = engine.free_blocks
     if (verifier := serving.verifier) is not None:
         message.verify_method = verifier.method
         message.verify_kernel = verifier.kernel
@@ -50,6 +53,7 @@ def info_message(serving: Serving) -> pb.GetServerInfoResponse:
         message.max_slots = verifier.max_slots
         message.max_draft_length = verifier.max_draft_length
         message.row_invariant = verifier.row_invariant
+        message.num_blocks, message.block_size = verifier.num_blocks, verifier.block_size
         message.auto_reason = verifier.auto_reason
         _add_memory(message, "verifier", verifier.memory)
     if (drafter := serving.drafter) is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 
+from coordinator.drain import drain
 from coordinator.engine import Engine
 from coordinator.messages import info_message
 from coordinator.runtime_directory import runtime_directory
@@ -33,8 +34,6 @@ from qspec.status import Status
 from qspec.v1 import generation_pb2_grpc
 
 SERVICE_NAME = "qspec.v1.GenerationService"
-DRAIN_S = 25.0
-"""Seconds that running requests get after SIGTERM (Kubernetes kills after 30)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +54,19 @@ class Options:
     """A drafter that somebody else runs."""
     max_waiting: int
     """Requests that may wait for a slot."""
+    max_buffered_tokens: int
+    """Tokens that are kept for a client that does not take them."""
+    grace_s: float
+    """Seconds that requests get to end after SIGTERM."""
     announce: bool
     """Print the memory budget: no parent asks for it."""
 
 
 async def serve_coordinator(options: Options, status: Status) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. Raises what keeps the stack from starting or from going on."""
+    """Serve until SIGTERM or SIGINT, then drain; a second signal ends it at once.
+
+    Raises what keeps the stack from starting or from going on.
+    """
     if options.verifier_address is None:
         check_methods(options.config, Role.VERIFY, Backend.CPU)
     if options.drafter_address is None:
@@ -73,7 +79,7 @@ async def serve_coordinator(options: Options, status: Status) -> None:
 
 async def _serve(options: Options, directory: Path, status: Status) -> None:
     config, event_loop = options.config, asyncio.get_running_loop()
-    serving = Serving(model=config.model)
+    serving = Serving(model=config.model, max_waiting=options.max_waiting)
     drafting = options.drafter_address is not None or config.draft_quantization != NO_DRAFTER
     roles = ("verifier", "drafter") if drafting else ("verifier",)
     stop = asyncio.Event()
@@ -93,6 +99,7 @@ async def _serve(options: Options, directory: Path, status: Status) -> None:
         engine = Engine(
             SpeculationLoop(), eos_token_ids=tokenizer.eos_token_ids, text_source=lambda: TextStream(tokenizer),
             observer=observer, max_active=description.max_slots + options.max_waiting,
+            max_buffered_tokens=options.max_buffered_tokens,
         )
         engine.start(event_loop)
         return engine
@@ -111,14 +118,6 @@ async def _serve(options: Options, directory: Path, status: Status) -> None:
         await asyncio.to_thread(stack.start)
         serving.state, serving.stage = ServerState.SERVING, "ready"
 
-    async def drain() -> None:
-        serving.state = ServerState.DRAINING
-        if serving.engine is not None:
-            if not failures:
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(serving.engine.drain(), DRAIN_S)
-            await asyncio.to_thread(serving.engine.close)  # ends what is left with UNAVAILABLE
-
     def on_serving(address: str) -> None:
         if options.announce:
             sys.stderr.write(f"memory of the stack:\n{budget_table(info_message(serving).memory)}\n")
@@ -130,8 +129,8 @@ async def _serve(options: Options, directory: Path, status: Status) -> None:
     try:
         await serve(
             [Service(name=SERVICE_NAME, register=register)], options.listen, prepare=prepare,
-            on_serving=on_serving, drain=drain, stop=stop, grace_s=1.0,
-            public=True,
+            on_serving=on_serving, drain=lambda: drain(serving, 0.0 if failures else options.grace_s), stop=stop,
+            grace_s=1.0, public=True,
         )
     finally:
         await asyncio.to_thread(stack.stop)

@@ -25,6 +25,12 @@ MAX_STOPS = 16
 """Most stop strings in a request."""
 MAX_STOP_LENGTH = 256
 """Most characters of a stop string."""
+MAX_ID_LENGTH = 128
+"""Most characters of a request id, and of a client id."""
+MAX_PRIORITY = 100
+"""Highest priority; its negative is the lowest."""
+MAX_TIMEOUT_S = 86_400.0
+"""Longest ``timeout_s``."""
 
 _ROLES = {pb.CHAT_ROLE_SYSTEM: "system", pb.CHAT_ROLE_USER: "user", pb.CHAT_ROLE_ASSISTANT: "assistant"}
 
@@ -67,6 +73,12 @@ class ValidRequest:
     """Stop strings."""
     draft_length: int | None
     """Tokens drafted per round; None leaves it to the policy."""
+    request_id: str | None = None
+    """As its client chose it."""
+    priority: int = 0
+    """Among the waiting requests of its client the highest goes first."""
+    timeout_s: float | None = None
+    """Seconds from its arrival within which it has to be finished."""
 
 
 def validate_request(message: pb.GenerateRequest, tokenizer: PromptTokenizer, limits: RequestLimits) -> ValidRequest:
@@ -83,6 +95,7 @@ def validate_request(message: pb.GenerateRequest, tokenizer: PromptTokenizer, li
     except InvalidInput as error:
         violations += error.violations
     violations += _number_violations(message, limits)
+    violations += _flow_violations(message)
     violations += stop_violations(message.stop)
     if violations:
         raise InvalidInput(*violations)
@@ -94,6 +107,9 @@ def validate_request(message: pb.GenerateRequest, tokenizer: PromptTokenizer, li
         sampling=_resolve_sampling(message),
         stop=tuple(message.stop),
         draft_length=message.draft_length if message.HasField("draft_length") else None,
+        request_id=message.request_id if message.HasField("request_id") else None,
+        priority=message.priority,
+        timeout_s=message.timeout_s if message.HasField("timeout_s") else None,
     )
 
 
@@ -140,6 +156,39 @@ def stop_violations(stops: Sequence[str]) -> Iterator[FieldViolation]:
             yield FieldViolation(f"stop[{index}]", "must not be empty: leave it out instead")
         elif len(stop) > MAX_STOP_LENGTH:
             yield FieldViolation(f"stop[{index}]", f"at most {MAX_STOP_LENGTH} characters, got {len(stop)}")
+
+
+def id_problem(text: str) -> str | None:
+    """What is wrong with an id that a client chose, if anything."""
+    if not 1 <= len(text) <= MAX_ID_LENGTH:
+        return f"must have from 1 to {MAX_ID_LENGTH} characters, got {len(text)}"
+    if not all("!" <= character <= "~" for character in text):
+        return "must consist of visible ASCII characters"
+    return None
+
+
+def priority_problem(priority: int) -> str | None:
+    """What is wrong with a priority, if anything."""
+    if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
+        return f"must be from {-MAX_PRIORITY} to {MAX_PRIORITY}, got {priority}"
+    return None
+
+
+def timeout_problem(timeout_s: float) -> str | None:
+    """What is wrong with a time limit, if anything."""
+    if not 0 < timeout_s <= MAX_TIMEOUT_S:  # false for NaN, too
+        return f"must be a number of seconds above 0 and at most {MAX_TIMEOUT_S:g}, got {timeout_s:g}"
+    return None
+
+
+def _flow_violations(message: pb.GenerateRequest) -> Iterator[FieldViolation]:
+    """What is wrong with the fields that say how a request is treated, not what it generates."""
+    if message.HasField("request_id") and (problem := id_problem(message.request_id)):
+        yield FieldViolation("request_id", problem)
+    if problem := priority_problem(message.priority):
+        yield FieldViolation("priority", problem)
+    if message.HasField("timeout_s") and (problem := timeout_problem(message.timeout_s)):
+        yield FieldViolation("timeout_s", problem)
 
 
 def _number_violations(message: pb.GenerateRequest, limits: RequestLimits) -> Iterator[FieldViolation]:

@@ -34,6 +34,8 @@ class Serving:
 
     model: str
     """As the user named it."""
+    max_waiting: int = 0
+    """Requests that may wait for a slot."""
     state: ServerState = ServerState.LOADING
     stage: str = "starting"
     """What is being loaded, for people."""

@@ -274,7 +274,7 @@ class Stack:
 
     def _shut_down(self) -> None:
         if self._serving.engine is not None:
-            self._serving.engine.close()
+            self._serving.engine.close(STOP_GRACE_S)  # a round that hangs ends with its worker
         for worker in self._workers:  # both at once, then one after the other
             if worker.child is not None:
                 worker.child.terminate()

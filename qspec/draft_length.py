@@ -1,97 +1,70 @@
-"""How many tokens to draft: the number with the best predicted goodput, 0 included.
+"""How many tokens each sequence drafts: the lengths with the best predicted goodput, 0 included.
 
-    goodput(k) = Σ_i E_i(k) / (draft(k, sequences) + verify(rows)),    E_i(k) = 1 + α_i + … + α_i^min(k, cap_i)
+    goodput(k_1, …, k_n) = Σ_i (1 + Σ_{j ≤ k_i} S_i(j)) / (draft(n_1 ≥ n_2 ≥ …) + verify(rows + Σ_i k_i))
 
-E_i is what sequence i commits in a round when each draft stands with probability α_i; its cap is what it may still
-make. The times are measured, first at warm-up, then in every round, with everything that a call costs (RPC and the
-change of turns too). At k = 0 one round in a hundred drafts all the same, so that acceptance stays known.
+S_i(j) is the chance that sequence i's first j drafts all stand, n_j the number of sequences with at least j drafts; the
+seconds come from ``qspec.cost_table``. Every draft adds one row to the verify pass, and S_i falls with j: for a given
+number of rows, and a given longest draft, the best lengths are those of the largest S. So for every longest draft the
+drafts are taken in order of S, and every prefix is priced. That is the optimum wherever a draft step costs a fixed part
+and a part per sequence, whatever shape the cost of rows has; ``tests/test_draft_length.py`` holds it to brute force.
+
+There is no hysteresis: with one KV cache, a round without drafts leaves nothing behind that the next one would have to
+make up for, so that changing one's mind costs nothing. The estimates themselves change slowly.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-_FORGET = 0.9
-"""Weight that an old measurement keeps when a new one comes."""
-_PROBE_EVERY = 100
-"""Rounds without a draft after which one drafts."""
-_PRIOR_ACCEPTANCE = 0.8
-_PRIOR_WEIGHT = 8.0
-_ACCEPTANCE_FORGET = 0.98
+import numpy as np
 
-
-@dataclass(slots=True)
-class AcceptanceEstimate:
-    """Running probability that a drafted token stands, given that those before it did."""
-
-    _tried: float = _PRIOR_WEIGHT
-    _stood: float = _PRIOR_WEIGHT * _PRIOR_ACCEPTANCE
-
-    @property
-    def probability(self) -> float:
-        """The estimate, in (0, 1)."""
-        return self._stood / self._tried
-
-    def update(self, drafted: int, accepted: int) -> None:
-        """Take one round's outcome in: drafts behind the first rejection say nothing."""
-        tried = accepted + (1 if accepted < drafted else 0)
-        for index in range(tried):
-            self._tried = self._tried * _ACCEPTANCE_FORGET + 1.0
-            self._stood = self._stood * _ACCEPTANCE_FORGET + (1.0 if index < accepted else 0.0)
-
-
-class Curve:
-    """Seconds as a function of a count, known at some counts, interpolated between and extended beyond them."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[int, float] = {}
-
-    def observe(self, count: int, seconds: float) -> None:
-        """Take a measurement in; a slower one than expected moves the estimate little, being mostly disturbance."""
-        known = self._seconds.get(count)
-        self._seconds[count] = seconds if known is None else _FORGET * known + (1 - _FORGET) * min(seconds, 2 * known)
-
-    def at(self, count: int) -> float:
-        """Seconds at ``count``; 0 when nothing is known yet."""
-        if count in self._seconds:
-            return self._seconds[count]
-        counts = sorted(self._seconds)
-        if len(counts) < 2:
-            return self._seconds[counts[0]] if counts else 0.0
-        index = min(max(bisect_left(counts, count), 1), len(counts) - 1)
-        left, right = counts[index - 1], counts[index]
-        slope = (self._seconds[right] - self._seconds[left]) / (right - left)
-        return max(self._seconds[left] + slope * (count - left), min(self._seconds.values()) * 0.5)
-
-
-@dataclass(slots=True)
-class CostTable:
-    """Seconds of draft and verify calls, as the caller sees them."""
-
-    verify: Curve = field(default_factory=Curve)
-    """By rows of the pass."""
-    _draft: dict[int, Curve] = field(default_factory=dict)
-
-    def observe_draft(self, sequences: int, draft_length: int, seconds: float) -> None:
-        """Take a draft call in."""
-        self._draft.setdefault(sequences, Curve()).observe(draft_length, seconds)
-
-    def draft(self, sequences: int, draft_length: int) -> float:
-        """Seconds of a draft call; from the nearest number of sequences that was measured."""
-        if draft_length == 0 or not self._draft:
-            return 0.0
-        nearest = min(self._draft, key=lambda known: (abs(known - sequences), known))
-        return self._draft[nearest].at(draft_length)
+from qspec.cost_table import CostTable, Floats
 
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What one sequence promises: its acceptance, and the most tokens worth drafting for it."""
+    """What one sequence promises."""
 
     acceptance: float
+    """Chance that a draft stands, given that those before it do."""
     cap: int
+    """The most tokens worth drafting: never more than are left to make, less the one that a round makes anyway."""
+    fixed: bool = False
+    """Whether the request asked for ``cap`` drafts, no more and no fewer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What a round does besides drafting and verifying drafts."""
+
+    rows: int = 0
+    """Rows of the verify pass that belong to no outlook: prompts being entered. What they cost by themselves has to be
+    paid in any case and does not recur, so it counts neither for nor against drafting; what rows on top of them cost
+    does."""
+    context: int = 0
+    """Cached positions of all sequences."""
+
+
+NO_LOAD = Load()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The draft lengths of a round, and what they promise."""
+
+    lengths: tuple[int, ...]
+    tokens: float
+    seconds: float
+    row_s: float = 0.0
+    """Seconds that one more drafted row adds to the verify pass."""
+    step_s: float = 0.0
+    """Seconds that a draft step saves by leaving one sequence out: all of it for a single one, little in a batch."""
+
+    @property
+    def goodput(self) -> float:
+        """Tokens per second; infinite where no cost is known."""
+        return self.tokens / self.seconds if self.seconds > 0 else float("inf")
 
 
 def expected_tokens(acceptance: float, draft_length: int) -> float:
@@ -99,33 +72,79 @@ def expected_tokens(acceptance: float, draft_length: int) -> float:
     return sum(acceptance**index for index in range(draft_length + 1))
 
 
-def goodput(outlooks: Sequence[Outlook], draft_length: int, costs: CostTable) -> float:
-    """Predicted tokens per second of a round that drafts ``draft_length`` tokens; infinite where nothing is known."""
-    lengths = [min(draft_length, outlook.cap) for outlook in outlooks]
-    tokens = sum(expected_tokens(o.acceptance, length) for o, length in zip(outlooks, lengths, strict=True))
-    drafting = sum(length > 0 for length in lengths)
-    seconds = costs.draft(drafting, max(lengths)) + costs.verify.at(sum(lengths) + len(lengths))
-    return tokens / seconds if seconds > 0 else float("inf")
+def survival(outlooks: Sequence[Outlook], shape: Sequence[float]) -> Floats:
+    """Chance that the first j + 1 drafts all stand: ``[sequences, longest]``, falling along j.
+
+    ``shape``: factor on the acceptance by position, ``longest`` numbers.
+    """
+    acceptance = np.array([outlook.acceptance for outlook in outlooks])
+    stands: Floats = np.clip(np.outer(acceptance, np.asarray(shape, dtype=np.float64)), 0.0, 1.0).cumprod(axis=1)
+    return stands
 
 
-def best_draft_length(outlooks: Sequence[Outlook], longest: int, costs: CostTable) -> int:
-    """The draft length in ``0..longest`` with the best goodput; the shorter of equals."""
-    return max(range(longest + 1), key=lambda length: (goodput(outlooks, length, costs), -length))
+def price(
+    outlooks: Sequence[Outlook], lengths: Sequence[int], shape: Sequence[float], costs: CostTable, load: Load = NO_LOAD
+) -> Plan:
+    """What given lengths promise: the definition that ``best_plan`` maximises."""
+    stands = survival(outlooks, shape)
+    drafted = [(row, length) for row, length in zip(stands, lengths, strict=True) if length]
+    tokens = len(outlooks) + sum(float(row[:length].sum()) for row, length in drafted)
+    fed = [sum(length > step for _, length in drafted) for step in range(max(lengths, default=0))]
+    rows = load.rows + len(outlooks) + sum(lengths)
+    drafting = load.context * fed[0] / len(outlooks) if fed else 0
+    seconds = costs.draft_seconds(fed, drafting) + costs.verify_seconds(rows, load.context)
+    seconds -= _entering_seconds(len(outlooks), costs, load)
+    return Plan(lengths=tuple(lengths), tokens=tokens, seconds=seconds)
 
 
-class DraftLengthPolicy:
-    """Chooses the draft length of each round; keeps the costs and counts rounds without a draft."""
+def _entering_seconds(count: int, costs: CostTable, load: Load) -> float:
+    """What the rows of prompts add to a pass over ``count`` pending tokens."""
+    if not load.rows:
+        return 0.0
+    return max(costs.verify_seconds(count + load.rows) - costs.verify_seconds(count), 0.0)
 
-    def __init__(self, longest: int) -> None:
-        self.longest = longest
-        self.costs = CostTable()
-        self._rounds_without_draft = 0
 
-    def choose(self, outlooks: Sequence[Outlook]) -> int:
-        """The draft length of this round, for the sequences that leave it to the policy (at least one)."""
-        if self._rounds_without_draft >= _PROBE_EVERY:
-            chosen = min(1, self.longest)
-        else:
-            chosen = best_draft_length(outlooks, self.longest, self.costs)
-        self._rounds_without_draft = 0 if chosen else self._rounds_without_draft + 1
-        return chosen
+def best_plan(
+    outlooks: Sequence[Outlook], shape: Sequence[float], costs: CostTable, load: Load = NO_LOAD
+) -> Plan:
+    """The lengths with the best goodput; the shorter of equals. ``shape`` as for ``survival``."""
+    count, longest = len(outlooks), len(shape)
+    fixed = [min(outlook.cap, longest) if outlook.fixed else 0 for outlook in outlooks]
+    none = price(outlooks, fixed, shape, costs, load)
+    stands = survival(outlooks, shape).T  # [longest, sequences]: of equal chances the earlier draft goes first
+    caps = np.array([0 if outlook.fixed else outlook.cap for outlook in outlooks])
+    depths, owners = np.nonzero((np.arange(longest)[:, None] < caps) & (stands > 0.0))
+    order = np.argsort(-stands[depths, owners], kind="stable")
+    depths, owners = depths[order], owners[order]  # [drafts] in the order in which they are taken
+    if not len(depths):
+        return none
+    allowed = np.arange(1, longest + 1)[:, None] > depths  # [longest draft, drafts]
+    tokens = none.tokens + np.cumsum(allowed * stands[depths, owners], axis=1)
+    drafted = np.cumsum(allowed, axis=1)
+    already = (np.array(fixed) > np.arange(longest)[:, None]).sum(axis=1)  # [step]
+    fed = already[:, None] + np.cumsum(np.arange(longest)[:, None] == depths, axis=1)  # [step, drafts]
+    step_costs = costs.draft_step.table(np.arange(count + 1, dtype=np.float64))
+    if load.context:
+        step_costs = step_costs + load.context * costs.draft_context_s * np.arange(count + 1) / count
+    step_costs[0] = 0.0
+    # A sequence's later steps are left out where its drafts are shorter; fixed ones are drafted all the same.
+    free = step_costs[fed] - step_costs[already][:, None]
+    draft = step_costs[already].sum() + np.cumsum(free, axis=0) + costs.draft_call_s
+    first_row = load.rows + count + sum(fixed)
+    verify = costs.verify.table(np.arange(first_row, first_row + len(depths) + 1, dtype=np.float64))
+    seconds = draft + verify[drafted] + load.context * costs.verify_context_s
+    seconds -= _entering_seconds(count, costs, load)
+    goodput = np.divide(tokens, seconds, out=np.zeros_like(tokens), where=seconds > 0)
+    deepest, last = np.unravel_index(int(goodput.argmax()), goodput.shape)
+    if goodput[deepest, last] <= none.goodput * (1 + 1e-9):
+        return none
+    taken = owners[: last + 1][allowed[deepest, : last + 1]]
+    lengths = np.bincount(taken, minlength=count) + np.array(fixed)
+    rows = int(drafted[deepest, last])
+    drafting = int(fed[0, last])
+    return Plan(
+        lengths=tuple(int(length) for length in lengths),
+        tokens=float(tokens[deepest, last]), seconds=float(seconds[deepest, last]),
+        row_s=max(float(verify[rows] - verify[0]) / rows, 0.0),
+        step_s=max(float(step_costs[drafting] - step_costs[min(1, drafting - 1)]) / max(drafting - 1, 1), 0.0),
+    )

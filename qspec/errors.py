@@ -53,5 +53,29 @@ class WorkerLost(QspecError):
     """A worker process died, hung, or cannot be reached."""
 
 
+class QueueFull(QspecError):
+    """No room for another request; ``retry_after_s`` is a guess at when there will be."""
+
+    def __init__(self, text: str, retry_after_s: float | None = None) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(text)
+
+
+class Unavailable(QspecError):
+    """The server takes no requests, or does not go on with them; ``retry_after_s`` says when to ask again."""
+
+    def __init__(self, text: str, retry_after_s: float | None = None) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(text)
+
+
+class DeadlineExceeded(QspecError):
+    """A request was not finished by its deadline."""
+
+
+class SlowReader(QspecError):
+    """A client took its text more slowly than it was made, by more than is kept for it."""
+
+
 class OutOfMemory(QspecError):
     """An allocation that was refused before it was made; carries the memory budget as text."""

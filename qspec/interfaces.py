@@ -173,8 +173,21 @@ class DrafterDescription:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EarlyStop:
+    """Leave to end a draft before its length, by distributions and submitted tokens alone (``qspec.early_stop``)."""
+
+    least_drawn: float
+    """No token is drawn when the draft would stand as a whole with a smaller chance than this; 0 draws every one."""
+    least_fed: float
+    """The last token is not fed for a next one when the draft stands with a smaller chance than this."""
+    intercept: float
+    """What a confidence is worth: chance = sigmoid(intercept + slope · logit(confidence))."""
+    slope: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DraftItem:
-    """One sequence to draft ``draft_length`` (≥ 1) tokens for."""
+    """One sequence to draft ``draft_length`` (≥ 1) tokens for, or fewer where ``early_stop`` allows it."""
 
     slot: int
     lease: int
@@ -182,6 +195,7 @@ class DraftItem:
     pending_token: int
     draft_length: int
     sampling: Sampling
+    early_stop: EarlyStop | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,15 +215,21 @@ class DraftResult:
     lease: int
     outcome: SlotOutcome
     draft_tokens: tuple[int, ...]
+    confidences: tuple[float, ...] = ()
+    """Under ``early_stop``: largest probability of each distribution that was computed; at most one was not drawn from.
+    """
 
     @classmethod
-    def answering(cls, item: DraftItem, draft_tokens: Sequence[int] | None) -> DraftResult:
+    def answering(
+        cls, item: DraftItem, draft_tokens: Sequence[int] | None, confidences: Sequence[float] = ()
+    ) -> DraftResult:
         """The result of ``item``; None for ``draft_tokens`` where it is stale."""
         return cls(
             slot=item.slot,
             lease=item.lease,
             outcome=SlotOutcome.STALE if draft_tokens is None else SlotOutcome.OK,
             draft_tokens=tuple(draft_tokens or ()),
+            confidences=tuple(confidences),
         )
 
 
@@ -224,10 +244,14 @@ class DraftAnswer:
 
     @classmethod
     def answering(
-        cls, batch: DraftBatch, draft_tokens: Mapping[int, Sequence[int]], timings: StageTimings
+        cls, batch: DraftBatch, draft_tokens: Mapping[int, Sequence[int]], confidences: Mapping[int, Sequence[float]],
+        timings: StageTimings,
     ) -> DraftAnswer:
-        """The answer to ``batch``; ``draft_tokens`` by slot, items without any are stale."""
-        results = tuple(DraftResult.answering(item, draft_tokens.get(item.slot)) for item in batch.items)
+        """The answer to ``batch``; ``draft_tokens`` and ``confidences`` by slot, items without tokens are stale."""
+        results = tuple(
+            DraftResult.answering(item, draft_tokens.get(item.slot), confidences.get(item.slot, ()))
+            for item in batch.items
+        )
         return cls(epoch=batch.epoch, round=batch.round, results=results, timings=timings)
 
 

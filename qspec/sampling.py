@@ -34,6 +34,13 @@ def token_probs(logits: Tensor, sampling: Sampling) -> Tensor:
     return probs
 
 
+def confidence(logits: Tensor, sampling: Sampling) -> float:
+    """Largest probability of the distribution that a token is drawn from; greedy: of the softmax. ``[1, vocab]``."""
+    if sampling.greedy:
+        return float((logits[0].max() - logits[0].logsumexp(-1)).exp())
+    return min(float(token_probs(logits, sampling).max()), 1.0)
+
+
 def _keep_top_p(probs: Tensor, top_p: float) -> Tensor:
     """Keep the most probable tokens of each row ``[rows, vocab]`` until their sum reaches ``top_p``; renormalise.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from qspec.draft_length import AcceptanceEstimate
+from qspec.acceptance_estimate import AcceptanceEstimate
 from qspec.interfaces import Sampling
 
 

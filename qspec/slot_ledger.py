@@ -40,12 +40,19 @@ class SlotLedger:
             self._requeue(sequence)
         self.running.clear()
 
+    def has_room(self, sequence: Sequence, block_size: int) -> bool:
+        """Whether a sequence that is queued now would get a slot at once, behind those that wait already."""
+        if len(self.waiting) >= len(self._free_slots):
+            return False
+        needed = sum(_first_blocks(one, block_size) for one in (*self.waiting, sequence))
+        return needed <= self.free_blocks or not (self.waiting or self.running or self.releases)
+
     def admit(self, block_size: int) -> None:
         """Give free slots to waiting sequences, in order, as long as their tokens fit into free blocks."""
         free_blocks = self.free_blocks
         while self.waiting and self._free_slots:
             sequence = self.waiting[0]
-            needed = -(-(len(sequence.tokens) + 1) // block_size)
+            needed = _first_blocks(sequence, block_size)
             if needed > free_blocks and (self.running or self.releases):
                 return
             free_blocks -= needed
@@ -86,3 +93,8 @@ class SlotLedger:
     def _requeue(self, sequence: Sequence) -> None:
         sequence.stats.recomputations += 1
         self.waiting.appendleft(sequence)
+
+
+def _first_blocks(sequence: Sequence, block_size: int) -> int:
+    """Blocks that a sequence needs to begin with: for its tokens and one more."""
+    return -(-(len(sequence.tokens) + 1) // block_size)

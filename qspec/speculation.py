@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from qspec.draft_length import DraftLengthPolicy, Outlook
+from qspec.cost_table import CostObserver
+from qspec.draft_length import Load
+from qspec.draft_policy import Candidate, DraftLengthPolicy
 from qspec.errors import ContractViolation, QspecError, WorkerLost
 from qspec.interfaces import (
     Admission,
@@ -20,6 +22,7 @@ from qspec.interfaces import (
     Drafter,
     DrafterDescription,
     DraftItem,
+    EarlyStop,
     PrefillChunk,
     Release,
     Sampling,
@@ -51,6 +54,8 @@ class _Round:
     started: float
     drafts: dict[int, tuple[int, ...]] = field(default_factory=dict)
     """Drafted tokens by slot."""
+    confidences: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    """Confidences of their distributions by slot, where they may end early."""
     draft_s: float = 0.0
     rpc_s: float = 0.0
 
@@ -58,8 +63,18 @@ class _Round:
 class SpeculationLoop:
     """Generates text for many sequences with one verifier and, while there is one, a drafter. Used by one thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter, *, early_stop: bool = False) -> None:
+        """
+        Args:
+            clock: seconds that calls are timed with; a simulation brings its own.
+            early_stop: whether drafters may end drafts early, for which they have to tell their confidence (what that
+                costs, and why they are not asked by default: ``qspec.early_stop``).
+        """
+        self.clock = clock
+        self._early_stop_allowed = early_stop
         self.policy = DraftLengthPolicy(0)
+        self.cost_recorder: CostObserver | None = None
+        """Takes measurements in the place of the policy's cost table, while there is one."""
         self.drafter_error: QspecError | None = None
         self.drafter: DrafterDescription | None = None
         self._drafter: Drafter | None = None
@@ -128,6 +143,15 @@ class SpeculationLoop:
         """Whether a step would do anything."""
         return bool(self._ledger.running or self._ledger.waiting or self._ledger.releases)
 
+    @property
+    def free_blocks(self) -> int:
+        """KV blocks that no sequence holds, as of the last round."""
+        return self._ledger.free_blocks
+
+    def has_room(self, sequence: Sequence) -> bool:
+        """Whether the sequence, added now, would run in the next round."""
+        return self._ledger.has_room(sequence, self.description.block_size)
+
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; it gets a slot when one is free. It must fit into the verifier's ``max_model_len``."""
         if len(sequence.tokens) >= self.description.max_model_len:
@@ -153,14 +177,14 @@ class SpeculationLoop:
         Raises ``WorkerLost`` when the verifier is lost: sequences are kept, and the next ``attach_verifier`` goes on
         with them. A lost drafter is noted in ``drafter_error``, and the round goes on without drafts.
         """
-        this = _Round(self._next_round(), time.perf_counter())
+        this = _Round(self._next_round(), self.clock())
         self._ledger.admit(self.description.block_size)
         lengths = self._choose_draft_lengths()
         self._draft(this, lengths)
         batch = self._verify_batch(this)
-        called = time.perf_counter()
+        called = self.clock()
         answer = self._call_verifier(batch)
-        verify_s = time.perf_counter() - called
+        verify_s = self.clock() - called
         this.rpc_s += verify_s - answer.timings.total_ns * 1e-9
         self._observe_verify(batch, verify_s)
         self._ledger.confirm(batch.releases, answer.free_blocks)
@@ -168,19 +192,19 @@ class SpeculationLoop:
 
     def _choose_draft_lengths(self) -> dict[int, int]:
         """Draft length by slot, for the sequences that are ready and get at least one draft."""
-        ready = [sequence for sequence in self._ledger.running if sequence.admitted and sequence.ready]
         if self._drafter is None:
             return {}
-        caps = {sequence.slot: self._draft_cap(sequence) for sequence in ready}
-        free = [sequence for sequence in ready if sequence.draft_length is None]
-        chosen = 0
-        if free:
-            chosen = self.policy.choose([Outlook(s.acceptance.probability, caps[s.slot]) for s in free])
-        lengths = {
-            sequence.slot: min(chosen if sequence.draft_length is None else sequence.draft_length, caps[sequence.slot])
+        ready = [sequence for sequence in self._ledger.running if sequence.admitted and sequence.ready]
+        prefill = sum(len(sequence.tokens) - sequence.cached_len for sequence in self._ledger.running) - len(ready)
+        load = Load(
+            rows=min(prefill, max(self.description.max_batch_rows - len(ready), 0)),
+            context=sum(sequence.cached_len for sequence in ready),
+        )
+        lengths = self.policy.choose([
+            Candidate(acceptance=sequence.acceptance, cap=self._draft_cap(sequence), draft_length=sequence.draft_length)
             for sequence in ready
-        }
-        return {slot: length for slot, length in lengths.items() if length > 0}
+        ], load)
+        return {sequence.slot: length for sequence, length in zip(ready, lengths, strict=True) if length > 0}
 
     def _draft_cap(self, sequence: Sequence) -> int:
         """Most tokens that are worth drafting: a round makes one token anyway; rows and positions are limited.
@@ -204,11 +228,12 @@ class SpeculationLoop:
                 pending_token=sequence.tokens[-1],
                 draft_length=lengths[sequence.slot],
                 sampling=sequence.sampling,
+                early_stop=self._early_stop(sequence),
             )
             for sequence in self._ledger.running
             if sequence.slot in lengths
         )
-        called = time.perf_counter()
+        called = self.clock()
         try:
             answer = self._drafter.draft(DraftBatch(epoch=self.description.epoch, round=this.number, items=items))
             for item, result in zip(items, answer.results, strict=True):
@@ -216,14 +241,23 @@ class SpeculationLoop:
                     raise ContractViolation("the drafter answered another question")
                 if not self._usable(result.draft_tokens, item.draft_length):
                     raise ContractViolation("the drafter drafted too many tokens or such as do not exist")
-                this.drafts[item.slot] = result.draft_tokens
+                this.drafts[item.slot], this.confidences[item.slot] = result.draft_tokens, result.confidences
         except (QspecError, ValueError) as error:
             this.drafts.clear()
             self._forget_drafter(error if isinstance(error, QspecError) else ContractViolation(str(error)))
             return
-        this.draft_s = time.perf_counter() - called
+        this.draft_s = self.clock() - called
         this.rpc_s += this.draft_s - answer.timings.total_ns * 1e-9
-        self.policy.costs.observe_draft(len(items), max(lengths.values()), this.draft_s)
+        steps = [max(len(result.draft_tokens), len(result.confidences)) for result in answer.results]
+        fed = [sum(count > step for count in steps) for step in range(max(steps))]
+        context = sum(item.committed_len - 1 for item in items)
+        self._costs.observe_draft(fed, context, this.draft_s)
+
+    def _early_stop(self, sequence: Sequence) -> EarlyStop | None:
+        """A request that fixes its draft length gets all of it."""
+        if not self._early_stop_allowed or sequence.draft_length is not None:
+            return None
+        return self.policy.early_stop(sequence.acceptance, greedy=sequence.sampling.greedy)
 
     def _usable(self, tokens: tuple[int, ...], most: int) -> bool:
         return len(tokens) <= most and all(0 <= token < self.description.vocab_size for token in tokens)
@@ -276,7 +310,7 @@ class SpeculationLoop:
         by_slot = {result.slot: result for result in answer.results}
         commits: list[Commit] = []
         short_of_blocks = False
-        round_s = time.perf_counter() - this.started
+        round_s = self.clock() - this.started
         for sequence in list(self._ledger.running):
             result = by_slot.get(sequence.slot)
             if result is None or result.lease != sequence.lease:
@@ -304,8 +338,9 @@ class SpeculationLoop:
         drafted = len(this.drafts.get(sequence.slot, ()))
         sequence.stats.record(drafted, result.accepted)
         sequence.stats.rounds_without_drafter += self._drafter is None and self.drafter_error is not None
-        if drafted:
-            sequence.acceptance.update(drafted, result.accepted)
+        self.policy.observe(
+            sequence.acceptance, drafted, result.accepted, this.confidences.get(sequence.slot, ()),
+            greedy=sequence.sampling.greedy)
         taken = sequence.commit(result.token_ids, self.description.max_model_len)
         if sequence.finish is not None:
             self._ledger.vacate(sequence)
@@ -320,33 +355,12 @@ class SpeculationLoop:
 
     # ---- costs ------------------------------------------------------------------------------------------------------
 
+    @property
+    def _costs(self) -> CostObserver:
+        return self.policy.costs if self.cost_recorder is None else self.cost_recorder
+
     def _observe_verify(self, batch: VerifyBatch, seconds: float) -> None:
         if batch.verifications and not batch.prefill_chunks:
             rows = sum(1 + len(verification.draft_tokens) for verification in batch.verifications)
-            self.policy.costs.verify.observe(rows, seconds)
-
-    def calibrate(self, progress: Callable[[str, float | None], None]) -> None:
-        """Measure draft and verify calls on a made-up sequence, twice for each draft length tried (the first warms up).
-
-        Fills ``policy.costs``. Must run while no sequence does.
-        """
-        longest = self.policy.longest if self._drafter is not None else 0
-        lengths = sorted({length for length in (0, 1, 2, 4, longest) if length <= longest})
-        for repeat in range(2):
-            if repeat:
-                self.policy.costs = type(self.policy.costs)()
-            for index, length in enumerate(lengths):
-                progress("measuring draft and verify steps", (repeat * len(lengths) + index) / (2 * len(lengths)))
-                self._calibrate_length(length)
-
-    def _calibrate_length(self, length: int) -> None:
-        room = self.description.max_model_len
-        prompt = [1 + index % (self.description.vocab_size - 1) for index in range(min(32, room - 1))]
-        most = min(2 * (length + 1) + 1, room - len(prompt))
-        sequence = Sequence("calibration", prompt, most, Sampling(), draft_length=length)
-        self.add(sequence)
-        for _ in range(2):  # the prompt with its first token, then a round with drafts
-            if sequence.finish is None:
-                self.step()
-        self.remove(sequence)
-        self.step()
+            context = sum(verification.committed_len - 1 for verification in batch.verifications)
+            self._costs.observe_verify(rows, context, seconds)

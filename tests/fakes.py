@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from qspec.early_stop import DraftGate
 from qspec.errors import ContractViolation, EpochMismatch, InvalidInput
 from qspec.interfaces import (
     Admission,
@@ -273,6 +274,10 @@ class FakeVerifier:
         )
 
 
+SURE, UNSURE = 0.95, 0.3
+"""Confidence of a fake drafter where it is right, and where it is wrong."""
+
+
 class FakeDrafter:
     """A ``Drafter`` over the toy model, wrong at every ``wrong_every``-th position (0: never).
 
@@ -339,10 +344,11 @@ class FakeDrafter:
         if lease != item.lease or cached_len != item.committed_len - 1:
             return DraftResult(slot=item.slot, lease=item.lease, outcome=SlotOutcome.STALE, draft_tokens=())
         text = [*arena.read(item.slot), item.pending_token]
-        for _ in range(item.draft_length):
-            token = next_token(text, item.sampling, self._vocab_size)
+        gate = DraftGate(item.early_stop)
+        while len(text) < item.committed_len + item.draft_length and not gate.ended:
             wrong = self._wrong_every and len(text) % self._wrong_every == 0
+            if not gate.admits(UNSURE if wrong else SURE):
+                break
+            token = next_token(text, item.sampling, self._vocab_size)
             text.append((token + 1) % self._vocab_size if wrong else token)
-        return DraftResult(
-            slot=item.slot, lease=item.lease, outcome=SlotOutcome.OK, draft_tokens=tuple(text[item.committed_len :])
-        )
+        return DraftResult.answering(item, text[item.committed_len :], gate.confidences)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from qspec.cost_calibration import calibrate
+from qspec.cost_table import CalibratedCosts, CostTable
 from qspec.errors import ContractViolation, WorkerLost
 from qspec.interfaces import DraftAnswer, DraftBatch, Sampling, VerifyBatch
 from qspec.sequence import FinishReason, Sequence
@@ -15,9 +17,11 @@ VOCAB_SIZE = 97
 GREEDY = Sampling()
 
 
-def attached(verifier: FakeVerifier, *, wrong_every: int = 3, drafter: FakeDrafter | None = None) -> SpeculationLoop:
+def attached(
+    verifier: FakeVerifier, *, wrong_every: int = 3, drafter: FakeDrafter | None = None, early_stop: bool = False
+) -> SpeculationLoop:
     """A loop with these workers."""
-    loop = SpeculationLoop()
+    loop = SpeculationLoop(early_stop=early_stop)
     loop.attach_verifier(verifier)
     loop.attach_drafter(drafter or FakeDrafter(wrong_every=wrong_every))
     verifier.batches.clear()
@@ -212,12 +216,52 @@ def test_calibration_fills_the_costs_and_leaves_no_trace() -> None:
     verifier = FakeVerifier()
     loop = attached(verifier)
     shares: list[float | None] = []
-    loop.calibrate(lambda _what, share: shares.append(share))
+    calibrate(loop, lambda _what, share: shares.append(share))
     assert not loop.has_work
     assert shares == sorted(share for share in shares if share is not None)
-    assert all(loop.policy.costs.verify.at(rows) > 0 for rows in (1, 5, 9))
-    assert loop.policy.costs.draft(1, 8) > 0
+    assert all(loop.policy.costs.verify_seconds(rows) > 0 for rows in (1, 5, 9, 36))
+    assert loop.policy.costs.draft_seconds([1] * 8) > 0
+    assert max(len(batch.verifications) for batch in verifier.batches) == 4, "a batch was measured, too"
     assert verifier.verify(VerifyBatch(epoch=verifier.describe().epoch, round=10**6)).free_blocks == 64
     wanted = sequence(draft_length=None)
     run(loop, wanted)
     assert wanted.generated == text_of(wanted, 20)
+
+
+def test_the_policys_drafts_may_end_early_and_a_requests_own_may_not() -> None:
+    verifier, drafter = FakeVerifier(), FakeDrafter(wrong_every=4)
+    loop = attached(verifier, drafter=drafter, early_stop=True)
+    calibrate(loop, lambda _what, _share: None)
+    loop.policy.costs = CostTable(CalibratedCosts(verify=((1, 0.03), (9, 0.05)), draft_step=((1, 0.002),)))
+    drafter.batches.clear()
+    wanted = [sequence(max_tokens=200, draft_length=None), sequence(max_tokens=200, draft_length=3, start=2)]
+    run(loop, *wanted)
+    assert [one.generated for one in wanted] == [text_of(one, 200) for one in wanted]
+    items = [item for batch in drafter.batches for item in batch.items]
+    whole = [item for item in items if item.early_stop is None]
+    assert {item.draft_length for item in whole} <= {1, 2, 3}
+    auto = [item for item in items if item.early_stop is not None]
+    assert {item.lease for item in auto}.isdisjoint(item.lease for item in whole)
+    assert loop.policy.worth[True].slope > 0.1, "the fake is unsure where it is wrong"
+    rounds = enumerate(wanted[1].stats.rounds_per_draft_length)
+    assert sum(count for length, count in rounds if length != 3) <= 4, "all but the first and the last ones"
+
+
+def test_no_confidence_is_asked_for_by_default() -> None:
+    drafter = FakeDrafter(wrong_every=4)
+    run(attached(FakeVerifier(), drafter=drafter), sequence(max_tokens=60, draft_length=None))
+    assert {item.early_stop for batch in drafter.batches for item in batch.items} == {None}
+
+
+def test_room_is_a_free_slot_and_free_blocks_for_all_that_wait() -> None:
+    loop = attached(FakeVerifier(max_slots=2, num_blocks=8, block_size=4))
+    whole, half, small = sequence(31, max_tokens=1), sequence(15, max_tokens=8), sequence(3, max_tokens=1)
+    assert loop.has_room(whole)  # nothing else is there: it must fit
+    loop.add(half)
+    assert loop.has_room(small) and not loop.has_room(whole)  # 4 of 8 blocks are spoken for
+    loop.step()
+    assert loop.free_blocks < 8 and loop.has_room(small) and not loop.has_room(whole)
+    loop.add(small)
+    assert not loop.has_room(sequence(1, max_tokens=1))  # no slot
+    run(loop)
+    assert loop.free_blocks == 8 and loop.has_room(whole)

@@ -6,14 +6,11 @@ import asyncio
 from collections.abc import Callable
 
 import grpc
-from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
 from coordinator.client.answer import Answer
 from coordinator.client.options import ClientOptions
 from coordinator.client.output import Output
-from qspec.errors import InvalidInput, QspecError, WorkerLost
+from qspec.errors import InvalidInput, QspecError, QueueFull, Unavailable, WorkerLost
 from qspec.rpc.errors import from_rpc_error
 from qspec.v1 import generation_pb2 as pb
 from qspec.v1 import generation_pb2_grpc as pb_grpc
@@ -48,7 +45,7 @@ async def generate_all(
 ) -> QspecError | None:
     """Answer every prompt, ``at_once`` at a time, telling ``output``. Returns the first error; others still ran.
 
-    A server that is gone ends the run: ``WorkerLost`` is raised.
+    A server that is gone, or about to go, ends the run: ``WorkerLost`` or ``Unavailable`` is raised.
     """
     room = asyncio.Semaphore(at_once)
     errors: list[QspecError] = []
@@ -57,7 +54,7 @@ async def generate_all(
         async with room:
             try:
                 output.answer(index, await _generate(stub, options.request_for(prompt), index, prompt, output))
-            except WorkerLost:
+            except (WorkerLost, Unavailable):
                 raise
             except QspecError as error:
                 errors.append(error)
@@ -83,34 +80,21 @@ async def _generate(
             async for piece in stub.Generate(request):
                 answer.add(piece)
                 output.piece(index, piece.text)
-        except grpc.RpcError as error:
-            delay = _retry_delay(error)
-            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and delay is not None:
-                await asyncio.sleep(delay)
+        except grpc.RpcError as failed:
+            error = from_rpc_error(failed, "the server")
+            if isinstance(error, QueueFull) and error.retry_after_s is not None and not answer.token_ids:
+                await asyncio.sleep(error.retry_after_s)
                 continue
-            raise _named_by_option(from_rpc_error(error, "the server")) from error
+            raise _named_by_option(error) from failed
         if not answer.ended:
             raise QspecError("the server ended the text without a reason")
         return answer
 
 
-def _retry_delay(error: grpc.RpcError) -> float | None:
-    """Seconds after which the server wants to be asked again, if it said so (``google.rpc.RetryInfo``)."""
-    try:
-        status = rpc_status.from_call(error)  # type: ignore[arg-type]
-    except (ValueError, DecodeError):
-        return None
-    for detail in status.details if status is not None else ():
-        info = error_details_pb2.RetryInfo()
-        if detail.Unpack(info):
-            return float(info.retry_delay.ToNanoseconds()) / 1e9
-    return None
-
-
 _OPTIONS = {
     "text": "--prompt", "chat": "--prompt", "prompt": "--prompt", "chat.messages[0].content": "--prompt",
     "max_tokens": "--max-tokens", "temperature": "--temperature", "top_k": "--top-k", "top_p": "--top-p",
-    "seed": "--seed", "draft_length": "--draft-length",
+    "seed": "--seed", "draft_length": "--draft-length", "priority": "--priority", "timeout_s": "--deadline",
 }
 
 

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from coordinator.client.prompts import check_text, read_prompts
-from coordinator.requests import DEFAULT_MAX_TOKENS, stop_violations, temperature_problem, top_p_problem
+from coordinator.requests import (
+    DEFAULT_MAX_TOKENS,
+    priority_problem,
+    stop_violations,
+    temperature_problem,
+    timeout_problem,
+    top_p_problem,
+)
 from qspec.cli import EXIT_ERROR
 from qspec.config import KERNELS, StackConfig
 from qspec.errors import FieldViolation, InvalidInput
@@ -112,6 +119,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--top-p", type=float, metavar="P", help="draw from the smallest set of this probability (default: 1)")
     add("--seed", type=int, metavar="N", help="makes the text reproducible, with and without speculation")
     add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times")
+    add("--deadline", type=float, metavar="SECONDS", help="time that the server has for each prompt (default: any)")
+    add("--priority", type=int, metavar="N", help=(
+        "your prompts of the highest priority go first where they wait, from -100 to 100 (default: 0)"))
     add("--draft-length", default=_AUTO, metavar="K", help=(
         "tokens to draft per round: a number, 0 for none, or auto (default: auto)"))
     stack = parser.add_argument_group("private stack (without --address)")
@@ -148,6 +158,10 @@ def _number_violations(args: argparse.Namespace) -> list[FieldViolation]:
         found.append(FieldViolation("--top-p", problem))
     if args.timeout is not None and not (math.isfinite(args.timeout) and args.timeout > 0):
         found.append(FieldViolation("--timeout", f"must be a number of seconds above 0, got {args.timeout:g}"))
+    if args.deadline is not None and (problem := timeout_problem(args.deadline)):
+        found.append(FieldViolation("--deadline", problem))
+    if args.priority is not None and (problem := priority_problem(args.priority)):
+        found.append(FieldViolation("--priority", problem))
     found += (FieldViolation("--stop", violation.description) for violation in stop_violations(args.stop))
     for stop in filter(None, args.stop):
         try:
@@ -196,9 +210,11 @@ def _check_stack(args: argparse.Namespace) -> None:
 def _request(args: argparse.Namespace) -> pb.GenerateRequest:
     """The request without its prompt; options that were not given are left to the server."""
     request = pb.GenerateRequest(stop=args.stop)
-    for name in ("max_tokens", "temperature", "top_k", "top_p", "seed"):
+    for name in ("max_tokens", "temperature", "top_k", "top_p", "seed", "priority"):
         if (value := getattr(args, name)) is not None:
             setattr(request, name, value)
+    if args.deadline is not None:
+        request.timeout_s = args.deadline
     if args.draft_length != _AUTO:
         request.draft_length = int(args.draft_length)
     return request

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from qspec.acceptance import draft_token
 from qspec.config import StackConfig
+from qspec.early_stop import DraftGate
 from qspec.engine.backend import check_kernels, choose_backend
 from qspec.engine.draft_weights import DraftWeights
 from qspec.engine.forward import DraftCache, DraftContext, DraftForward
@@ -49,6 +50,7 @@ from qspec.models.tokenizer import vocab_fingerprint
 from qspec.quant.codecs import Parts
 from qspec.quant.method_plan import check_methods
 from qspec.quant.methods import AUTO, NO_DRAFTER, Backend, Role
+from qspec.sampling import confidence
 
 
 @dataclass(slots=True)
@@ -57,7 +59,13 @@ class _Draft:
 
     item: DraftItem
     context: DraftContext
+    gate: DraftGate
     tokens: list[int] = field(default_factory=list)
+
+    @property
+    def needs_distributions(self) -> bool:
+        """Whether more is asked about than the most probable token."""
+        return not self.item.sampling.greedy or self.gate.rule is not None
 
 
 class _Attached:
@@ -164,12 +172,12 @@ class LocalDrafter:
         prepared = time.perf_counter_ns()
         sampling_ns = 0
         for step in range(max((item.draft_length for item in batch.items), default=0)):
-            active = [draft for draft in drafts.values() if draft.item.draft_length > step]
+            active = [draft for draft in drafts.values() if draft.item.draft_length > step and not draft.gate.ended]
             if not active:
                 break
             fed = {d.item.slot: d.tokens[-1] if d.tokens else d.item.pending_token for d in active}
             hidden = draft_pass.step(fed, step)
-            if all(draft.item.sampling.greedy for draft in active):
+            if not any(draft.needs_distributions for draft in active):
                 for draft, token in zip(active, attached.forward.greedy(hidden), strict=True):
                     draft.tokens.append(token)
                 continue
@@ -182,8 +190,9 @@ class LocalDrafter:
             if draft.item.sampling.needs_draft_probs:
                 attached.draft_rounds[draft.item.slot] = batch.round
         tokens = {slot: draft.tokens for slot, draft in drafts.items()}
+        confidences = {slot: draft.gate.confidences for slot, draft in drafts.items()}
         done = time.perf_counter_ns()
-        return DraftAnswer.answering(batch, tokens, StageTimings(
+        return DraftAnswer.answering(batch, tokens, confidences, StageTimings(
             prepare_ns=prepared - started,
             forward_ns=done - prepared - sampling_ns,
             sample_ns=sampling_ns,
@@ -211,11 +220,13 @@ class LocalDrafter:
             attached.draft_rounds[item.slot] = 0
         count = -(-context // attached.cache.keys.shape[3])
         blocks = tuple(attached.block_tables[item.slot, :count].tolist())
-        return _Draft(item, DraftContext(item.slot, context, blocks))
+        return _Draft(item, DraftContext(item.slot, context, blocks), DraftGate(item.early_stop))
 
     def _choose(self, attached: _Attached, draft: _Draft, logits: Tensor, step: int) -> None:
         """Draw the token for the next position; leave its distribution in the arena where it is needed."""
         sampling = draft.item.sampling
+        if draft.gate.rule is not None and not draft.gate.admits(confidence(logits, sampling)):
+            return
         if sampling.greedy:
             draft.tokens.append(int(logits[0].argmax()))
             return

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from qspec.acceptance import draft_token
+from qspec.early_stop import DraftGate
 from qspec.engine.cached_decoder import CachedDecoder
 from qspec.engine.forward import Forward
 from qspec.engine.passes import SequenceRows
@@ -42,6 +43,7 @@ from qspec.interfaces import (
 from qspec.kernels.paged_attention import BlockSpan
 from qspec.memory.arena import HostArena
 from qspec.memory.kv_blocks import BlockAllocator
+from qspec.sampling import confidence
 
 CommittedTokens = Callable[[int, int], Sequence[int] | None]
 """(slot, lease) to the sequence's committed tokens; None when that tenancy is over."""
@@ -79,6 +81,7 @@ class _Draft:
     """Committed tokens to catch up on; the last is the pending one."""
     length: int
     """Tokens to draft: what was asked for, or what the draft model has positions for."""
+    gate: DraftGate
     tokens: list[int] = field(default_factory=list)
 
 
@@ -138,13 +141,14 @@ class SeparateDrafter:
             for draft, row in zip(active, logits, strict=True):
                 self._choose(draft, row.unsqueeze(0), step)
             step += 1
-            active = [draft for draft in active if draft.length > step]
+            active = [draft for draft in active if draft.length > step and not draft.gate.ended]
         for draft in drafts.values():
             if draft.tokens and draft.item.sampling.needs_draft_probs:
                 self._draft_rounds[draft.item.slot] = batch.round
         tokens = {slot: draft.tokens for slot, draft in drafts.items()}
+        confidences = {slot: draft.gate.confidences for slot, draft in drafts.items()}
         done = time.perf_counter_ns()
-        return DraftAnswer.answering(batch, tokens, StageTimings(
+        return DraftAnswer.answering(batch, tokens, confidences, StageTimings(
             prepare_ns=prepared - started, forward_ns=done - prepared, total_ns=done - started))
 
     def _begin(self, item: DraftItem, wanted: set[int]) -> _Draft | None:
@@ -165,7 +169,7 @@ class SeparateDrafter:
         known = _common_prefix(tenancy.fed, tokens, item.committed_len - 1)
         del tenancy.fed[known:]
         length = min(item.draft_length, self._model.max_positions - item.committed_len + 1)
-        draft = _Draft(item, tenancy, list(tokens[known:]), length)
+        draft = _Draft(item, tenancy, list(tokens[known:]), length, DraftGate(item.early_stop))
         embeddable = max(draft.unseen) < self._model.forward.config.vocab_size
         if length < 1 or not embeddable or not self._reserve(tenancy, item.committed_len - 1 + length, wanted):
             draft.length = 0
@@ -217,6 +221,8 @@ class SeparateDrafter:
     def _choose(self, draft: _Draft, logits: Tensor, step: int) -> None:
         """Draw the token for the next position; leave its distribution in the arena where it is needed."""
         sampling = draft.item.sampling
+        if draft.gate.rule is not None and not draft.gate.admits(confidence(logits, sampling)):
+            return
         token, probs = draft_token(logits, sampling, draft.item.committed_len + step)
         if sampling.needs_draft_probs:
             self._draft_probs[draft.item.slot, step] = probs[0]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 from qspec.interfaces import (
     DraftAnswer,
     DraftBatch,
     DrafterDescription,
     DraftItem,
     DraftResult,
+    EarlyStop,
     SlotOutcome,
     VerifierDescription,
 )
@@ -52,6 +55,23 @@ def attach_response_from_pb(message: drafter_pb2.AttachResponse) -> DrafterDescr
     )
 
 
+def early_stop_to_pb(rule: EarlyStop | None) -> drafter_pb2.EarlyStop | None:
+    """Encode; None is not sent."""
+    if rule is None:
+        return None
+    return drafter_pb2.EarlyStop(
+        least_drawn=rule.least_drawn, least_fed=rule.least_fed, intercept=rule.intercept, slope=rule.slope)
+
+
+def early_stop_from_pb(message: drafter_pb2.EarlyStop) -> EarlyStop:
+    """Decode."""
+    rule = EarlyStop(
+        least_drawn=message.least_drawn, least_fed=message.least_fed, intercept=message.intercept, slope=message.slope)
+    numbers = (rule.least_drawn, rule.least_fed, rule.intercept, rule.slope)
+    require(all(map(math.isfinite, numbers)), "early_stop needs finite numbers")
+    return rule
+
+
 @checked
 def draft_batch_to_pb(batch: DraftBatch) -> drafter_pb2.DraftRequest:
     """Encode."""
@@ -61,6 +81,7 @@ def draft_batch_to_pb(batch: DraftBatch) -> drafter_pb2.DraftRequest:
             drafter_pb2.DraftItem(
                 slot=item.slot, lease=item.lease, committed_len=item.committed_len, pending_token=item.pending_token,
                 draft_length=item.draft_length, sampling=sampling_to_pb(item.sampling),
+                early_stop=early_stop_to_pb(item.early_stop),
             )
             for item in batch.items
         ],
@@ -78,6 +99,7 @@ def draft_batch_from_pb(message: drafter_pb2.DraftRequest) -> DraftBatch:
             DraftItem(
                 slot=item.slot, lease=item.lease, committed_len=item.committed_len, pending_token=item.pending_token,
                 draft_length=item.draft_length, sampling=sampling_from_pb(item.sampling),
+                early_stop=early_stop_from_pb(item.early_stop) if item.HasField("early_stop") else None,
             )
             for item in message.items
         ),
@@ -92,7 +114,7 @@ def draft_answer_to_pb(answer: DraftAnswer) -> drafter_pb2.DraftResponse:
         results=[
             drafter_pb2.DraftResult(
                 slot=result.slot, lease=result.lease, outcome=outcome_to_pb(result.outcome),
-                draft_tokens=result.draft_tokens,
+                draft_tokens=result.draft_tokens, confidences=result.confidences,
             )
             for result in answer.results
         ],
@@ -104,10 +126,11 @@ def draft_answer_from_pb(message: drafter_pb2.DraftResponse) -> DraftAnswer:
     results = tuple(
         DraftResult(
             slot=result.slot, lease=result.lease, outcome=outcome_from_pb(result.outcome),
-            draft_tokens=tuple(result.draft_tokens),
+            draft_tokens=tuple(result.draft_tokens), confidences=tuple(result.confidences),
         )
         for result in message.results
     )
+    require(all(0 <= c <= 1 for r in results for c in r.confidences), "a confidence is a probability")
     require(all(r.outcome is SlotOutcome.OK or not r.draft_tokens for r in results), "a stale slot has no drafts")
     return DraftAnswer(
         epoch=message.epoch, round=message.round, results=results, timings=timings_from_pb(message.timings)

@@ -2,24 +2,29 @@
 
 A status carries ``google.rpc`` details beside its code: ``BadRequest`` names the offending fields of an
 ``InvalidInput``; ``ErrorInfo`` names the class of everything else that a client wants to tell apart (a wrong epoch from
-a broken contract). What is not a ``QspecError`` is a bug: the client learns no more than that there is one.
+a broken contract, a full queue from a slow reader); ``RetryInfo`` says when to try again, where that may help. What is
+not a ``QspecError`` is a bug: the client learns no more than that there is one.
 """
 
 from __future__ import annotations
 
 import grpc
-from google.protobuf import any_pb2
-from google.protobuf.message import Message
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from qspec.errors import (
     ContractViolation,
+    DeadlineExceeded,
     EpochMismatch,
     FieldViolation,
     InvalidInput,
     OutOfMemory,
     QspecError,
+    QueueFull,
+    SlowReader,
+    Unavailable,
     WorkerLost,
 )
 
@@ -31,6 +36,10 @@ _REASONS: dict[type[QspecError], tuple[str, grpc.StatusCode]] = {
     ContractViolation: ("CONTRACT_VIOLATION", grpc.StatusCode.INVALID_ARGUMENT),
     OutOfMemory: ("OUT_OF_MEMORY", grpc.StatusCode.RESOURCE_EXHAUSTED),
     WorkerLost: ("WORKER_LOST", grpc.StatusCode.UNAVAILABLE),
+    QueueFull: ("QUEUE_FULL", grpc.StatusCode.RESOURCE_EXHAUSTED),
+    SlowReader: ("SLOW_READER", grpc.StatusCode.RESOURCE_EXHAUSTED),
+    Unavailable: ("UNAVAILABLE", grpc.StatusCode.UNAVAILABLE),
+    DeadlineExceeded: ("DEADLINE_EXCEEDED", grpc.StatusCode.DEADLINE_EXCEEDED),
 }
 _CLASSES = {reason: error_class for error_class, (reason, _) in _REASONS.items()}
 _LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
@@ -52,7 +61,8 @@ def to_status(error: Exception, *, public: bool = False) -> status_pb2.Status:
         if isinstance(error, error_class):
             if public and error_class in (EpochMismatch, ContractViolation):
                 code = grpc.StatusCode.INTERNAL
-            return _status(code, str(error), error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN))
+            info = error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN)
+            return _status(code, str(error), *_retry_info(error), info)
     if isinstance(error, QspecError):
         return _status(grpc.StatusCode.INTERNAL, str(error))
     return _status(grpc.StatusCode.INTERNAL, f"internal error ({type(error).__name__}); the server's log says more")
@@ -67,9 +77,13 @@ def from_rpc_error(error: grpc.RpcError, peer: str = "the server") -> QspecError
     code: grpc.StatusCode = error.code()
     text = (error.details() or code.name).strip()
     line = text.splitlines()[0]
-    violations, reason = _details_of(error)
+    violations, reason, retry_after_s = _details_of(error)
     if violations:
         return InvalidInput(*violations)
+    if reason == "QUEUE_FULL":
+        return QueueFull(text, retry_after_s)
+    if reason == "UNAVAILABLE":
+        return Unavailable(text, retry_after_s)
     if reason in _CLASSES:
         return _CLASSES[reason](text)
     if code in _LOST:
@@ -86,18 +100,33 @@ def _status(code: grpc.StatusCode, message: str, *details: Message) -> status_pb
     return status_pb2.Status(code=code.value[0], message=message, details=packed)
 
 
-def _details_of(error: grpc.RpcError) -> tuple[list[FieldViolation], str]:
-    """Field violations and the reason in a failed call's details; empty where it carries none, or unreadable ones."""
+def _retry_info(error: QspecError) -> list[Message]:
+    if not isinstance(error, (QueueFull, Unavailable)) or error.retry_after_s is None:
+        return []
+    delay = duration_pb2.Duration()
+    delay.FromNanoseconds(int(error.retry_after_s * 1e9))
+    return [error_details_pb2.RetryInfo(retry_delay=delay)]
+
+
+def _details_of(error: grpc.RpcError) -> tuple[list[FieldViolation], str, float | None]:
+    """Field violations, the reason, and the seconds after which to try again, in a failed call's details.
+
+    Empty where it carries none, or unreadable ones.
+    """
     violations: list[FieldViolation] = []
     reason = ""
+    retry_after_s: float | None = None
     try:
         status = rpc_status.from_call(error)  # type: ignore[arg-type]  # every failed call is both
-    except ValueError:  # details that contradict the call's own code and text: trust the latter
+    except (ValueError, DecodeError):  # details that contradict the call's own code and text: trust the latter
         status = None
     for detail in status.details if status is not None else ():
         bad_request, info = error_details_pb2.BadRequest(), error_details_pb2.ErrorInfo()
+        retry = error_details_pb2.RetryInfo()
         if detail.Unpack(bad_request):
             violations += [FieldViolation(v.field, v.description) for v in bad_request.field_violations]
         elif detail.Unpack(info) and info.domain == ERROR_DOMAIN:
             reason = info.reason
-    return violations, reason
+        elif detail.Unpack(retry):
+            retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
+    return violations, reason, retry_after_s

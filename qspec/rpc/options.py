@@ -6,11 +6,14 @@ import os
 
 MAX_MESSAGE_BYTES = 64 * 2**20
 """Largest message either way; the library's own 4 MiB is less than a long prompt's token ids may need."""
+MAX_CALLS = 1024
+"""Most calls of one connection at a time; further ones wait at the client."""
 
 _SIZES = [("grpc.max_send_message_length", MAX_MESSAGE_BYTES), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
 
 SERVER_OPTIONS: list[tuple[str, int]] = [
     *_SIZES,
+    ("grpc.max_concurrent_streams", MAX_CALLS),
     ("grpc.so_reuseport", 0),  # an occupied port is an error, not a second server behind it
     ("grpc.keepalive_time_ms", 30_000),  # a client whose host vanished frees its slots within a minute
     ("grpc.keepalive_timeout_ms", 20_000),

@@ -78,5 +78,7 @@ def _check(batch: DraftBatch, answer: DraftAnswer) -> None:
     if [(r.slot, r.lease) for r in answer.results] != [(i.slot, i.lease) for i in batch.items]:
         raise ContractViolation("the drafter did not answer for the slots that it was asked about, in their order")
     for item, result in zip(batch.items, answer.results, strict=True):
-        if result.outcome is SlotOutcome.OK and len(result.draft_tokens) != item.draft_length:
-            raise ContractViolation(f"{item.draft_length} drafts were asked for, {len(result.draft_tokens)} came")
+        drafted = len(result.draft_tokens)
+        short = drafted < item.draft_length and item.early_stop is None
+        if result.outcome is SlotOutcome.OK and (drafted > item.draft_length or short):
+            raise ContractViolation(f"{item.draft_length} drafts were asked for, {drafted} came")

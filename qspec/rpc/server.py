@@ -2,7 +2,8 @@
 
 A server answers from the moment it listens, and says through ``grpc.health.v1`` whether it can be used: NOT_SERVING
 while its model loads, SERVING once ``prepare`` has returned, NOT_SERVING again as soon as it is told to stop, while the
-calls in flight come to their end. Reflection and the error interceptor come with it; a service brings its servicer.
+calls in flight come to their end. Told a second time, it does not wait for them. Reflection and the error interceptor
+come with it; a service brings its servicer.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from qspec.rpc.interceptor import ErrorInterceptor
 from qspec.rpc.options import SERVER_OPTIONS
 
 _State = health_pb2.HealthCheckResponse
+HURRIED_GRACE_S = 0.2
+"""Seconds in which calls in flight get their status when a server is told twice to stop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,16 +72,34 @@ class RpcServer:
         """Answer SERVING from now on."""
         await self._set_health(_State.SERVING)
 
-    async def stop(self, grace_s: float, drain: Callable[[], Awaitable[None]] | None = None) -> None:
-        """NOT_SERVING at once; then ``drain``; then no new calls, and ``grace_s`` seconds for those in flight."""
+    async def stop(
+        self, grace_s: float, drain: Callable[[], Awaitable[None]] | None = None, hurry: asyncio.Event | None = None
+    ) -> None:
+        """NOT_SERVING at once; then ``drain``; then no new calls, and ``grace_s`` seconds for those in flight.
+
+        ``hurry`` cancels ``drain``, and leaves ``HURRIED_GRACE_S`` for the statuses of calls in flight.
+        """
         await self._health.enter_graceful_shutdown()
         if drain is not None:
-            await drain()
-        await self._server.stop(grace_s)
+            await _unless(hurry, drain())
+        await self._server.stop(HURRIED_GRACE_S if hurry is not None and hurry.is_set() else grace_s)
 
     async def _set_health(self, state: int) -> None:
         for name in ("", *self._names):
             await self._health.set(name, state)
+
+
+async def _unless(event: asyncio.Event | None, work: Awaitable[None]) -> None:
+    """Do ``work``, or cancel it when ``event`` comes first."""
+    working = asyncio.ensure_future(work)
+    interrupting = asyncio.ensure_future((event or asyncio.Event()).wait())
+    try:
+        await asyncio.wait((working, interrupting), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        interrupting.cancel()
+        working.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await working
 
 
 async def serve(
@@ -92,7 +113,7 @@ async def serve(
     grace_s: float = 5.0,
     public: bool = False,
 ) -> None:
-    """Serve until SIGTERM, SIGINT or ``stop``.
+    """Serve until SIGTERM, SIGINT or ``stop``; a second signal cancels ``drain``.
 
     Args:
         services: what to serve.
@@ -105,14 +126,14 @@ async def serve(
         grace_s: seconds for calls in flight after that.
         public: see ``qspec.rpc.errors.to_status``.
     """
-    stopping = stop or asyncio.Event()
+    stopping, hurry = stop or asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     server = RpcServer(services, public=public)
     address = await server.start(listen)
     with contextlib.ExitStack() as handlers:
         for number in (signal.SIGTERM, signal.SIGINT):
             with contextlib.suppress(ValueError, RuntimeError):  # not in the main thread: signals are the caller's
-                loop.add_signal_handler(number, stopping.set)
+                loop.add_signal_handler(number, lambda: (hurry if stopping.is_set() else stopping).set())
                 handlers.callback(loop.remove_signal_handler, number)
         preparing = asyncio.ensure_future(prepare())
         waiting = asyncio.ensure_future(stopping.wait())
@@ -128,4 +149,4 @@ async def serve(
             for task in (preparing, waiting):
                 task.cancel()
             await asyncio.gather(preparing, waiting, return_exceptions=True)
-            await server.stop(grace_s, drain)
+            await server.stop(grace_s, drain, hurry)

@@ -47,20 +47,34 @@ class DraftRequest(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., round: _Optional[int] = ..., items: _Optional[_Iterable[_Union[DraftItem, _Mapping]]] = ...) -> None: ...
 
 class DraftItem(_message.Message):
-    __slots__ = ("slot", "lease", "committed_len", "pending_token", "draft_length", "sampling")
+    __slots__ = ("slot", "lease", "committed_len", "pending_token", "draft_length", "sampling", "early_stop")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_LEN_FIELD_NUMBER: _ClassVar[int]
     PENDING_TOKEN_FIELD_NUMBER: _ClassVar[int]
     DRAFT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    EARLY_STOP_FIELD_NUMBER: _ClassVar[int]
     slot: int
     lease: int
     committed_len: int
     pending_token: int
     draft_length: int
     sampling: _types_pb2.Sampling
-    def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ..., committed_len: _Optional[int] = ..., pending_token: _Optional[int] = ..., draft_length: _Optional[int] = ..., sampling: _Optional[_Union[_types_pb2.Sampling, _Mapping]] = ...) -> None: ...
+    early_stop: EarlyStop
+    def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ..., committed_len: _Optional[int] = ..., pending_token: _Optional[int] = ..., draft_length: _Optional[int] = ..., sampling: _Optional[_Union[_types_pb2.Sampling, _Mapping]] = ..., early_stop: _Optional[_Union[EarlyStop, _Mapping]] = ...) -> None: ...
+
+class EarlyStop(_message.Message):
+    __slots__ = ("least_drawn", "least_fed", "intercept", "slope")
+    LEAST_DRAWN_FIELD_NUMBER: _ClassVar[int]
+    LEAST_FED_FIELD_NUMBER: _ClassVar[int]
+    INTERCEPT_FIELD_NUMBER: _ClassVar[int]
+    SLOPE_FIELD_NUMBER: _ClassVar[int]
+    least_drawn: float
+    least_fed: float
+    intercept: float
+    slope: float
+    def __init__(self, least_drawn: _Optional[float] = ..., least_fed: _Optional[float] = ..., intercept: _Optional[float] = ..., slope: _Optional[float] = ...) -> None: ...
 
 class DraftResponse(_message.Message):
     __slots__ = ("epoch", "round", "results", "timings")
@@ -75,13 +89,15 @@ class DraftResponse(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., round: _Optional[int] = ..., results: _Optional[_Iterable[_Union[DraftResult, _Mapping]]] = ..., timings: _Optional[_Union[_types_pb2.StageTimings, _Mapping]] = ...) -> None: ...
 
 class DraftResult(_message.Message):
-    __slots__ = ("slot", "lease", "outcome", "draft_tokens")
+    __slots__ = ("slot", "lease", "outcome", "draft_tokens", "confidences")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCES_FIELD_NUMBER: _ClassVar[int]
     slot: int
     lease: int
     outcome: _types_pb2.SlotOutcome
     draft_tokens: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ..., outcome: _Optional[_Union[_types_pb2.SlotOutcome, str]] = ..., draft_tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+    confidences: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ..., outcome: _Optional[_Union[_types_pb2.SlotOutcome, str]] = ..., draft_tokens: _Optional[_Iterable[int]] = ..., confidences: _Optional[_Iterable[float]] = ...) -> None: ...

@@ -61,7 +61,7 @@ class TokenPrompt(_message.Message):
     def __init__(self, token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("text", "chat", "tokens", "max_tokens", "temperature", "top_k", "top_p", "seed", "stop", "draft_length")
+    __slots__ = ("text", "chat", "tokens", "max_tokens", "temperature", "top_k", "top_p", "seed", "stop", "draft_length", "request_id", "priority", "timeout_s")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -72,6 +72,9 @@ class GenerateRequest(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
     DRAFT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     text: str
     chat: ChatPrompt
     tokens: TokenPrompt
@@ -82,23 +85,28 @@ class GenerateRequest(_message.Message):
     seed: int
     stop: _containers.RepeatedScalarFieldContainer[str]
     draft_length: int
-    def __init__(self, text: _Optional[str] = ..., chat: _Optional[_Union[ChatPrompt, _Mapping]] = ..., tokens: _Optional[_Union[TokenPrompt, _Mapping]] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., draft_length: _Optional[int] = ...) -> None: ...
+    request_id: str
+    priority: int
+    timeout_s: float
+    def __init__(self, text: _Optional[str] = ..., chat: _Optional[_Union[ChatPrompt, _Mapping]] = ..., tokens: _Optional[_Union[TokenPrompt, _Mapping]] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., draft_length: _Optional[int] = ..., request_id: _Optional[str] = ..., priority: _Optional[int] = ..., timeout_s: _Optional[float] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("text", "token_ids", "finish_reason", "matched_stop", "usage", "speculation")
+    __slots__ = ("text", "token_ids", "finish_reason", "matched_stop", "usage", "speculation", "request_id")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     MATCHED_STOP_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     SPECULATION_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     text: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     finish_reason: FinishReason
     matched_stop: str
     usage: Usage
     speculation: SpeculationStats
-    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., matched_stop: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., speculation: _Optional[_Union[SpeculationStats, _Mapping]] = ...) -> None: ...
+    request_id: str
+    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., matched_stop: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., speculation: _Optional[_Union[SpeculationStats, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("prompt_tokens", "completion_tokens", "time_to_first_token_s", "total_s", "tokens_per_second")
@@ -147,7 +155,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "state", "model", "draft_method", "verify_method", "max_model_len", "max_slots", "max_draft_length", "running", "waiting", "drafter_restarts", "verifier_restarts", "memory", "verify_kernel", "draft_kernel", "row_invariant", "verify_s", "draft_step_s", "auto_reason")
+    __slots__ = ("version", "state", "model", "draft_method", "verify_method", "max_model_len", "max_slots", "max_draft_length", "running", "waiting", "drafter_restarts", "verifier_restarts", "memory", "verify_kernel", "draft_kernel", "row_invariant", "verify_s", "draft_step_s", "auto_reason", "max_waiting", "max_buffered_tokens", "num_blocks", "free_blocks", "block_size")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -167,6 +175,11 @@ class GetServerInfoResponse(_message.Message):
     VERIFY_S_FIELD_NUMBER: _ClassVar[int]
     DRAFT_STEP_S_FIELD_NUMBER: _ClassVar[int]
     AUTO_REASON_FIELD_NUMBER: _ClassVar[int]
+    MAX_WAITING_FIELD_NUMBER: _ClassVar[int]
+    MAX_BUFFERED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
     version: str
     state: ServerState
     model: str
@@ -186,7 +199,12 @@ class GetServerInfoResponse(_message.Message):
     verify_s: _containers.RepeatedScalarFieldContainer[float]
     draft_step_s: float
     auto_reason: str
-    def __init__(self, version: _Optional[str] = ..., state: _Optional[_Union[ServerState, str]] = ..., model: _Optional[str] = ..., draft_method: _Optional[str] = ..., verify_method: _Optional[str] = ..., max_model_len: _Optional[int] = ..., max_slots: _Optional[int] = ..., max_draft_length: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., drafter_restarts: _Optional[int] = ..., verifier_restarts: _Optional[int] = ..., memory: _Optional[_Iterable[_Union[MemoryLine, _Mapping]]] = ..., verify_kernel: _Optional[str] = ..., draft_kernel: _Optional[str] = ..., row_invariant: bool = ..., verify_s: _Optional[_Iterable[float]] = ..., draft_step_s: _Optional[float] = ..., auto_reason: _Optional[str] = ...) -> None: ...
+    max_waiting: int
+    max_buffered_tokens: int
+    num_blocks: int
+    free_blocks: int
+    block_size: int
+    def __init__(self, version: _Optional[str] = ..., state: _Optional[_Union[ServerState, str]] = ..., model: _Optional[str] = ..., draft_method: _Optional[str] = ..., verify_method: _Optional[str] = ..., max_model_len: _Optional[int] = ..., max_slots: _Optional[int] = ..., max_draft_length: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., drafter_restarts: _Optional[int] = ..., verifier_restarts: _Optional[int] = ..., memory: _Optional[_Iterable[_Union[MemoryLine, _Mapping]]] = ..., verify_kernel: _Optional[str] = ..., draft_kernel: _Optional[str] = ..., row_invariant: bool = ..., verify_s: _Optional[_Iterable[float]] = ..., draft_step_s: _Optional[float] = ..., auto_reason: _Optional[str] = ..., max_waiting: _Optional[int] = ..., max_buffered_tokens: _Optional[int] = ..., num_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., block_size: _Optional[int] = ...) -> None: ...
 
 class MemoryLine(_message.Message):
     __slots__ = ("owner", "name", "bytes", "shared", "mapped_file")

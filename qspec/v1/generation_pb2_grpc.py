@@ -59,6 +59,12 @@ class GenerationServiceServicer(object):
     def Generate(self, request, context):
         """Generates text for one prompt and streams it as it is decided.
         INVALID_ARGUMENT names every offending field (google.rpc.BadRequest).
+        RESOURCE_EXHAUSTED: the queue is full (google.rpc.RetryInfo says when to try again), or the client is further behind
+        the text than is kept for it (no RetryInfo; google.rpc.ErrorInfo has the reason QUEUE_FULL or SLOW_READER).
+        DEADLINE_EXCEEDED: the call's deadline or timeout_s has passed, waiting or running.
+        UNAVAILABLE: loading or shutting down (RetryInfo).
+        Requests of one client are told from another's by the metadata key "qspec-client-id" (1 to 128 characters), or else
+        by the address that they come from; waiting requests are served fairly between clients.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from qspec.engine.cached_decoder import CachedDecoder
 from qspec.engine.passes import SequenceRows
 from qspec.engine.separate_drafter import SeparateDrafter
 from qspec.errors import ContractViolation, EpochMismatch, InvalidInput
-from qspec.interfaces import DraftBatch, DraftItem, Sampling, SlotOutcome
+from qspec.interfaces import DraftBatch, DraftItem, DraftResult, EarlyStop, Sampling, SlotOutcome
 from qspec.sequence import Sequence
 from tests.api.conftest import Loader
 from tests.tiny_models import edit_config, write_tiny_model
@@ -205,3 +206,25 @@ def test_stale_questions_and_broken_promises(load: Loader) -> None:
     drafter.detach(epoch)
     with pytest.raises(EpochMismatch):
         ask(item(3, 5))
+
+
+def test_a_draft_may_end_early(load: Loader) -> None:
+    engines = load("llama").engines
+    drafter = SeparateDrafter(load("gpt2").draft_model(), lambda slot, lease: [5, 9, 5])
+    drafter.attach(engines.description)
+
+    def ask(rule: EarlyStop | None) -> DraftResult:
+        batch = DraftBatch(
+            epoch=engines.description.epoch, round=1, items=(replace(item(3, 5), draft_length=4, early_stop=rule),))
+        return drafter.draft(batch).results[0]
+
+    whole = ask(None)
+    never = EarlyStop(least_drawn=0.0, least_fed=0.0, intercept=0.0, slope=1.0)
+    for rule, length, seen in (
+        (never, 4, 4), (replace(never, least_drawn=1.0, intercept=-9.0), 0, 1), (replace(never, least_fed=1.0), 1, 1),
+    ):
+        ended = ask(rule)
+        assert ended.outcome is SlotOutcome.OK
+        assert ended.draft_tokens == whole.draft_tokens[:length]
+        assert len(ended.confidences) == seen
+    drafter.close()

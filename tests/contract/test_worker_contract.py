@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from qspec.errors import ContractViolation, EpochMismatch
-from qspec.interfaces import AcceptanceRule, DraftBatch, Sampling, SlotOutcome, VerifyBatch
+from qspec.interfaces import AcceptanceRule, DraftBatch, EarlyStop, Sampling, SlotOutcome, VerifyBatch
 from tests.contract.sequences import Sequence, decode, draft, only, verify_batch
 from tests.contract.sources import BLOCK_SIZE, EPOCH, MAX_BATCH_ROWS, MAX_DRAFT_LENGTH, MAX_SLOTS, NUM_BLOCKS, Workers
 
@@ -190,3 +190,29 @@ def test_detached_drafter_refuses_and_attaches_again(workers: Workers) -> None:
         workers.drafter.draft(DraftBatch(epoch=EPOCH, round=2, items=(sequence.draft_item(1),)))
     workers.drafter.attach(workers.verifier.describe())
     assert decode(workers, sequence, rounds=1, draft_length=1, first_round=3)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.9, seed=3, rule=AcceptanceRule.REJECTION)])
+def test_a_draft_may_end_early(workers: Workers, sampling: Sampling) -> None:
+    """By a rule that never stops, that stops at once, and that stops behind the first token."""
+    sequence = started(workers, 0, 1, sampling)
+    item = sequence.draft_item(MAX_DRAFT_LENGTH)
+    (whole,) = draft(workers, 2, item)
+    never = EarlyStop(least_drawn=0.0, least_fed=0.0, intercept=0.0, slope=1.0)
+    for number, rule, length, seen in (
+        (3, never, MAX_DRAFT_LENGTH, MAX_DRAFT_LENGTH),
+        (4, replace(never, least_drawn=1.0, intercept=-9.0), 0, 1),
+        (5, replace(never, least_fed=1.0), 1, 1),
+    ):
+        answer = workers.drafter.draft(
+            DraftBatch(epoch=EPOCH, round=number, items=(replace(item, early_stop=rule),)))
+        (result,) = answer.results
+        assert result.outcome is SlotOutcome.OK
+        assert result.draft_tokens == whole[:length]
+        assert len(result.confidences) == seen
+        assert all(0.0 < confidence <= 1.0 for confidence in result.confidences)
+        question = verify_batch(number, sequence.verification(result.draft_tokens))
+        verified = only(workers.verifier.verify(question).results)
+        assert verified.outcome is SlotOutcome.OK
+        sequence.tokens += verified.token_ids
+        item, whole = sequence.draft_item(MAX_DRAFT_LENGTH), draft(workers, number, sequence.draft_item(4))[0]

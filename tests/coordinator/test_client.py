@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.drain import drain
 from qspec.interfaces import Sampling
-from tests.coordinator.test_service import run, served
+from qspec.v1 import generation_pb2 as pb
+from tests.coordinator.test_service import run, served, until
 from tests.fakes import FakeDrafter, FakeVerifier
 from tests.toy_model import continue_text
 
@@ -122,6 +124,40 @@ def test_reader_that_leaves_early_ends_it_quietly(tmp_path: Path) -> None:
             process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]
             error = (await process.stderr.read()).decode()
             assert await process.wait() == 128 + signal.SIGPIPE and error == ""
+    run(test)
+
+
+def test_deadline_is_one_line(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with served(tmp_path, FakeVerifier(delay_s=0.02)):
+            code, _, err = await client(tmp_path, "--json", "--prompt=1 2", "--max-tokens=250", "--deadline=0.5")
+            assert code == 1 and err.count("\n") == 1
+            assert err.startswith("error: the request's deadline passed after ") and "of at most 250 tokens" in err
+    run(test)
+
+
+def test_full_server_is_asked_again_when_it_said(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with served(tmp_path, FakeVerifier(delay_s=0.01), max_active=1) as (stub, _, engine):
+            holder = stub.Generate(pb.GenerateRequest(text="7 8", max_tokens=120))
+            await holder.read()
+            code, out, err = await client(tmp_path, "--prompt=1 2", "--max-tokens=5", "--priority=7")
+            assert (code, out) == (0, text(expected("1 2", 5)) + "\n") and err.count("\n") == 1
+            holder.cancel()
+            await until(lambda: engine.active == 0)
+    run(test)
+
+
+def test_server_that_drains_is_one_line(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with served(tmp_path, FakeVerifier(delay_s=0.02)) as (_, serving, _):
+            process = await start(tmp_path, "--prompt=1 2", "--max-tokens=250")
+            assert process.stdout is not None and process.stderr is not None
+            await process.stdout.read(1)
+            await drain(serving, 0.1)
+            error = (await process.stderr.read()).decode()
+            assert await process.wait() == 1
+            assert error == "error: the server is shutting down and did not finish this request: ask again\n"
     run(test)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 
-from coordinator.engine import Engine, QueueFull
+from coordinator.engine import Engine
 from coordinator.generation import Piece
 from coordinator.requests import ValidRequest
-from qspec.errors import QspecError, WorkerLost
+from qspec.errors import InvalidInput, QspecError, QueueFull, Unavailable, WorkerLost
 from qspec.interfaces import DraftAnswer, DraftBatch, VerifyAnswer, VerifyBatch
 from qspec.sequence import FinishReason
 from tests.coordinator.stack_in_memory import request, running_engine
@@ -175,6 +176,21 @@ def test_full_queue_is_refused_and_has_room_again_later() -> None:
     run(test)
 
 
+def test_request_id_is_one_request_s_at_a_time() -> None:
+    async def test() -> None:
+        async with running_engine(FakeVerifier(delay_s=0.005), None) as (engine, _):
+            named = replace(request(), request_id="mine")
+            stream = engine.submit(named, client="a")
+            with pytest.raises(InvalidInput, match="request_id: mine is in use"):
+                engine.submit(named, client="a")
+            other = engine.submit(named, client="b")
+            stream.cancel()
+            again = engine.submit(named, client="a")
+            for one in (other, again):
+                assert len([piece async for piece in one]) == 20
+    run(test)
+
+
 def test_lost_drafter_changes_no_token_and_is_reported() -> None:
     async def test() -> None:
         verifier = FakeVerifier()
@@ -243,7 +259,7 @@ def test_closing_ends_open_streams() -> None:
             stream = engine.submit(request(max_tokens=200))
             await stream.__anext__()
             await asyncio.to_thread(engine.close)
-            with pytest.raises(WorkerLost, match="shutting down"):
+            with pytest.raises(Unavailable, match="shutting down"):
                 async for _ in stream:
                     pass
     run(test)

@@ -34,6 +34,8 @@ def coordinator(*arguments: str) -> subprocess.CompletedProcess[str]:
         (("--listen", "127.0.0.1:0", "--draft-quantization", "int3"), "draft_quantization: unknown method"),
         (("--listen", "127.0.0.1:0", "--kv-tokens", "0"), "kv_tokens: must be at least 1"),
         (("--listen", "127.0.0.1:0", "--max-waiting", "-1"), "max_waiting: must be at least 0"),
+        (("--listen", "127.0.0.1:0", "--max-buffered-tokens", "0", "--grace", "nan"),
+         "max_buffered_tokens: must be at least 1, got 0; grace: must be a number of seconds from 0 on, got nan"),
     ],
 )
 def test_refusal_is_one_line(arguments: tuple[str, ...], message: str) -> None:

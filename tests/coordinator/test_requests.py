@@ -91,6 +91,11 @@ def test_prompt_length_bound() -> None:
           for t in (-0.1, 1e-4, math.nan, math.inf, -math.inf)),
         *((pb.GenerateRequest(text="a", top_p=p), "top_p") for p in (0.0, -0.5, 1.0001, math.nan, math.inf)),
         (pb.GenerateRequest(text="a", draft_length=9), "draft_length"),
+        *((pb.GenerateRequest(text="a", request_id=name), "request_id")
+          for name in ("", "x" * 129, "a b", "a\n", "é", "a\x7f")),
+        *((pb.GenerateRequest(text="a", priority=p), "priority") for p in (-101, 101, 2**31 - 1, -2**31)),
+        *((pb.GenerateRequest(text="a", timeout_s=t), "timeout_s")
+          for t in (0.0, -1.0, 86400.1, math.nan, math.inf, -math.inf)),
         (pb.GenerateRequest(text="a", stop=["b", ""]), "stop[1]"),
         (pb.GenerateRequest(text="a", stop=["x" * (MAX_STOP_LENGTH + 1)]), "stop[0]"),
         (pb.GenerateRequest(text="a", stop=["x"] * (MAX_STOPS + 1)), "stop"),
@@ -110,6 +115,12 @@ def test_one_field_out_of_bounds_is_named(request_: pb.GenerateRequest, field: s
         pb.GenerateRequest(text="a", top_p=1e-9),
         pb.GenerateRequest(text="a", draft_length=0),
         pb.GenerateRequest(text="a", draft_length=8),
+        pb.GenerateRequest(text="a", request_id="~"),
+        pb.GenerateRequest(text="a", request_id="!" * 128),
+        pb.GenerateRequest(text="a", priority=-100),
+        pb.GenerateRequest(text="a", priority=100),
+        pb.GenerateRequest(text="a", timeout_s=1e-9),
+        pb.GenerateRequest(text="a", timeout_s=86400.0),
         pb.GenerateRequest(text="a", stop=["x" * MAX_STOP_LENGTH] * MAX_STOPS),
     ],
 )
@@ -119,6 +130,13 @@ def test_bounds_themselves_are_allowed(request_: pb.GenerateRequest) -> None:
 
 def test_draft_length_zero_is_not_the_default() -> None:
     assert validate(pb.GenerateRequest(text="a", draft_length=0)).draft_length == 0
+
+
+def test_how_a_request_is_treated() -> None:
+    request = validate(pb.GenerateRequest(text="a", request_id="mine", priority=-3, timeout_s=2.5))
+    assert (request.request_id, request.priority, request.timeout_s) == ("mine", -3, 2.5)
+    request = validate(pb.GenerateRequest(text="a"))
+    assert (request.request_id, request.priority, request.timeout_s) == (None, 0, None)
 
 
 def test_every_violation_is_named_at_once() -> None:

@@ -19,6 +19,7 @@ from qspec.interfaces import Sampling
 from qspec.kernels.native import NativeUnavailable
 from qspec.models.converted import prepare
 from qspec.quant.methods import Backend
+from qspec.speculation import SpeculationLoop
 from tests.engine.stacks import SEEDED, config, generate, generate_alone, quiet, running, sequences
 from tests.native_kernels import require_native
 from tests.tiny_models import FAMILIES, build_tiny_model
@@ -83,6 +84,29 @@ def test_a_draft_of_the_same_weights_is_what_verification_decides(native: None, 
             assert sum(each.stats.drafted for each in wanted) > 0
             # Drafts behind a text's last token are not accepted; all others are.
             assert sum(each.stats.drafted - each.stats.accepted for each in wanted) <= 4 * len(wanted)
+
+
+def test_a_greedy_step_computes_logits_only_for_a_confidence(
+    native: None, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    logits = NativeForward.logits
+
+    def noted(forward: NativeForward, hidden: torch.Tensor) -> torch.Tensor:
+        rows.append(len(hidden))
+        return logits(forward, hidden)
+
+    monkeypatch.setattr(NativeForward, "logits", noted)
+    with running(model, kernels="native") as stack:
+        assert stack.drafter is not None
+        plain = generate(stack.loop, sequences())
+        assert rows == []
+        confident = SpeculationLoop(early_stop=True)
+        confident.attach_verifier(stack.verifier)
+        confident.attach_drafter(stack.drafter)
+        wanted = sequences()
+        assert generate(confident, wanted) == plain
+        assert sum(rows) >= sum(each.stats.drafted for each in wanted) > 0
 
 
 @pytest.mark.parametrize(("verify", "beside"), [("none", False), ("none:fp16", False), ("int8", True)])

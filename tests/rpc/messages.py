@@ -14,6 +14,7 @@ from qspec.interfaces import (
     DrafterDescription,
     DraftItem,
     DraftResult,
+    EarlyStop,
     MemoryItem,
     PrefillChunk,
     Region,
@@ -64,17 +65,22 @@ verifier_descriptions = st.builds(
     memory=memory, kernel=text,
 )
 drafter_descriptions = st.builds(DrafterDescription, epoch=u64, method=text, kernel=text, memory=memory)
+finite = st.floats(allow_nan=False, allow_infinity=False)
+early_stops = st.builds(EarlyStop, least_drawn=finite, least_fed=finite, intercept=finite, slope=finite)
 draft_batches = st.builds(
     DraftBatch, epoch=u64, round=u64,
     items=st.lists(
         st.builds(
             DraftItem, slot=u32, lease=u64, committed_len=positive, pending_token=u32, draft_length=positive,
-            sampling=samplings,
+            sampling=samplings, early_stop=st.none() | early_stops,
         ),
         max_size=3,
     ).map(tuple),
 )
-draft_results = st.builds(DraftResult, slot=u32, lease=u64, outcome=st.just(SlotOutcome.OK), draft_tokens=tokens)
+draft_results = st.builds(
+    DraftResult, slot=u32, lease=u64, outcome=st.just(SlotOutcome.OK), draft_tokens=tokens,
+    confidences=st.lists(st.floats(0, 1), max_size=3).map(tuple),
+)
 stale_results = st.builds(
     DraftResult, slot=u32, lease=u64, outcome=st.just(SlotOutcome.STALE), draft_tokens=st.just(())
 )

@@ -10,12 +10,16 @@ from grpc_status import rpc_status
 
 from qspec.errors import (
     ContractViolation,
+    DeadlineExceeded,
     EpochMismatch,
     FieldViolation,
     InvalidInput,
     ModelError,
     OutOfMemory,
     QspecError,
+    QueueFull,
+    SlowReader,
+    Unavailable,
     WorkerLost,
 )
 from qspec.rpc.errors import from_rpc_error, to_status
@@ -55,6 +59,10 @@ def failed(error: Exception, *, public: bool = False) -> FailedCall:
     (ContractViolation("two leases"), "INVALID_ARGUMENT"),
     (OutOfMemory("needs 3 MiB\nweights  2 MiB\nKV blocks  1 MiB"), "RESOURCE_EXHAUSTED"),
     (WorkerLost("stopping"), "UNAVAILABLE"),
+    (QueueFull("256 requests wait", 2.5), "RESOURCE_EXHAUSTED"),
+    (SlowReader("1000 tokens behind"), "RESOURCE_EXHAUSTED"),
+    (Unavailable("shutting down", 5.0), "UNAVAILABLE"),
+    (DeadlineExceeded("after 3 tokens"), "DEADLINE_EXCEEDED"),
     (QspecError("something else"), "INTERNAL"),
 ])
 def test_there_and_back(error: QspecError, code: str) -> None:
@@ -66,6 +74,13 @@ def test_there_and_back(error: QspecError, code: str) -> None:
     if isinstance(error, InvalidInput):
         assert isinstance(back, InvalidInput)
         assert back.violations == error.violations
+
+
+@pytest.mark.parametrize("error", [QueueFull("full", 2.5), QueueFull("full"), Unavailable("going", 0.001)])
+def test_time_to_try_again_is_kept(error: QueueFull | Unavailable) -> None:
+    back = from_rpc_error(failed(error))
+    assert isinstance(back, type(error))
+    assert back.retry_after_s == error.retry_after_s
 
 
 def test_model_error_keeps_its_field() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -156,6 +158,35 @@ def test_failure_to_load_ends_the_server(listen: str) -> None:
             with pytest.raises(ModelError):
                 await asyncio.wait_for(server.task, 5)
             assert server.addresses == []
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_second_signal_ends_it_at_once(second: signal.Signals, listen: str) -> None:
+    async def scenario() -> None:
+        told: list[str] = []
+
+        async def drain() -> None:
+            told.append("draining")
+            try:
+                await asyncio.sleep(60)
+            finally:
+                told.append("cancelled")
+
+        async with Running(listen, drain=drain, grace_s=60.0) as server:
+            await server.until_serving()
+            stream = server.stub.Verify()
+            await stream.write(verifier_pb2.VerifyRequest(round=1))
+            assert (await stream.read()).round == 1  # a call that would last for ever
+            os.kill(os.getpid(), signal.SIGTERM)
+            while await server.health() != Health.NOT_SERVING or not told:
+                await asyncio.sleep(0.005)
+            await asyncio.sleep(0.1)
+            assert told == ["draining"] and not server.task.done()
+            os.kill(os.getpid(), second)
+            await asyncio.wait_for(server.task, 5)
+            assert told == ["draining", "cancelled"]
 
     asyncio.run(scenario())
 

@@ -1,0 +1,166 @@
+"""Warm-up: which calls to time on made-up sequences, and the cost table that follows from the times.
+
+One sequence shows what a row and a draft step cost, several what they cost in a batch, and one with a long prompt what
+a cached position adds. The first are always measured, twice, since the first calls warm kernels up; batches and long
+prompts as far as a second goes, so that a small machine does not keep anyone waiting. Of several times of one call the
+smallest counts: whatever else happens on a machine makes calls longer, never shorter.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from qspec.cost_table import CalibratedCosts, CostTable
+from qspec.interfaces import Sampling, VerifierDescription
+from qspec.sequence import Sequence as Text
+from qspec.speculation import SpeculationLoop
+
+_BUDGET_S = 1.0
+"""Seconds after which no further batch and no long prompt is begun."""
+_PROMPT = 32
+"""Tokens of a made-up prompt."""
+_SHORT_PROMPT = 4
+_LONG_PROMPTS = (256, 1024)
+_BATCHES = (4, 16)
+"""Sequences at once, besides all that there are slots for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmUpRun:
+    """A few rounds of so many made-up sequences, each with ``prompt`` tokens and a fixed draft length."""
+
+    sequences: int = 1
+    draft_length: int
+    prompt: int = _PROMPT
+
+
+def calibrate(loop: SpeculationLoop, progress: Callable[[str, float | None], None]) -> None:
+    """Measure draft and verify calls, and give the loop's policy a new cost table. Must run while no sequence does."""
+    longest = loop.policy.longest if loop.drafter_attached else 0
+    necessary = 2 * necessary_runs(longest)
+    runs = (*necessary, *further_runs(longest, loop.description))
+    loop.cost_recorder = recorder = CostRecorder()
+    deadline = float("inf")
+    try:
+        for index, run in enumerate(runs):
+            if index == len(necessary):
+                deadline = loop.clock() + _BUDGET_S
+            if loop.clock() > deadline:
+                break
+            progress("measuring draft and verify steps", index / len(runs))
+            _run(loop, run)
+        loop.policy.costs = CostTable(recorder.fit())
+    finally:
+        loop.cost_recorder = None
+
+
+def necessary_runs(longest: int) -> tuple[WarmUpRun, ...]:
+    """One sequence at a few draft lengths; ``longest`` is 0 where nothing drafts."""
+    lengths = sorted({length for length in (0, 1, 2, 4, longest) if length <= longest})
+    return tuple(WarmUpRun(draft_length=length) for length in lengths)
+
+
+def further_runs(longest: int, description: VerifierDescription) -> tuple[WarmUpRun, ...]:
+    """Batches and long prompts, by turns and growing, as the verifier's limits allow."""
+    made = 4 * (longest + 1)  # more than the rounds can make, drafts included
+    prompt = max(min(_SHORT_PROMPT, description.max_model_len - 1), 1)
+    blocks = -(-(prompt + made) // description.block_size)
+    most = min(description.max_slots, description.num_blocks // blocks)
+    sizes = sorted({size for size in (*_BATCHES, most) if 1 < size <= most})
+    batches = [
+        [WarmUpRun(sequences=size, draft_length=length, prompt=prompt) for length in sorted({0, longest})]
+        for size in sizes
+    ]
+    held = min(description.max_model_len, description.num_blocks * description.block_size)
+    prompts = [
+        [WarmUpRun(draft_length=length, prompt=long) for length in sorted({0, min(1, longest)})]
+        for long in _LONG_PROMPTS if long + made <= held
+    ]
+    by_turns: Iterable[tuple[list[WarmUpRun], ...]] = itertools.zip_longest(batches, prompts, fillvalue=[])
+    return tuple(run for pair in by_turns for runs in pair for run in runs)
+
+
+def _run(loop: SpeculationLoop, run: WarmUpRun) -> None:
+    """The prompts with their first tokens, then a round with drafts."""
+    about = loop.description
+    prompt = [1 + index % (about.vocab_size - 1) for index in range(min(run.prompt, about.max_model_len - 1))]
+    most = min(2 * (run.draft_length + 1) + 1, about.max_model_len - len(prompt))
+    made_up = [
+        Text(f"warm-up {index}", prompt, most, Sampling(), draft_length=run.draft_length)
+        for index in range(run.sequences)
+    ]
+    for text in made_up:
+        loop.add(text)
+    for _ in range(1 + -(-run.sequences * len(prompt) // about.max_batch_rows)):
+        if any(text.finish is None for text in made_up):
+            loop.step()
+    for text in made_up:
+        loop.remove(text)
+    loop.step()
+
+
+@dataclass(slots=True)
+class CostRecorder:
+    """Takes measurements in the place of a ``CostTable``, and keeps the shortest of each call."""
+
+    verify: dict[tuple[int, int], float] = field(default_factory=dict)
+    """Seconds by rows and context."""
+    draft: dict[tuple[tuple[int, ...], int], float] = field(default_factory=dict)
+    """Seconds by the sequences that each step feeds, and context."""
+
+    def observe_verify(self, rows: int, context: int, seconds: float) -> None:
+        """Note a verify pass."""
+        self.verify[rows, context] = min(seconds, self.verify.get((rows, context), seconds))
+
+    def observe_draft(self, fed: Sequence[int], context: int, seconds: float) -> None:
+        """Note a draft call."""
+        key = tuple(fed), context
+        self.draft[key] = min(seconds, self.draft.get(key, seconds))
+
+    def fit(self) -> CalibratedCosts:
+        """The costs behind the measurements."""
+        verify_context_s = _context_rate([(1.0 * rows, context, s) for (rows, context), s in self.verify.items()])
+        verify: dict[int, float] = {}
+        for (rows, context), seconds in self.verify.items():
+            alone = max(seconds - context * verify_context_s, 0.1 * seconds)
+            verify[rows] = min(alone, verify.get(rows, alone))
+        even = [(fed[0], len(fed), context, s) for (fed, context), s in self.draft.items() if len(set(fed)) == 1]
+        one = [(1.0 * steps, context, s) for sequences, steps, context, s in even if sequences == 1]
+        draft_context_s = _context_rate(one)
+        call = _intercept([(steps, s - steps * context * draft_context_s) for steps, context, s in one])
+        step: dict[int, tuple[int, float]] = {}
+        for sequences, steps, context, seconds in even:
+            alone = (seconds - call) / steps - context * draft_context_s
+            if steps > step.get(sequences, (0, 0.0))[0]:  # the longest draft tells a step best
+                step[sequences] = steps, max(alone, 0.1 * seconds / steps)
+        return CalibratedCosts(
+            verify=tuple(sorted(verify.items())),
+            draft_step=tuple((sequences, seconds) for sequences, (_, seconds) in sorted(step.items())),
+            draft_call_s=call, verify_context_s=verify_context_s, draft_context_s=draft_context_s,
+        )
+
+
+def _context_rate(measured: Sequence[tuple[float, int, float]]) -> float:
+    """Seconds per cached position and step, from (steps or rows, context, seconds) alike but for their context.
+
+    The pair of calls furthest apart decides. Steps multiply what a position costs a draft call; rows do not, since a
+    pass reads the cache once, so that the rate of a verify pass is that of its single rows.
+    """
+    alike = sorted((context, seconds) for count, context, seconds in measured if count == 1)
+    if len(alike) < 2 or alike[-1][0] < 2 * alike[0][0]:
+        return 0.0
+    (near, short), (far, long) = alike[0], alike[-1]
+    return max((long - short) / (far - near), 0.0)
+
+
+def _intercept(points: Sequence[tuple[float, float]]) -> float:
+    """Seconds at no step by least squares over (steps, seconds), at least 0 and less than any of the points."""
+    if len({steps for steps, _ in points}) < 2:
+        return 0.0
+    mean_steps = sum(steps for steps, _ in points) / len(points)
+    mean_seconds = sum(seconds for _, seconds in points) / len(points)
+    slope = sum((steps - mean_steps) * (seconds - mean_seconds) for steps, seconds in points) / sum(
+        (steps - mean_steps) ** 2 for steps, _ in points)
+    return min(max(mean_seconds - slope * mean_steps, 0.0), 0.9 * min(seconds for _, seconds in points))

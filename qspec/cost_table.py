@@ -1,0 +1,220 @@
+"""What draft and verify calls cost: calibrated at warm-up, corrected while serving.
+
+    verify(rows, context)            = V(rows) + context · v
+    draft(n_1 ≥ … ≥ n_k, context)    = call + Σ_j (S(n_j) + share_j · context · d)
+
+``rows`` are the rows of a verify pass, n_j the sequences that are fed in draft step j, ``context`` the cached positions
+of all sequences together; V and S are curves. Seconds are those that the caller sees, so RPC and the change of turns
+are in them: what a draft call costs before its first step is ``call``. The curves need not rise: on a CPU four rows can
+be cheaper than three, on a GPU row counts are padded.
+
+Corrections are multiplicative, and small steps on purpose. A measurement moves the whole curve a little (a machine that
+got slower is slower everywhere) and its own place more. Two slow measurements in a row at one place are put down to a
+page fault or another process; only the third counts, and then with a bounded influence. A call that was much faster is
+believed sooner, since nothing makes calls shorter by accident: a drafter that recovered is noticed by a few probes.
+Where nothing is measured any more, the place's own correction fades, so that no bad luck keeps a draft length from ever
+being tried again.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Points = tuple[tuple[int, float], ...]
+"""(count, seconds), counts rising."""
+
+_CURVE_GAIN = 0.05
+_PLACE_GAIN = 0.15
+_MOST_SURPRISE = 0.35
+"""Largest logarithm of measured over predicted that a measurement counts with."""
+_SUSPICIOUS = 0.4
+"""Above this, a measurement may be a disturbance."""
+_FAST = 0.25
+"""Below minus this, a measurement is certain to say something: nothing makes a call shorter than it can be."""
+_EAGERNESS = 4.0
+"""Factor on what is learnt from such a measurement."""
+_PATIENCE = 2
+"""Suspicious measurements in a row, at one place, that are not believed."""
+_FADE = 0.998
+"""What a place's own correction keeps with every measurement elsewhere."""
+_SAME_PLACE = 1.2
+"""Counts closer than this ratio share a place."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibratedCosts:
+    """What warm-up measured."""
+
+    verify: Points = ()
+    """Seconds of a verify pass by rows, without context."""
+    draft_step: Points = ()
+    """Seconds of a draft step by sequences, without context."""
+    draft_call_s: float = 0.0
+    """Seconds of a draft call besides its steps."""
+    verify_context_s: float = 0.0
+    """Seconds that a cached position adds to a verify pass."""
+    draft_context_s: float = 0.0
+    """Seconds that a cached position adds to a draft step."""
+
+
+NOT_CALIBRATED = CalibratedCosts()
+
+
+class CostObserver(Protocol):
+    """Who is told what calls took."""
+
+    def observe_verify(self, rows: int, context: int, seconds: float) -> None:
+        """A verify pass without prefill took ``seconds``; ``context``: cached positions of its sequences."""
+        ...
+
+    def observe_draft(self, fed: Sequence[int], context: int, seconds: float) -> None:
+        """A draft call took ``seconds``; ``fed``: sequences by step, ``context``: cached positions of the first's."""
+        ...
+
+
+class Curve:
+    """Seconds as a function of a count: known at places, interpolated between and extended beyond them."""
+
+    def __init__(self, points: Points = ()) -> None:
+        self._counts = [count for count, _ in points]
+        self._base = np.array([seconds for _, seconds in points], dtype=np.float64)
+        self._correction = np.zeros(len(points))
+        self._suspicions = [0] * len(points)
+        self._seconds = self._base.copy()
+
+    @property
+    def known(self) -> bool:
+        """Whether anything was measured."""
+        return bool(self._counts)
+
+    def at(self, count: int) -> float:
+        """Seconds at ``count``; 0 when nothing is known yet."""
+        return float(self.table(np.array([count], dtype=np.float64))[0])
+
+    def table(self, counts: Floats) -> Floats:
+        """Seconds at each of ``counts``: linear between places, level before the first, risen straight on behind."""
+        if not self._counts:
+            return np.zeros(len(counts))
+        seconds: Floats = np.interp(counts, self._counts, self._seconds)
+        if len(self._counts) > 1 and len(counts) and counts[-1] > self._counts[-1]:
+            slope = (self._seconds[-1] - self._seconds[-2]) / (self._counts[-1] - self._counts[-2])
+            seconds += max(float(slope), 0.0) * np.maximum(counts - self._counts[-1], 0.0)
+        return seconds
+
+    def observe(self, count: int, seconds: float, share: float = 1.0) -> None:
+        """Correct the curve: a call of which this count's part was predicted as ``at(count)`` took ``seconds``.
+
+        ``share``: how much of the call the part was, at most 1.
+        """
+        if seconds <= 0.0:
+            return
+        place = self._place(count, seconds)
+        surprise = math.log(seconds / max(self.at(count), 1e-12))
+        if surprise > _SUSPICIOUS and self._suspicions[place] < _PATIENCE:
+            self._suspicions[place] += 1
+            return
+        if surprise <= _SUSPICIOUS:
+            self._suspicions[place] = 0
+        eagerness = _EAGERNESS if surprise < -_FAST else 1.0
+        surprise = eagerness * share * max(-_MOST_SURPRISE, min(surprise, _MOST_SURPRISE))
+        own = self._correction[place] + _PLACE_GAIN * surprise
+        self._correction *= _FADE
+        self._correction[place] = own
+        self._base *= math.exp(_CURVE_GAIN * surprise)
+        self._seconds = self._base * np.exp(self._correction)
+
+    def _place(self, count: int, seconds: float) -> int:
+        """Index of the place that ``count`` belongs to; a new one when no other is close.
+
+        Behind what was calibrated the measurement itself is the best guess, unless it is beyond belief.
+        """
+        counts = self._counts
+        index = bisect_left(counts, count)
+        close = [i for i in (index - 1, index) if 0 <= i < len(counts) and _close(counts[i], count)]
+        if close:
+            return min(close, key=lambda i: abs(counts[i] - count))
+        guess = self.at(count)
+        if not counts:
+            guess = seconds
+        elif index in (0, len(counts)):
+            guess = min(max(seconds, guess / 4), guess * 4)
+        counts.insert(index, count)
+        self._base = np.insert(self._base, index, guess)
+        self._correction = np.insert(self._correction, index, 0.0)
+        self._suspicions.insert(index, 0)
+        self._seconds = np.insert(self._seconds, index, guess)
+        return index
+
+
+def _close(one: int, other: int) -> bool:
+    return max(one, other) < _SAME_PLACE * min(one, other)
+
+
+class CostTable:
+    """Predicted seconds of draft and verify calls; see the module."""
+
+    def __init__(self, calibrated: CalibratedCosts = NOT_CALIBRATED) -> None:
+        self.verify = Curve(calibrated.verify)
+        """V, by rows."""
+        self.draft_step = Curve(calibrated.draft_step)
+        """S, by sequences."""
+        self.draft_call_s = calibrated.draft_call_s
+        self.verify_context_s = calibrated.verify_context_s
+        self.draft_context_s = calibrated.draft_context_s
+
+    @property
+    def known(self) -> bool:
+        """Whether both a verify pass and a draft step were measured."""
+        return self.verify.known and self.draft_step.known
+
+    def verify_seconds(self, rows: int, context: float = 0) -> float:
+        """Seconds of a verify pass."""
+        return self.verify.at(rows) + context * self.verify_context_s
+
+    def draft_seconds(self, fed: Sequence[int], context: float = 0) -> float:
+        """Seconds of a draft call whose steps feed ``fed`` sequences each; 0 for none.
+
+        ``context``: cached positions of the sequences that the first step feeds.
+        """
+        if not fed:
+            return 0.0
+        steps = self.draft_step.table(np.array(sorted(fed), dtype=np.float64))
+        return float(self.draft_call_s + steps.sum()) + self._draft_context(fed, context)
+
+    def observe_verify(self, rows: int, context: int, seconds: float) -> None:
+        """Take a verify pass without prefill in."""
+        read = context * self.verify_context_s
+        predicted = self.verify_seconds(rows, context)
+        if not self.verify.known or predicted <= 0.0:
+            self.verify.observe(rows, max(seconds - read, 0.1 * seconds))
+            return
+        curve = self.verify.at(rows)
+        self.verify.observe(rows, curve * seconds / predicted, curve / predicted)
+
+    def observe_draft(self, fed: Sequence[int], context: int, seconds: float) -> None:
+        """Take a draft call in."""
+        if not fed:
+            return
+        predicted = self.draft_seconds(fed, context)
+        if not self.draft_step.known or predicted <= 0.0:
+            self.draft_step.observe(fed[0], seconds / len(fed))
+            return
+        ratio = seconds / predicted
+        for sequences in dict.fromkeys(fed):
+            step = self.draft_step.at(sequences)
+            share = step * fed.count(sequences) / predicted
+            self.draft_step.observe(sequences, step * ratio, share)
+        surprise = max(-_MOST_SURPRISE, min(math.log(max(ratio, 1e-9)), _MOST_SURPRISE))
+        if ratio < math.exp(_SUSPICIOUS):
+            self.draft_call_s *= math.exp(_PLACE_GAIN * surprise * self.draft_call_s / predicted)
+
+    def _draft_context(self, fed: Sequence[int], context: float) -> float:
+        return context * self.draft_context_s * sum(fed) / fed[0]
