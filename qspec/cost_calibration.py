@@ -2,8 +2,8 @@
 
 One sequence shows what a row and a draft step cost, several what they cost in a batch, and one with a long prompt what
 a cached position adds. The first are always measured, twice, since the first calls warm kernels up; batches and long
-prompts as far as a second goes, so that a small machine does not keep anyone waiting. Of several times of one call the
-smallest counts: whatever else happens on a machine makes calls longer, never shorter.
+prompts as far as a fraction of a second goes, so that a small machine does not keep anyone waiting. Of several times of
+one call the smallest counts: whatever else happens on a machine makes calls longer, never shorter.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from qspec.interfaces import Sampling, VerifierDescription
 from qspec.sequence import Sequence as Text
 from qspec.speculation import SpeculationLoop
 
-_BUDGET_S = 1.0
+_BUDGET_S = 0.4
 """Seconds after which no further batch and no long prompt is begun."""
 _PROMPT = 32
 """Tokens of a made-up prompt."""

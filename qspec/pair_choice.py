@@ -31,6 +31,9 @@ from qspec.quant.weight_formats import is_held_by
 
 DRAFT_LENGTHS = (1, 2, 4)
 """Draft lengths that a pair is judged by."""
+CALL_S = 1e-3
+"""Seconds that a call of a worker costs besides its steps: two messages and the changes of threads (``make bench``).
+A pair that drafts little and often pays more of it."""
 CLOSE = 0.05
 _UNQUANTISED = "none"
 
@@ -160,7 +163,8 @@ def _is_timed(candidate: Candidate, times: StepTimes) -> bool:
 
 
 def _plain(candidate: Candidate, times: StepTimes) -> float:
-    return times[kind(candidate.verify)][1]
+    """Seconds of a token without drafts."""
+    return times[kind(candidate.verify)][1] + CALL_S
 
 
 def _gain(candidate: Candidate, times: StepTimes) -> PairGain | float:
@@ -172,7 +176,7 @@ def _gain(candidate: Candidate, times: StepTimes) -> PairGain | float:
     return predict_gain(
         PairCosts(
             plain_step=plain, draft_step=times[kind(candidate.draft)][1],
-            verify_passes=tuple((length, passes[length + 1]) for length in DRAFT_LENGTHS),
+            verify_passes=tuple((length, passes[length + 1] + 2 * CALL_S) for length in DRAFT_LENGTHS),
         ),
         candidate.acceptance,
     )
