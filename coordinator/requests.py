@@ -1,26 +1,21 @@
 """From a ``GenerateRequest`` to a request that the engine can run, or to *every* reason why it cannot.
 
-Defaults are applied here and nowhere else. A request with a seed, and a greedy one, is decided by coupling, so that
-its text does not depend on speculation; any other draws a seed of its own and is decided by rejection
-(``qspec.acceptance``).
+Defaults are applied here and in ``coordinator.sampling_fields`` (how tokens are drawn), and nowhere else.
 """
 
 from __future__ import annotations
 
-import math
-import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from coordinator.sampling_fields import resolve_sampling, sampling_violations
 from qspec.errors import FieldViolation, InvalidInput
-from qspec.interfaces import AcceptanceRule, Sampling
+from qspec.sampling_options import Sampling
 from qspec.v1 import generation_pb2 as pb
 
 DEFAULT_MAX_TOKENS = 256
 """Tokens to make when a request does not say, or what the context still holds if that is less."""
-MIN_TEMPERATURE = 1e-3
-"""Smallest temperature above 0: below it, logits divided by it leave the range of fp32."""
 MAX_STOPS = 16
 """Most stop strings in a request."""
 MAX_STOP_LENGTH = 256
@@ -94,7 +89,8 @@ def validate_request(message: pb.GenerateRequest, tokenizer: PromptTokenizer, li
                 f"token: shorten it to {limits.max_model_len - 1} tokens, or start the server with more"))
     except InvalidInput as error:
         violations += error.violations
-    violations += _number_violations(message, limits)
+    violations += _length_violations(message, limits)
+    violations += sampling_violations(message)
     violations += _flow_violations(message)
     violations += stop_violations(message.stop)
     if violations:
@@ -104,7 +100,7 @@ def validate_request(message: pb.GenerateRequest, tokenizer: PromptTokenizer, li
     return ValidRequest(
         prompt=tuple(prompt),
         max_tokens=min(wanted, room),
-        sampling=_resolve_sampling(message),
+        sampling=resolve_sampling(message),
         stop=tuple(message.stop),
         draft_length=message.draft_length if message.HasField("draft_length") else None,
         request_id=message.request_id if message.HasField("request_id") else None,
@@ -131,20 +127,6 @@ def encode_prompt(
     if not tokens:
         raise InvalidInput.field(field, "has no tokens: give a text that the model's vocabulary can express")
     return tokens
-
-
-def temperature_problem(temperature: float) -> str | None:
-    """What is wrong with a temperature, if anything."""
-    if not math.isfinite(temperature) or temperature < 0 or 0 < temperature < MIN_TEMPERATURE:
-        return f"must be 0 (greedy) or a finite number of at least {MIN_TEMPERATURE:g}, got {temperature:g}"
-    return None
-
-
-def top_p_problem(top_p: float) -> str | None:
-    """What is wrong with a top-p, if anything."""
-    if not 0 < top_p <= 1:  # NaN compares false
-        return f"must be above 0 and at most 1 (1 keeps all), got {top_p:g}"
-    return None
 
 
 def stop_violations(stops: Sequence[str]) -> Iterator[FieldViolation]:
@@ -191,30 +173,13 @@ def _flow_violations(message: pb.GenerateRequest) -> Iterator[FieldViolation]:
         yield FieldViolation("timeout_s", problem)
 
 
-def _number_violations(message: pb.GenerateRequest, limits: RequestLimits) -> Iterator[FieldViolation]:
+def _length_violations(message: pb.GenerateRequest, limits: RequestLimits) -> Iterator[FieldViolation]:
     if message.HasField("max_tokens") and message.max_tokens < 1:
         yield FieldViolation("max_tokens", f"must be at least 1, got {message.max_tokens}")
-    if message.HasField("temperature") and (problem := temperature_problem(message.temperature)):
-        yield FieldViolation("temperature", problem)
-    if message.HasField("top_p") and (problem := top_p_problem(message.top_p)):
-        yield FieldViolation("top_p", problem)
     if message.HasField("draft_length") and message.draft_length > limits.max_draft_length:
         yield FieldViolation(
             "draft_length",
             f"this server drafts at most {limits.max_draft_length} tokens per round, got {message.draft_length}")
-
-
-def _resolve_sampling(message: pb.GenerateRequest) -> Sampling:
-    temperature = message.temperature if message.HasField("temperature") else 0.0
-    seeded = message.HasField("seed")
-    by_rejection = temperature > 0 and not seeded
-    return Sampling(
-        temperature=temperature,
-        top_k=message.top_k,
-        top_p=message.top_p if message.HasField("top_p") else 1.0,
-        seed=message.seed if seeded else secrets.randbits(64),
-        rule=AcceptanceRule.REJECTION if by_rejection else AcceptanceRule.COUPLED,
-    )
 
 
 def _prompt_field(message: pb.GenerateRequest | pb.TokenizeRequest) -> str:

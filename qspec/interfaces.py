@@ -15,43 +15,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from qspec.sampling_options import AcceptanceRule as AcceptanceRule
+from qspec.sampling_options import Sampling as Sampling
+
 Progress = Callable[[str, float | None], None]
 """Told what is being done, and the share of it that is done (0…1; None: unknown)."""
-
-
-class AcceptanceRule(Enum):
-    """How drafted tokens are decided on; both rules are exact (``qspec.acceptance``)."""
-
-    REJECTION = "rejection"
-    COUPLED = "coupled"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How one sequence draws its tokens."""
-
-    temperature: float = 0.0
-    """Softmax temperature; 0 is greedy."""
-    top_k: int = 0
-    """Keep the k most probable tokens; 0 keeps all."""
-    top_p: float = 1.0
-    """Keep the smallest set of tokens whose probability reaches this; 1 keeps all."""
-    seed: int = 0
-    """Key of the counter-based noise, 64 bits."""
-    choice: int = 0
-    """Which of several outputs of one request this is, 16 bits."""
-    rule: AcceptanceRule = AcceptanceRule.COUPLED
-    """The acceptance rule; greedy decoding is the same under both."""
-
-    @property
-    def greedy(self) -> bool:
-        """Whether the most probable token is taken."""
-        return self.temperature == 0.0
-
-    @property
-    def needs_draft_probs(self) -> bool:
-        """Whether the verifier needs the draft distributions: only when rejecting at temperature > 0."""
-        return not self.greedy and self.rule is AcceptanceRule.REJECTION
 
 
 class SlotOutcome(Enum):

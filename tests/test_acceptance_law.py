@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -83,18 +84,21 @@ FILTERS = {
     "cold": Sampling(temperature=0.6),
     "top_k": Sampling(temperature=1.3, top_k=2),
     "top_p": Sampling(temperature=1.0, top_p=0.8),
+    "min_p": Sampling(temperature=3.0, min_p=0.59),
+    "typical_p": Sampling(temperature=2.0, typical_p=0.55),
+    "every filter": Sampling(temperature=1.7, top_k=3, top_p=0.97, min_p=0.05, typical_p=0.9),
 }
 
 
 def seeded(base: Sampling, rule: AcceptanceRule, seed: int) -> Sampling:
     """``base`` under another rule and seed."""
-    return Sampling(temperature=base.temperature, top_k=base.top_k, top_p=base.top_p, rule=rule, seed=seed)
+    return replace(base, rule=rule, seed=seed)
 
 
 @pytest.mark.parametrize(
     ("filters", "draft_lengths"),
     [("plain", [0]), ("plain", [1]), ("plain", [2]), ("plain", [4]), ("plain", [3, 0, 1]), ("cold", [3]),
-     ("top_k", [2]), ("top_p", [3])],
+     ("top_k", [2]), ("top_p", [3]), ("min_p", [2]), ("typical_p", [2]), ("every filter", [3])],
 )
 def test_texts_under_rejection_follow_the_law(filters: str, draft_lengths: list[int]) -> None:
     base = FILTERS[filters]

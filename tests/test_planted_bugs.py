@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -99,6 +100,46 @@ def unfiltered_draft_distribution(patch: pytest.MonkeyPatch) -> Round:
         return token, (logits / 2).softmax(-1)
 
     return Round(draft=draft)
+
+
+FILTERS = {
+    "min_p": Sampling(temperature=3.0, min_p=0.59),
+    "typical_p": Sampling(temperature=2.0, typical_p=0.55),
+}
+
+
+def without_filters(how: Sampling) -> Sampling:
+    """The temperature alone."""
+    return replace(how, min_p=0.0, typical_p=1.0)
+
+
+def drawn_without_filters(logits: Tensor, how: Sampling, position: int) -> tuple[int, Tensor]:
+    """The drafter draws from the whole distribution and hands on the filtered one."""
+    token, _ = draft_token(logits, without_filters(how), position)
+    return token, draft_token(logits, how, position)[1]
+
+
+def handed_on_without_filters(logits: Tensor, how: Sampling, position: int) -> tuple[int, Tensor]:
+    """The drafter draws from the filtered distribution and hands on the whole one."""
+    token, _ = draft_token(logits, how, position)
+    return token, draft_token(logits, without_filters(how), position)[1]
+
+
+def decided_without_filters(
+    drafts: Sequence[int], probs: Tensor | None, logits: Tensor, how: Sampling, position: int
+) -> Decision:
+    """The drafter filters, the verifier does not."""
+    return decide(drafts, probs, logits, without_filters(how), position)
+
+
+@pytest.mark.parametrize("filters", FILTERS)
+@pytest.mark.parametrize("functions", [
+    Round(draft=drawn_without_filters), Round(draft=handed_on_without_filters), Round(decide=decided_without_filters),
+], ids=["drawn", "handed on", "decided"])
+def test_filters_on_one_side_only_are_noticed(filters: str, functions: Round) -> None:
+    base = replace(FILTERS[filters], rule=AcceptanceRule.REJECTION)
+    texts = write_many(PAIR, lambda n: replace(base, seed=n), [2], LENGTH, TEXTS, functions)
+    assert p_value(texts, law(PAIR, base, LENGTH)) < NOTICED_BELOW
 
 
 @pytest.mark.parametrize(

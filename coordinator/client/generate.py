@@ -91,11 +91,7 @@ async def _generate(
         return answer
 
 
-_OPTIONS = {
-    "text": "--prompt", "chat": "--prompt", "prompt": "--prompt", "chat.messages[0].content": "--prompt",
-    "max_tokens": "--max-tokens", "temperature": "--temperature", "top_k": "--top-k", "top_p": "--top-p",
-    "seed": "--seed", "draft_length": "--draft-length", "priority": "--priority", "timeout_s": "--deadline",
-}
+_PROMPT_FIELDS = ("text", "chat", "prompt", "chat.messages[0].content")
 
 
 def _named_by_option(error: QspecError) -> QspecError:
@@ -103,6 +99,11 @@ def _named_by_option(error: QspecError) -> QspecError:
     if not isinstance(error, InvalidInput):
         return error
     return InvalidInput(*(
-        type(v)(_OPTIONS.get(v.field, "--stop" if v.field.startswith("stop") else v.field), v.description)
-        for v in error.violations
-    ))
+        type(violation)(_option(violation.field), violation.description) for violation in error.violations))
+
+
+def _option(field: str) -> str:
+    """The option that a field of the request came from; of a list's element, that of the list."""
+    if field in _PROMPT_FIELDS:
+        return "--prompt"
+    return "--deadline" if field == "timeout_s" else f"--{field.partition('[')[0].replace('_', '-')}"

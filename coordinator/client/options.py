@@ -15,10 +15,9 @@ from coordinator.requests import (
     DEFAULT_MAX_TOKENS,
     priority_problem,
     stop_violations,
-    temperature_problem,
     timeout_problem,
-    top_p_problem,
 )
+from coordinator.sampling_fields import RANGES, temperature_problem
 from qspec.cli import EXIT_ERROR
 from qspec.config import KERNELS, StackConfig
 from qspec.errors import FieldViolation, InvalidInput
@@ -117,6 +116,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--temperature", type=float, metavar="T", help="softmax temperature; 0 is greedy (default: 0)")
     add("--top-k", type=int, metavar="K", help="draw from the K most probable tokens; 0 from all (default: 0)")
     add("--top-p", type=float, metavar="P", help="draw from the smallest set of this probability (default: 1)")
+    add("--min-p", type=float, metavar="P", help=(
+        "draw from tokens with this share of the best one's probability (default: 0)"))
+    add("--typical-p", type=float, metavar="P", help=(
+        "draw from the most typical tokens of this probability (default: 1)"))
     add("--seed", type=int, metavar="N", help="makes the text reproducible, with and without speculation")
     add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times")
     add("--deadline", type=float, metavar="SECONDS", help="time that the server has for each prompt (default: any)")
@@ -154,8 +157,9 @@ def _number_violations(args: argparse.Namespace) -> list[FieldViolation]:
     whole("--seed", args.seed, 0, _UINT64_MAX)
     if args.temperature is not None and (problem := temperature_problem(args.temperature)):
         found.append(FieldViolation("--temperature", problem))
-    if args.top_p is not None and (problem := top_p_problem(args.top_p)):
-        found.append(FieldViolation("--top-p", problem))
+    for name, bounds in RANGES.items():
+        if (value := getattr(args, name)) is not None and (problem := bounds.problem(value)):
+            found.append(FieldViolation(_option(name), problem))
     if args.timeout is not None and not (math.isfinite(args.timeout) and args.timeout > 0):
         found.append(FieldViolation("--timeout", f"must be a number of seconds above 0, got {args.timeout:g}"))
     if args.deadline is not None and (problem := timeout_problem(args.deadline)):
@@ -184,7 +188,7 @@ def _check_stack(args: argparse.Namespace) -> None:
     if args.address is not None:
         parse_address(args.address, "--address")
         if given:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            names = ", ".join(map(_option, given))
             raise InvalidInput.field(names, "is for a private stack: leave it out, the server at --address has its own")
         return
     violations: list[FieldViolation] = []
@@ -203,14 +207,14 @@ def _check_stack(args: argparse.Namespace) -> None:
         except InvalidInput as error:
             violations += error.violations
     if violations:
-        options = {field.name: f"--{field.name.replace('_', '-')}" for field in fields(StackConfig)}
+        options = {field.name: _option(field.name) for field in fields(StackConfig)}
         raise InvalidInput(*(FieldViolation(options.get(v.field, v.field), v.description) for v in violations))
 
 
 def _request(args: argparse.Namespace) -> pb.GenerateRequest:
     """The request without its prompt; options that were not given are left to the server."""
     request = pb.GenerateRequest(stop=args.stop)
-    for name in ("max_tokens", "temperature", "top_k", "top_p", "seed", "priority"):
+    for name in ("max_tokens", "temperature", "top_k", *RANGES, "seed", "priority"):
         if (value := getattr(args, name)) is not None:
             setattr(request, name, value)
     if args.deadline is not None:
@@ -218,3 +222,8 @@ def _request(args: argparse.Namespace) -> pb.GenerateRequest:
     if args.draft_length != _AUTO:
         request.draft_length = int(args.draft_length)
     return request
+
+
+def _option(field: str) -> str:
+    """The option of a field."""
+    return f"--{field.replace('_', '-')}"

@@ -90,6 +90,8 @@ def test_prompt_length_bound() -> None:
         *((pb.GenerateRequest(text="a", temperature=t), "temperature")
           for t in (-0.1, 1e-4, math.nan, math.inf, -math.inf)),
         *((pb.GenerateRequest(text="a", top_p=p), "top_p") for p in (0.0, -0.5, 1.0001, math.nan, math.inf)),
+        *((pb.GenerateRequest(text="a", min_p=p), "min_p") for p in (-0.01, 1.01, math.nan, math.inf)),
+        *((pb.GenerateRequest(text="a", typical_p=p), "typical_p") for p in (0.0, -0.5, 1.01, math.nan, math.inf)),
         (pb.GenerateRequest(text="a", draft_length=9), "draft_length"),
         *((pb.GenerateRequest(text="a", request_id=name), "request_id")
           for name in ("", "x" * 129, "a b", "a\n", "é", "a\x7f")),
@@ -113,6 +115,8 @@ def test_one_field_out_of_bounds_is_named(request_: pb.GenerateRequest, field: s
         pb.GenerateRequest(text="a", temperature=1e-3),
         pb.GenerateRequest(text="a", top_p=1.0),
         pb.GenerateRequest(text="a", top_p=1e-9),
+        *(pb.GenerateRequest(text="a", min_p=p) for p in (0.0, 1.0)),
+        *(pb.GenerateRequest(text="a", typical_p=p) for p in (1e-9, 1.0)),
         pb.GenerateRequest(text="a", draft_length=0),
         pb.GenerateRequest(text="a", draft_length=8),
         pb.GenerateRequest(text="a", request_id="~"),
@@ -141,4 +145,4 @@ def test_how_a_request_is_treated() -> None:
 
 def test_every_violation_is_named_at_once() -> None:
     request = pb.GenerateRequest(text="", max_tokens=0, temperature=math.nan, top_p=2.0, draft_length=99, stop=[""])
-    assert offending(request) == ["text", "max_tokens", "temperature", "top_p", "draft_length", "stop[0]"]
+    assert offending(request) == ["text", "max_tokens", "draft_length", "temperature", "top_p", "stop[0]"]

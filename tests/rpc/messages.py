@@ -42,8 +42,9 @@ memory = st.lists(
 ).map(tuple)
 samplings = st.builds(
     Sampling,
-    temperature=st.floats(0, 1e6), top_k=u32, top_p=st.floats(0, 1, exclude_min=True), seed=u64,
-    choice=st.integers(0, 2**16 - 1), rule=st.sampled_from(AcceptanceRule),
+    temperature=st.floats(0, 1e6), top_k=u32, top_p=st.floats(0, 1, exclude_min=True), min_p=st.floats(0, 1),
+    typical_p=st.floats(0, 1, exclude_min=True), seed=u64, choice=st.integers(0, 2**16 - 1),
+    rule=st.sampled_from(AcceptanceRule),
 )
 regions = st.lists(
     st.builds(

@@ -1,0 +1,47 @@
+"""How a sequence draws its tokens, as a message; see ``qspec.rpc.codec``."""
+
+from __future__ import annotations
+
+import math
+
+from qspec.rpc.codec import member, require
+from qspec.sampling_options import AcceptanceRule, Sampling
+from qspec.v1 import types_pb2
+
+_RULES = {
+    AcceptanceRule.REJECTION: types_pb2.ACCEPTANCE_RULE_REJECTION,
+    AcceptanceRule.COUPLED: types_pb2.ACCEPTANCE_RULE_COUPLED,
+}
+_RULES_BACK = {value: rule for rule, value in _RULES.items()}
+_MAX_CHOICE = 2**16 - 1
+_MAX_UINT32 = 2**32 - 1
+
+
+def sampling_to_pb(sampling: Sampling) -> types_pb2.Sampling:
+    """Encode."""
+    _check_sampling(sampling)
+    return types_pb2.Sampling(
+        temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p,
+        typical_p=sampling.typical_p, seed=sampling.seed, choice=sampling.choice, rule=_RULES[sampling.rule],
+    )
+
+
+def sampling_from_pb(message: types_pb2.Sampling) -> Sampling:
+    """Decode; a message that was not sent at all fails for its unset rule."""
+    sampling = Sampling(
+        temperature=message.temperature, top_k=message.top_k, top_p=message.top_p, min_p=message.min_p,
+        typical_p=message.typical_p, seed=message.seed, choice=message.choice,
+        rule=member(_RULES_BACK, message.rule, "acceptance rule"),
+    )
+    _check_sampling(sampling)
+    return sampling
+
+
+def _check_sampling(sampling: Sampling) -> None:
+    temperature = sampling.temperature
+    require(math.isfinite(temperature) and temperature >= 0, f"temperature must be finite and >= 0: {temperature}")
+    require(0 < sampling.top_p <= 1, f"top_p must be in (0, 1]: {sampling.top_p}")
+    require(0 <= sampling.top_k <= _MAX_UINT32, f"top_k must be a 32-bit number >= 0: {sampling.top_k}")
+    require(0 <= sampling.min_p <= 1, f"min_p must be in [0, 1]: {sampling.min_p}")
+    require(0 < sampling.typical_p <= 1, f"typical_p must be in (0, 1]: {sampling.typical_p}")
+    require(0 <= sampling.choice <= _MAX_CHOICE, f"choice has 16 bits: {sampling.choice}")
