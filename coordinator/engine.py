@@ -28,12 +28,11 @@ from coordinator.command_queue import CommandQueue, ThreadEnded
 from coordinator.engine_observer import Costs, EngineObserver
 from coordinator.generation import Generation, TextSource
 from coordinator.intake import Intake
-from coordinator.requests import ValidRequest
 from coordinator.stream import MAX_BUFFERED_TOKENS, UNREAD_S, Stream
+from coordinator.valid_request import ValidRequest
 from qspec.cost_calibration import calibrate as calibrate_costs
 from qspec.errors import QspecError, Unavailable, WorkerLost
 from qspec.interfaces import Drafter, DrafterDescription, Progress, Verifier, VerifierDescription
-from qspec.sequence import Sequence
 from qspec.speculation import SpeculationLoop
 
 logger = logging.getLogger(__name__)
@@ -122,14 +121,7 @@ class Engine:
         ``DeadlineExceeded`` when it is too late.
         """
         intake = self._started()
-        sequence = Sequence(
-            request_id=str(next(self._sequence_ids)),
-            prompt=list(request.prompt),
-            max_tokens=request.max_tokens,
-            sampling=request.sampling,
-            eos_token_ids=self._eos_token_ids,
-            draft_length=request.draft_length,
-        )
+        sequence = request.sequence(str(next(self._sequence_ids)), self._eos_token_ids)
         stream = Stream(
             Generation(sequence, self._text_source(), request.stop), intake.cancel, client=client,
             request_id=request.request_id or self.admission.new_request_id(), priority=request.priority,

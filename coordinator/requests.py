@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from coordinator.sampling_fields import resolve_sampling, sampling_violations
+from coordinator.valid_request import ValidRequest
 from qspec.errors import FieldViolation, InvalidInput
-from qspec.sampling_options import Sampling
 from qspec.v1 import generation_pb2 as pb
 
 DEFAULT_MAX_TOKENS = 256
@@ -54,28 +54,6 @@ class RequestLimits:
     """Token ids are below this."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ValidRequest:
-    """A request with every default applied."""
-
-    prompt: tuple[int, ...]
-    """Token ids, at least one, leaving room for at least one more."""
-    max_tokens: int
-    """Most tokens to make, at least 1, never more than the context holds."""
-    sampling: Sampling
-    """How tokens are drawn."""
-    stop: tuple[str, ...]
-    """Stop strings."""
-    draft_length: int | None
-    """Tokens drafted per round; None leaves it to the policy."""
-    request_id: str | None = None
-    """As its client chose it."""
-    priority: int = 0
-    """Among the waiting requests of its client the highest goes first."""
-    timeout_s: float | None = None
-    """Seconds from its arrival within which it has to be finished."""
-
-
 def validate_request(message: pb.GenerateRequest, tokenizer: PromptTokenizer, limits: RequestLimits) -> ValidRequest:
     """The request, or ``InvalidInput`` naming every offending field at once."""
     violations: list[FieldViolation] = []
@@ -89,14 +67,15 @@ def validate_request(message: pb.GenerateRequest, tokenizer: PromptTokenizer, li
                 f"token: shorten it to {limits.max_model_len - 1} tokens, or start the server with more"))
     except InvalidInput as error:
         violations += error.violations
-    violations += _length_violations(message, limits)
-    violations += sampling_violations(message)
-    violations += _flow_violations(message)
+    room = limits.max_model_len - len(prompt)
+    violations += _length_violations(message, room)
+    violations += sampling_violations(message, limits.vocab_size)
+    violations += _flow_violations(message, limits)
     violations += stop_violations(message.stop)
     if violations:
         raise InvalidInput(*violations)
-    room = limits.max_model_len - len(prompt)
-    wanted = message.max_tokens if message.HasField("max_tokens") else DEFAULT_MAX_TOKENS
+    default = max(DEFAULT_MAX_TOKENS, message.min_tokens)
+    wanted = message.max_tokens if message.HasField("max_tokens") else default
     return ValidRequest(
         prompt=tuple(prompt),
         max_tokens=min(wanted, room),
@@ -163,8 +142,12 @@ def timeout_problem(timeout_s: float) -> str | None:
     return None
 
 
-def _flow_violations(message: pb.GenerateRequest) -> Iterator[FieldViolation]:
+def _flow_violations(message: pb.GenerateRequest, limits: RequestLimits) -> Iterator[FieldViolation]:
     """What is wrong with the fields that say how a request is treated, not what it generates."""
+    if message.HasField("draft_length") and message.draft_length > limits.max_draft_length:
+        yield FieldViolation(
+            "draft_length",
+            f"this server drafts at most {limits.max_draft_length} tokens per round, got {message.draft_length}")
     if message.HasField("request_id") and (problem := id_problem(message.request_id)):
         yield FieldViolation("request_id", problem)
     if problem := priority_problem(message.priority):
@@ -173,13 +156,17 @@ def _flow_violations(message: pb.GenerateRequest) -> Iterator[FieldViolation]:
         yield FieldViolation("timeout_s", problem)
 
 
-def _length_violations(message: pb.GenerateRequest, limits: RequestLimits) -> Iterator[FieldViolation]:
+def _length_violations(message: pb.GenerateRequest, room: int) -> Iterator[FieldViolation]:
+    """What is wrong with the numbers of tokens; ``room``: new tokens that the context still holds."""
     if message.HasField("max_tokens") and message.max_tokens < 1:
         yield FieldViolation("max_tokens", f"must be at least 1, got {message.max_tokens}")
-    if message.HasField("draft_length") and message.draft_length > limits.max_draft_length:
+    elif message.HasField("max_tokens") and message.min_tokens > message.max_tokens:
         yield FieldViolation(
-            "draft_length",
-            f"this server drafts at most {limits.max_draft_length} tokens per round, got {message.draft_length}")
+            "min_tokens", f"must be at most max_tokens, {message.max_tokens}, got {message.min_tokens}")
+    elif message.min_tokens > max(room, 0):
+        yield FieldViolation(
+            "min_tokens", f"must be at most {max(room, 0)}, what the context holds behind the prompt, "
+            f"got {message.min_tokens}")
 
 
 def _prompt_field(message: pb.GenerateRequest | pb.TokenizeRequest) -> str:

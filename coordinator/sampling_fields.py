@@ -16,9 +16,6 @@ from qspec.errors import FieldViolation
 from qspec.sampling_options import AcceptanceRule, Sampling
 from qspec.v1 import generation_pb2 as pb
 
-MIN_TEMPERATURE = 1e-3
-"""Smallest temperature above 0: below it, logits divided by it leave the range of fp32."""
-
 
 @dataclass(frozen=True, slots=True)
 class Range:
@@ -39,10 +36,20 @@ class Range:
         return f"must be {least} {self.high:g}{self.note and f' ({self.note})'}, got {value:g}"
 
 
+MAX_BIASES = 1024
+"""Most entries of ``logit_bias``."""
+BIAS = Range(-100, 100)
+MIN_TEMPERATURE = 1e-3
+"""Smallest temperature above 0: below it, logits divided by it leave the range of fp32."""
+
+
 RANGES = {
     "top_p": Range(0, 1, "1 keeps all", open=True),
     "min_p": Range(0, 1, "0 keeps all"),
     "typical_p": Range(0, 1, "1 keeps all", open=True),
+    "repetition_penalty": Range(0.01, 100, "1 is none"),
+    "presence_penalty": Range(-2, 2, "0 is none"),
+    "frequency_penalty": Range(-2, 2, "0 is none"),
 }
 """By field; whoever leaves one out gets its default, which is in range."""
 
@@ -54,13 +61,37 @@ def temperature_problem(temperature: float) -> str | None:
     return None
 
 
-def sampling_violations(message: pb.GenerateRequest) -> Iterator[FieldViolation]:
+def sampling_violations(message: pb.GenerateRequest, vocab_size: int) -> Iterator[FieldViolation]:
     """Everything that is wrong with the fields that say how tokens are drawn."""
     if message.HasField("temperature") and (problem := temperature_problem(message.temperature)):
         yield FieldViolation("temperature", problem)
     for field, bounds in RANGES.items():
         if message.HasField(field) and (problem := bounds.problem(getattr(message, field))):
             yield FieldViolation(field, problem)
+    yield from _bias_violations(message, vocab_size)
+
+
+def _bias_violations(message: pb.GenerateRequest, vocab_size: int) -> Iterator[FieldViolation]:
+    biases = message.logit_bias
+    if len(biases) > MAX_BIASES:
+        yield FieldViolation("logit_bias", f"at most {MAX_BIASES} tokens, got {len(biases)}")
+        return
+    seen: set[int] = set()
+    for index, entry in enumerate(biases):
+        if problem := token_problem(entry.token_id, vocab_size, seen):
+            yield FieldViolation(f"logit_bias[{index}].token_id", problem)
+        if problem := BIAS.problem(entry.bias):
+            yield FieldViolation(f"logit_bias[{index}].bias", problem)
+
+
+def token_problem(token: int, vocab_size: int, seen: set[int]) -> str | None:
+    """What is wrong with a token id in a list whose earlier ones are ``seen``, if anything; it is added to them."""
+    if token >= vocab_size:
+        return f"{token} is outside the vocabulary of {vocab_size} tokens"
+    if token in seen:
+        return f"token {token} is there twice"
+    seen.add(token)
+    return None
 
 
 def resolve_sampling(message: pb.GenerateRequest) -> Sampling:
@@ -74,6 +105,11 @@ def resolve_sampling(message: pb.GenerateRequest) -> Sampling:
         top_p=message.top_p if message.HasField("top_p") else 1.0,
         min_p=message.min_p,
         typical_p=message.typical_p if message.HasField("typical_p") else 1.0,
+        repetition_penalty=message.repetition_penalty if message.HasField("repetition_penalty") else 1.0,
+        presence_penalty=message.presence_penalty,
+        frequency_penalty=message.frequency_penalty,
+        logit_bias=tuple(sorted((entry.token_id, entry.bias) for entry in message.logit_bias)),
+        min_tokens=message.min_tokens,
         seed=message.seed if seeded else secrets.randbits(64),
         rule=AcceptanceRule.REJECTION if by_rejection else AcceptanceRule.COUPLED,
     )

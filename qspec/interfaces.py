@@ -238,6 +238,8 @@ class Admission:
     slot: int
     lease: int
     sampling: Sampling
+    prompt_len: int = 0
+    """Leading tokens that were not generated (after a recovery, the prefilled tokens are more than those)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,6 +31,18 @@ class Sampling:
     """Keep tokens at least this probable, as a share of the most probable one's; 0 keeps all."""
     typical_p: float = 1.0
     """Keep the most typical tokens whose probability reaches this; 1 keeps all."""
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative logits of tokens in prompt and text; 1 leaves them."""
+    presence_penalty: float = 0.0
+    """Is subtracted from the logits of tokens that were generated."""
+    frequency_penalty: float = 0.0
+    """Is subtracted from a token's logit as often as it was generated."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Token ids, ascending, and what is added to their logits."""
+    min_tokens: int = 0
+    """Tokens to generate before one of ``ending_token_ids`` may come."""
+    ending_token_ids: tuple[int, ...] = ()
+    """Tokens that end the text."""
     seed: int = 0
     """Key of the counter-based noise, 64 bits."""
     choice: int = 0
@@ -42,6 +54,21 @@ class Sampling:
     def greedy(self) -> bool:
         """Whether the most probable token is taken."""
         return self.temperature == 0.0
+
+    @property
+    def penalises(self) -> bool:
+        """Whether logits depend on which tokens came before."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+    @property
+    def adjusts_logits(self) -> bool:
+        """Whether tokens come from other logits than the model's."""
+        return self.penalises or bool(self.logit_bias) or (self.min_tokens > 0 and bool(self.ending_token_ids))
+
+    @property
+    def plain_greedy(self) -> bool:
+        """Whether nothing but the model's most probable token is asked for, so that logits need not be kept."""
+        return self.greedy and not self.adjusts_logits
 
     @property
     def needs_draft_probs(self) -> bool:

@@ -271,7 +271,8 @@ class SpeculationLoop:
         for sequence in self._ledger.running:
             slot, lease, tokens = sequence.slot, sequence.lease, sequence.tokens
             if not sequence.admitted:
-                admissions.append(Admission(slot=slot, lease=lease, sampling=sequence.sampling))
+                admissions.append(Admission(
+                    slot=slot, lease=lease, sampling=sequence.sampling, prompt_len=sequence.prompt_len))
             if slot not in ready:
                 missing = tuple(tokens[sequence.cached_len : len(tokens) - 1][: max(rows, 0)])
                 if missing:

@@ -191,6 +191,8 @@ class FakeVerifier:
                 raise ContractViolation(f"a sequence has at most {about.max_model_len} positions")
         tokens = [t for c in batch.prefill_chunks for t in c.token_ids]
         tokens += [t for v in batch.verifications for t in (v.pending_token, *v.draft_tokens)]
+        for admission in batch.admissions:
+            tokens += [*dict(admission.sampling.logit_bias), *admission.sampling.ending_token_ids]
         if any(not 0 <= token < about.vocab_size for token in tokens):
             raise ContractViolation(f"tokens are 0..{about.vocab_size - 1}")
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import grpc
 
 from coordinator.client.answer import Answer
+from coordinator.client.generation_options import option_of
 from coordinator.client.options import ClientOptions
 from coordinator.client.output import Output
 from qspec.errors import InvalidInput, QspecError, QueueFull, Unavailable, WorkerLost
@@ -99,11 +100,7 @@ def _named_by_option(error: QspecError) -> QspecError:
     if not isinstance(error, InvalidInput):
         return error
     return InvalidInput(*(
-        type(violation)(_option(violation.field), violation.description) for violation in error.violations))
-
-
-def _option(field: str) -> str:
-    """The option that a field of the request came from; of a list's element, that of the list."""
-    if field in _PROMPT_FIELDS:
-        return "--prompt"
-    return "--deadline" if field == "timeout_s" else f"--{field.partition('[')[0].replace('_', '-')}"
+        type(violation)("--prompt" if violation.field in _PROMPT_FIELDS else option_of(violation.field),
+                        violation.description)
+        for violation in error.violations
+    ))

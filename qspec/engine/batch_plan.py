@@ -6,6 +6,7 @@ an outcome in its ``Work`` (stale, no blocks), what the protocol forbids is a ``
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -59,6 +60,8 @@ class BatchPlanner:
         works: dict[int, Work] = {}
         for admission in batch.admissions:
             work = self._work(works, admission.slot, admission.lease)
+            self._valid_tokens([token for token, _ in admission.sampling.logit_bias])
+            self._valid_tokens(admission.sampling.ending_token_ids)
             if self._slots.admit(admission):
                 work.tenancy, work.outcome = self._slots.get(admission.slot, admission.lease), SlotOutcome.OK
         for chunk in batch.prefill_chunks:
@@ -122,7 +125,7 @@ class BatchPlanner:
         work.token_ids.extend(tokens)
         work.verification = verification
 
-    def _valid_tokens(self, token_ids: tuple[int, ...]) -> tuple[int, ...]:
+    def _valid_tokens(self, token_ids: Sequence[int]) -> Sequence[int]:
         """The token ids, if all are in the vocabulary."""
         if any(not 0 <= token < self._limits.vocab_size for token in token_ids):
             raise ContractViolation("a token id lies outside the vocabulary")

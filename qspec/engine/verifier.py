@@ -23,18 +23,15 @@ from qspec.engine.forward import Forward
 from qspec.engine.linears import is_plain, kernel_names, working_memory
 from qspec.engine.passes import SequenceRows
 from qspec.engine.regions import (
-    BLOCK_TABLES,
     DRAFT_PROBS,
     DRAFT_ROUNDS,
     KV_KEYS,
     KV_VALUES,
-    SLOT_CACHED,
-    SLOT_LEASES,
     arena_fingerprint,
     arena_memory,
     arena_specs,
 )
-from qspec.engine.slots import SlotTable
+from qspec.engine.slots import SlotTable, Tenancy
 from qspec.engine.weight_files import open_weights
 from qspec.engine.weights import weight_memory, weight_regions
 from qspec.engine.worker_forward import verifier_forward
@@ -43,12 +40,14 @@ from qspec.interfaces import (
     Progress,
     SlotOutcome,
     StageTimings,
+    Verification,
     VerifierDescription,
     VerifyAnswer,
     VerifyBatch,
     VerifyResult,
 )
 from qspec.kernels.paged_attention import BlockSpan
+from qspec.logit_adjustment import adjust
 from qspec.memory.arena import HostArena
 from qspec.memory.budget import budget_lines, require_memory
 from qspec.memory.layout import ArenaLayout
@@ -89,13 +88,7 @@ class LocalVerifier:
             self.arena, model.config, config, plan, self._max_model_len, shapes, progress)
         self._keys, self._values = self.arena.tensor(KV_KEYS), self.arena.tensor(KV_VALUES)
         self._draft_probs = self.arena.tensor(DRAFT_PROBS)
-        self._slots = SlotTable(
-            self.arena.tensor(SLOT_LEASES),
-            self.arena.tensor(SLOT_CACHED),
-            self.arena.tensor(BLOCK_TABLES),
-            config.kv_tokens // config.block_size,
-            config.block_size,
-        )
+        self._slots = SlotTable(self.arena, config.kv_tokens // config.block_size, config.block_size)
         self._planner = BatchPlanner(self._slots, self.arena.tensor(DRAFT_ROUNDS), BatchLimits(
             max_batch_rows=config.max_batch_rows, max_draft_length=config.max_draft_length,
             max_model_len=self._max_model_len, vocab_size=model.config.vocab_size,
@@ -207,6 +200,7 @@ class LocalVerifier:
         ]
         hidden = self._forward.rows(sequences, self._keys, self._values)
         for work in works:
+            self._slots.enter_tokens(work.slot, work.start, work.token_ids)
             if work.tenancy is not None and work.verification is None:
                 self._slots.set_cached(work.slot, work.tenancy, work.end)
         return hidden
@@ -223,8 +217,8 @@ class LocalVerifier:
         return torch.tensor(rows, dtype=torch.int64)
 
     def _targets(self, works: list[Work], hidden: Tensor) -> list[int] | Tensor:
-        """What the rows of all ``works`` are decided by: the greedy tokens where all are greedy, else the logits."""
-        if all(work.tenancy is not None and work.tenancy.sampling.greedy for work in works):
+        """What the rows of all ``works`` are decided by: greedy tokens where nothing else is asked for, else logits."""
+        if all(work.tenancy is not None and work.tenancy.sampling.plain_greedy for work in works):
             return self._forward.greedy(hidden)
         return self._forward.logits(hidden)
 
@@ -237,10 +231,7 @@ class LocalVerifier:
             drafts, length = verification.draft_tokens, verification.committed_len
             rows = targets[first : first + len(drafts) + 1]
             first += len(drafts) + 1
-            decision: Decision = (
-                decide_greedy(drafts, rows) if isinstance(rows, list)
-                else decide(drafts, self._draft_probs[work.slot], rows, tenancy.sampling, length)
-            )
+            decision = self._decision(work, tenancy, verification, rows)
             self._slots.set_cached(work.slot, tenancy, length + decision.accepted)
             work.result = VerifyResult(
                 slot=work.slot,
@@ -252,6 +243,17 @@ class LocalVerifier:
                 reserved_len=self._slots.reserved_len(tenancy),
             )
             tenancy.answered_len, tenancy.answer = length, work.result
+
+    def _decision(
+        self, work: Work, tenancy: Tenancy, verification: Verification, rows: list[int] | Tensor
+    ) -> Decision:
+        """What stands of a sequence's drafts, by its own rows."""
+        drafts, length = verification.draft_tokens, verification.committed_len
+        if isinstance(rows, list):
+            return decide_greedy(drafts, rows)
+        history = self._slots.history(work.slot, length + len(drafts))
+        logits = adjust(rows, tenancy.sampling, history, tenancy.prompt_len)
+        return decide(drafts, self._draft_probs[work.slot], logits, tenancy.sampling, length)
 
     def _result(self, work: Work) -> VerifyResult:
         """The result of a slot on which nothing was decided."""

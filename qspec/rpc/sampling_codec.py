@@ -23,6 +23,9 @@ def sampling_to_pb(sampling: Sampling) -> types_pb2.Sampling:
     return types_pb2.Sampling(
         temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p,
         typical_p=sampling.typical_p, seed=sampling.seed, choice=sampling.choice, rule=_RULES[sampling.rule],
+        repetition_penalty=sampling.repetition_penalty, presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty, logit_bias=dict(sampling.logit_bias),
+        min_tokens=sampling.min_tokens, ending_token_ids=sampling.ending_token_ids,
     )
 
 
@@ -31,7 +34,10 @@ def sampling_from_pb(message: types_pb2.Sampling) -> Sampling:
     sampling = Sampling(
         temperature=message.temperature, top_k=message.top_k, top_p=message.top_p, min_p=message.min_p,
         typical_p=message.typical_p, seed=message.seed, choice=message.choice,
-        rule=member(_RULES_BACK, message.rule, "acceptance rule"),
+        rule=member(_RULES_BACK, message.rule, "acceptance rule"), repetition_penalty=message.repetition_penalty,
+        presence_penalty=message.presence_penalty, frequency_penalty=message.frequency_penalty,
+        logit_bias=tuple(sorted(message.logit_bias.items())), min_tokens=message.min_tokens,
+        ending_token_ids=tuple(message.ending_token_ids),
     )
     _check_sampling(sampling)
     return sampling
@@ -44,4 +50,14 @@ def _check_sampling(sampling: Sampling) -> None:
     require(0 <= sampling.top_k <= _MAX_UINT32, f"top_k must be a 32-bit number >= 0: {sampling.top_k}")
     require(0 <= sampling.min_p <= 1, f"min_p must be in [0, 1]: {sampling.min_p}")
     require(0 < sampling.typical_p <= 1, f"typical_p must be in (0, 1]: {sampling.typical_p}")
+    require(
+        math.isfinite(sampling.repetition_penalty) and sampling.repetition_penalty > 0,
+        f"repetition_penalty must be finite and > 0: {sampling.repetition_penalty}")
+    added = (sampling.presence_penalty, sampling.frequency_penalty, *(bias for _, bias in sampling.logit_bias))
+    require(all(map(math.isfinite, added)), "penalties and biases must be finite")
+    biased = [token for token, _ in sampling.logit_bias]
+    require(biased == sorted(set(biased)), "biased tokens must be different and ascending")
+    require(
+        all(0 <= number <= _MAX_UINT32 for number in (*biased, *sampling.ending_token_ids, sampling.min_tokens)),
+        "token ids and min_tokens are 32-bit numbers >= 0")
     require(0 <= sampling.choice <= _MAX_CHOICE, f"choice has 16 bits: {sampling.choice}")

@@ -63,7 +63,8 @@ def verify_batch_to_pb(batch: VerifyBatch) -> verifier_pb2.VerifyRequest:
         epoch=batch.epoch, round=batch.round,
         releases=[verifier_pb2.Release(slot=r.slot, lease=r.lease) for r in batch.releases],
         admissions=[
-            verifier_pb2.Admission(slot=a.slot, lease=a.lease, sampling=sampling_to_pb(a.sampling))
+            verifier_pb2.Admission(
+                slot=a.slot, lease=a.lease, sampling=sampling_to_pb(a.sampling), prompt_len=a.prompt_len)
             for a in batch.admissions
         ],
         prefill_chunks=[
@@ -88,7 +89,8 @@ def verify_batch_from_pb(message: verifier_pb2.VerifyRequest) -> VerifyBatch:
         epoch=message.epoch, round=message.round,
         releases=tuple(Release(slot=r.slot, lease=r.lease) for r in message.releases),
         admissions=tuple(
-            Admission(slot=a.slot, lease=a.lease, sampling=sampling_from_pb(a.sampling)) for a in message.admissions
+            Admission(slot=a.slot, lease=a.lease, sampling=sampling_from_pb(a.sampling), prompt_len=a.prompt_len)
+            for a in message.admissions
         ),
         prefill_chunks=tuple(
             PrefillChunk(slot=c.slot, lease=c.lease, start=c.start, token_ids=tuple(c.token_ids))

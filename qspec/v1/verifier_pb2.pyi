@@ -74,14 +74,16 @@ class Release(_message.Message):
     def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ...) -> None: ...
 
 class Admission(_message.Message):
-    __slots__ = ("slot", "lease", "sampling")
+    __slots__ = ("slot", "lease", "sampling", "prompt_len")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LEN_FIELD_NUMBER: _ClassVar[int]
     slot: int
     lease: int
     sampling: _types_pb2.Sampling
-    def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ..., sampling: _Optional[_Union[_types_pb2.Sampling, _Mapping]] = ...) -> None: ...
+    prompt_len: int
+    def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ..., sampling: _Optional[_Union[_types_pb2.Sampling, _Mapping]] = ..., prompt_len: _Optional[int] = ...) -> None: ...
 
 class PrefillChunk(_message.Message):
     __slots__ = ("slot", "lease", "start", "token_ids")

@@ -13,6 +13,13 @@ from tests.contract.sources import BLOCK_SIZE, EPOCH, MAX_BATCH_ROWS, MAX_DRAFT_
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 SEEDED = Sampling(temperature=0.8, seed=11, rule=AcceptanceRule.COUPLED)
+SAMPLINGS = {
+    "greedy": Sampling(),
+    "seeded": SEEDED,
+    "penalised": replace(SEEDED, repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.2),
+    "greedy, biased": Sampling(logit_bias=((5, 3.0), (9, -2.0)), min_tokens=4, ending_token_ids=(1, 2)),
+    "filtered": replace(SEEDED, top_k=50, top_p=0.99, min_p=0.001, typical_p=0.95),
+}
 
 
 def started(workers: Workers, slot: int = 0, lease: int = 1, sampling: Sampling = Sampling()) -> Sequence:
@@ -33,7 +40,7 @@ def test_description_is_complete(workers: Workers) -> None:
     assert workers.drafter.attach(about).epoch == EPOCH
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), SEEDED], ids=["greedy", "seeded"])
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
 def test_text_does_not_depend_on_the_draft_length(workers: Workers, sampling: Sampling) -> None:
     plain = decode(workers, started(workers, 0, 1, sampling), rounds=10, draft_length=0, first_round=2)
     for slot, draft_length in ((1, 1), (2, MAX_DRAFT_LENGTH)):
@@ -173,10 +180,14 @@ def test_release_and_reuse_of_a_slot(workers: Workers) -> None:
 def test_contract_violations_are_told_and_survived(workers: Workers) -> None:
     sequence = started(workers)
     vocab_size = workers.verifier.describe().vocab_size
+    biased = Sequence(1, 1, list(PROMPT), Sampling(logit_bias=((vocab_size, 1.0),)))
+    unending = Sequence(1, 1, list(PROMPT), Sampling(min_tokens=1, ending_token_ids=(vocab_size,)))
     for bad in (
         verify_batch(2, replace(sequence.verification(), slot=MAX_SLOTS)),
         verify_batch(2, sequence.verification((1,) * (MAX_DRAFT_LENGTH + 1))),
         verify_batch(2, replace(sequence.verification(), pending_token=vocab_size)),
+        VerifyBatch(epoch=EPOCH, round=2, admissions=(biased.admission(),)),
+        VerifyBatch(epoch=EPOCH, round=2, admissions=(unending.admission(),)),
     ):
         with pytest.raises(ContractViolation):
             workers.verifier.verify(bad)

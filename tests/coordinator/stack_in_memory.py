@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from coordinator.engine import Engine
 from coordinator.generation import TextSource
-from coordinator.requests import ValidRequest
+from coordinator.valid_request import ValidRequest
 from qspec.errors import QspecError
 from qspec.interfaces import Drafter, Sampling, Verifier
 from qspec.speculation import SpeculationLoop

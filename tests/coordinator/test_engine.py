@@ -11,7 +11,7 @@ import pytest
 
 from coordinator.engine import Engine
 from coordinator.generation import Piece
-from coordinator.requests import ValidRequest
+from coordinator.valid_request import ValidRequest
 from qspec.errors import InvalidInput, QspecError, QueueFull, Unavailable, WorkerLost
 from qspec.interfaces import DraftAnswer, DraftBatch, VerifyAnswer, VerifyBatch
 from qspec.sequence import FinishReason

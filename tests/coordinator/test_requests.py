@@ -33,6 +33,11 @@ def chat(*messages: tuple[int, str]) -> pb.GenerateRequest:
     return request
 
 
+def biased(*entries: tuple[int, float]) -> pb.GenerateRequest:
+    """A request with these biases."""
+    return pb.GenerateRequest(text="a", logit_bias=[pb.LogitBias(token_id=t, bias=b) for t, b in entries])
+
+
 def test_defaults_are_greedy_and_coupled() -> None:
     request = validate(pb.GenerateRequest(text="hi"))
     assert request.prompt == (104, 105)
@@ -92,6 +97,19 @@ def test_prompt_length_bound() -> None:
         *((pb.GenerateRequest(text="a", top_p=p), "top_p") for p in (0.0, -0.5, 1.0001, math.nan, math.inf)),
         *((pb.GenerateRequest(text="a", min_p=p), "min_p") for p in (-0.01, 1.01, math.nan, math.inf)),
         *((pb.GenerateRequest(text="a", typical_p=p), "typical_p") for p in (0.0, -0.5, 1.01, math.nan, math.inf)),
+        *((pb.GenerateRequest(text="a", repetition_penalty=p), "repetition_penalty")
+          for p in (0.0, 0.009, -1.0, 100.1, math.nan, math.inf)),
+        *((pb.GenerateRequest(text="a", presence_penalty=p), "presence_penalty") for p in (-2.01, 2.01, math.nan)),
+        *((pb.GenerateRequest(text="a", frequency_penalty=p), "frequency_penalty") for p in (-2.01, 2.01, -math.inf)),
+        (biased((257, 1.0)), "logit_bias[0].token_id"),
+        (biased((3, 1.0), (2**32 - 1, 1.0)), "logit_bias[1].token_id"),
+        (biased((3, 1.0), (4, 1.0), (3, 2.0)), "logit_bias[2].token_id"),
+        *((biased((3, bias)), "logit_bias[0].bias") for bias in (-100.1, 100.1, math.nan, math.inf)),
+        (biased(*[(1, 0.0)] * 1025), "logit_bias"),
+        (pb.GenerateRequest(text="a", min_tokens=3, max_tokens=2), "min_tokens"),
+        (pb.GenerateRequest(text="a" * 500, min_tokens=13), "min_tokens"),
+        (pb.GenerateRequest(text="a" * 500, min_tokens=13, max_tokens=20), "min_tokens"),
+        (pb.GenerateRequest(text="a", min_tokens=2**32 - 1), "min_tokens"),
         (pb.GenerateRequest(text="a", draft_length=9), "draft_length"),
         *((pb.GenerateRequest(text="a", request_id=name), "request_id")
           for name in ("", "x" * 129, "a b", "a\n", "é", "a\x7f")),
@@ -117,6 +135,11 @@ def test_one_field_out_of_bounds_is_named(request_: pb.GenerateRequest, field: s
         pb.GenerateRequest(text="a", top_p=1e-9),
         *(pb.GenerateRequest(text="a", min_p=p) for p in (0.0, 1.0)),
         *(pb.GenerateRequest(text="a", typical_p=p) for p in (1e-9, 1.0)),
+        *(pb.GenerateRequest(text="a", repetition_penalty=p) for p in (0.01, 100.0)),
+        *(pb.GenerateRequest(text="a", presence_penalty=p, frequency_penalty=-p) for p in (-2.0, 2.0)),
+        biased((0, -100.0), (256, 100.0)),
+        pb.GenerateRequest(text="a", min_tokens=2, max_tokens=2),
+        pb.GenerateRequest(text="a" * 500, min_tokens=12),
         pb.GenerateRequest(text="a", draft_length=0),
         pb.GenerateRequest(text="a", draft_length=8),
         pb.GenerateRequest(text="a", request_id="~"),
@@ -145,4 +168,17 @@ def test_how_a_request_is_treated() -> None:
 
 def test_every_violation_is_named_at_once() -> None:
     request = pb.GenerateRequest(text="", max_tokens=0, temperature=math.nan, top_p=2.0, draft_length=99, stop=[""])
-    assert offending(request) == ["text", "max_tokens", "draft_length", "temperature", "top_p", "stop[0]"]
+    assert offending(request) == ["text", "max_tokens", "temperature", "top_p", "draft_length", "stop[0]"]
+
+
+def test_what_adjusts_logits_reaches_the_sequence() -> None:
+    request = biased((9, 1.5), (3, -2.0))
+    request.repetition_penalty, request.presence_penalty, request.frequency_penalty = 1.2, 0.5, -0.5
+    request.min_tokens = 300
+    valid = validate(request)
+    assert valid.max_tokens == 300, "the default is no contradiction"
+    sampling = valid.sequence("1", frozenset({7, 2})).sampling
+    assert (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty) == (1.2, 0.5, -0.5)
+    assert sampling.logit_bias == ((3, -2.0), (9, 1.5))
+    assert (sampling.min_tokens, sampling.ending_token_ids) == (300, (2, 7))
+    assert not validate(pb.GenerateRequest(text="a")).sequence("1", frozenset({7})).sampling.adjusts_logits

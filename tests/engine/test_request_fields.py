@@ -18,6 +18,17 @@ FIELDS = {
     "min_p": replace(DRAWN, min_p=0.02),
     "typical_p": replace(DRAWN, typical_p=0.7),
     "every filter": replace(SEEDED, top_k=100, min_p=0.001, typical_p=0.9),
+    "repetition_penalty": replace(DRAWN, repetition_penalty=1.3),
+    "presence_penalty": replace(DRAWN, presence_penalty=1.5),
+    "frequency_penalty": replace(DRAWN, frequency_penalty=0.7),
+    "logit_bias": replace(DRAWN, logit_bias=((3, 5.0), (17, -4.0), (250, 4.5))),
+    "min_tokens": replace(DRAWN, min_tokens=12, ending_token_ids=tuple(range(0, 320, 3))),
+    "greedy penalties": Sampling(repetition_penalty=1.4, presence_penalty=0.3, frequency_penalty=0.4),
+    "greedy bias": Sampling(logit_bias=((9, 2.0), (77, 2.5))),
+    "greedy min_tokens": Sampling(min_tokens=12, ending_token_ids=tuple(range(0, 320, 3))),
+    "everything": replace(
+        SEEDED, min_p=0.001, typical_p=0.95, repetition_penalty=1.1, presence_penalty=0.4, frequency_penalty=0.2,
+        logit_bias=((3, 2.0),), min_tokens=5, ending_token_ids=(2, 4, 6)),
 }
 """Each differs from ``DRAWN`` by a field or more."""
 
@@ -37,11 +48,43 @@ def test_text_does_not_depend_on_drafts_or_batch(model: Path, field: str) -> Non
             assert generate(stack.loop, drafted) == plain
             if draft_length:
                 assert sum(sequence.stats.accepted for sequence in drafted) > 0
-        base = replace(DRAWN, temperature=sampling.temperature)
+        base = Sampling() if sampling.greedy else replace(DRAWN, temperature=sampling.temperature)
         assert generate_alone(stack.loop, wanted(base, 0)) != plain, "the field does nothing"
 
 
-@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("field", ["greedy penalties", "everything"])
+def test_text_does_not_depend_on_recomputation_or_prefill_chunks(model: Path, field: str) -> None:
+    with running(model) as stack:
+        plain = generate_alone(stack.loop, wanted(FIELDS[field], 0))
+    with running(model, kv_tokens=96, max_batch_rows=7) as stack:
+        drafted = wanted(FIELDS[field], 3)
+        assert generate(stack.loop, drafted) == plain
+        assert sum(sequence.stats.recomputations for sequence in drafted) > 0, "text counts as prompt afterwards"
+
+
+def test_penalties_and_bans_do_what_they_say(model: Path) -> None:
+    with running(model) as stack:
+        free = generate(stack.loop, sequences(Sampling(), draft_length=3))
+        forbidden = {token for text in free for token in text}
+        bias = tuple((token, -100.0) for token in sorted(forbidden))
+        biased = generate(stack.loop, sequences(Sampling(logit_bias=bias), draft_length=3))
+        assert not forbidden & {token for text in biased for token in text}
+        fresh = generate(stack.loop, sequences(Sampling(presence_penalty=1000.0), draft_length=3))
+        assert all(len(set(text)) == len(text) for text in fresh)
+        endings = tuple(sorted(forbidden))
+        late = generate(stack.loop, sequences(Sampling(min_tokens=7, ending_token_ids=endings), draft_length=3))
+        assert not forbidden & {token for text in late for token in text[:7]}
+
+
+def test_a_mixed_batch_gets_what_each_asked_for(model: Path) -> None:
+    samplings = [Sampling(), *list(FIELDS.values())[-4:]]
+    with running(model) as stack:
+        alone = [generate_alone(stack.loop, wanted(each, 0))[row] for row, each in enumerate(samplings)]
+        mixed = [wanted(each, 3)[row] for row, each in enumerate(samplings)]
+        assert generate(stack.loop, mixed) == alone
+
+
+@pytest.mark.parametrize("field", [name for name, sampling in FIELDS.items() if not sampling.greedy])
 def test_drafts_with_the_same_weights_nearly_always_stand(model: Path, field: str) -> None:
     """By rejection drafter and verifier have the same distribution, if both applied the field to the same history."""
     with running(model, draft_quantization="none") as stack:

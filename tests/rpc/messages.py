@@ -44,7 +44,9 @@ samplings = st.builds(
     Sampling,
     temperature=st.floats(0, 1e6), top_k=u32, top_p=st.floats(0, 1, exclude_min=True), min_p=st.floats(0, 1),
     typical_p=st.floats(0, 1, exclude_min=True), seed=u64, choice=st.integers(0, 2**16 - 1),
-    rule=st.sampled_from(AcceptanceRule),
+    rule=st.sampled_from(AcceptanceRule), repetition_penalty=st.floats(0.01, 100), presence_penalty=st.floats(-2, 2),
+    frequency_penalty=st.floats(-2, 2), min_tokens=u32, ending_token_ids=tokens,
+    logit_bias=st.dictionaries(u32, st.floats(-100, 100), max_size=3).map(lambda biases: tuple(sorted(biases.items()))),
 )
 regions = st.lists(
     st.builds(
@@ -92,7 +94,9 @@ draft_answers = st.builds(
 verify_batches = st.builds(
     VerifyBatch, epoch=u64, round=u64,
     releases=st.lists(st.builds(Release, slot=u32, lease=u64), max_size=2).map(tuple),
-    admissions=st.lists(st.builds(Admission, slot=u32, lease=u64, sampling=samplings), max_size=2).map(tuple),
+    admissions=st.lists(
+        st.builds(Admission, slot=u32, lease=u64, sampling=samplings, prompt_len=u32), max_size=2
+    ).map(tuple),
     prefill_chunks=st.lists(
         st.builds(PrefillChunk, slot=u32, lease=u64, start=u32, token_ids=tokens), max_size=2
     ).map(tuple),

@@ -48,6 +48,11 @@ def test_round_trip(case: Any, data: st.DataObject) -> None:
     {"temperature": -0.1}, {"temperature": math.nan}, {"temperature": math.inf}, {"top_p": 0.0}, {"top_p": 1.1},
     {"top_p": math.nan}, {"choice": 2**16}, {"choice": -1}, {"top_k": -1}, {"top_k": 2**32}, {"min_p": -0.1},
     {"min_p": 1.1}, {"min_p": math.nan}, {"typical_p": 0.0}, {"typical_p": 1.1}, {"typical_p": math.nan},
+    {"repetition_penalty": 0.0}, {"repetition_penalty": -1.0}, {"repetition_penalty": math.nan},
+    {"repetition_penalty": math.inf}, {"presence_penalty": math.nan}, {"frequency_penalty": math.inf},
+    {"logit_bias": ((1, math.nan),)}, {"logit_bias": ((2, 1.0), (1, 1.0))}, {"logit_bias": ((1, 1.0), (1, 2.0))},
+    {"logit_bias": ((-1, 1.0),)}, {"logit_bias": ((2**32, 1.0),)}, {"min_tokens": -1}, {"min_tokens": 2**32},
+    {"ending_token_ids": (-1,)}, {"ending_token_ids": (2**32,)},
 ])
 def test_sampling_out_of_range(change: dict[str, Any]) -> None:
     with pytest.raises(ContractViolation):
@@ -57,6 +62,8 @@ def test_sampling_out_of_range(change: dict[str, Any]) -> None:
 @pytest.mark.parametrize("change", [
     {"temperature": -0.1}, {"temperature": math.nan}, {"top_p": 0.0}, {"choice": 2**16}, {"rule": 0}, {"rule": 99},
     {"min_p": math.inf}, {"typical_p": 0.0},
+    {"repetition_penalty": 0.0}, {"repetition_penalty": math.inf}, {"presence_penalty": math.nan},
+    {"frequency_penalty": -math.inf},
 ])
 def test_received_sampling_out_of_range(change: dict[str, Any]) -> None:
     message = sampling_codec.sampling_to_pb(Sampling())
