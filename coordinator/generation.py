@@ -49,6 +49,7 @@ class Ending:
 
     reason: FinishReason
     matched_stop: str | None
+    matched_token: int | None
     usage: Usage
     stats: SequenceStats
 
@@ -74,7 +75,10 @@ class Generation:
         self._first_token: float | None = None
 
     def take(self, token_ids: ReadOnlySequence[int]) -> Piece:
-        """Turn newly committed tokens into a piece; drops what comes after a stop string."""
+        """Turn newly committed tokens into a piece; drops what comes after a stop string.
+
+        The text of the first ``min_tokens`` tokens is not looked at: a stop string that begins there is none.
+        """
         now = time.perf_counter()
         if self._first_token is None:
             self._first_token = now
@@ -82,9 +86,11 @@ class Generation:
         text: list[str] = []
         for token in token_ids:
             taken.append(token)
-            if token in self.sequence.eos_token_ids:
+            if token in self.sequence.ending_token_ids:
                 continue  # ends the sequence; it has no text
-            text.append(self._scanner.push(self._text.push([token])))
+            piece = self._text.push([token])
+            scanned = self._completion_tokens + len(taken) > self.sequence.sampling.min_tokens
+            text.append(self._scanner.push(piece) if scanned else piece)
             if self._scanner.matched is not None:
                 break
         self._completion_tokens += len(taken)
@@ -101,6 +107,7 @@ class Generation:
         return Ending(
             reason=reason,
             matched_stop=self._scanner.matched,
+            matched_token=self.sequence.matched_token if reason is FinishReason.STOP_TOKEN else None,
             usage=Usage(
                 prompt_tokens=self.sequence.prompt_len,
                 completion_tokens=self._completion_tokens,

@@ -13,6 +13,7 @@ from qspec.v1 import generation_pb2 as pb
 _FINISH_REASONS = {
     FinishReason.END_OF_SEQUENCE: pb.FINISH_REASON_END_OF_SEQUENCE,
     FinishReason.STOP_STRING: pb.FINISH_REASON_STOP_STRING,
+    FinishReason.STOP_TOKEN: pb.FINISH_REASON_STOP_TOKEN,
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
 }
 _STATES = {
@@ -67,6 +68,8 @@ def _add_ending(message: pb.GenerateResponse, ending: Ending) -> None:
     message.finish_reason = _FINISH_REASONS[ending.reason]
     if ending.matched_stop is not None:
         message.matched_stop = ending.matched_stop
+    if ending.matched_token is not None:
+        message.matched_stop_token = ending.matched_token
     usage, stats = ending.usage, ending.stats
     message.usage.CopyFrom(pb.Usage(
         prompt_tokens=usage.prompt_tokens,

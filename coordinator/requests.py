@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from coordinator.sampling_fields import resolve_sampling, sampling_violations
+from coordinator.sampling_fields import resolve_sampling, sampling_violations, token_problem
 from coordinator.valid_request import ValidRequest
 from qspec.errors import FieldViolation, InvalidInput
 from qspec.v1 import generation_pb2 as pb
@@ -18,6 +18,8 @@ DEFAULT_MAX_TOKENS = 256
 """Tokens to make when a request does not say, or what the context still holds if that is less."""
 MAX_STOPS = 16
 """Most stop strings in a request."""
+MAX_STOP_TOKENS = 128
+"""Most entries of ``stop_token_ids``."""
 MAX_STOP_LENGTH = 256
 """Most characters of a stop string."""
 MAX_ID_LENGTH = 128
@@ -72,6 +74,7 @@ def validate_request(message: pb.GenerateRequest, tokenizer: PromptTokenizer, li
     violations += sampling_violations(message, limits.vocab_size)
     violations += _flow_violations(message, limits)
     violations += stop_violations(message.stop)
+    violations += _stop_token_violations(message, limits.vocab_size)
     if violations:
         raise InvalidInput(*violations)
     default = max(DEFAULT_MAX_TOKENS, message.min_tokens)
@@ -81,6 +84,8 @@ def validate_request(message: pb.GenerateRequest, tokenizer: PromptTokenizer, li
         max_tokens=min(wanted, room),
         sampling=resolve_sampling(message),
         stop=tuple(message.stop),
+        stop_token_ids=tuple(message.stop_token_ids),
+        ignore_eos=message.ignore_eos,
         draft_length=message.draft_length if message.HasField("draft_length") else None,
         request_id=message.request_id if message.HasField("request_id") else None,
         priority=message.priority,
@@ -117,6 +122,16 @@ def stop_violations(stops: Sequence[str]) -> Iterator[FieldViolation]:
             yield FieldViolation(f"stop[{index}]", "must not be empty: leave it out instead")
         elif len(stop) > MAX_STOP_LENGTH:
             yield FieldViolation(f"stop[{index}]", f"at most {MAX_STOP_LENGTH} characters, got {len(stop)}")
+
+
+def _stop_token_violations(message: pb.GenerateRequest, vocab_size: int) -> Iterator[FieldViolation]:
+    tokens, seen = message.stop_token_ids, set[int]()
+    if len(tokens) > MAX_STOP_TOKENS:
+        yield FieldViolation("stop_token_ids", f"at most {MAX_STOP_TOKENS} tokens, got {len(tokens)}")
+        return
+    for index, token in enumerate(tokens):
+        if problem := token_problem(token, vocab_size, seen):
+            yield FieldViolation(f"stop_token_ids[{index}]", problem)
 
 
 def id_problem(text: str) -> str | None:

@@ -20,6 +20,10 @@ class ValidRequest:
     """How tokens are drawn."""
     stop: tuple[str, ...]
     """Stop strings."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end the text."""
+    ignore_eos: bool = False
+    """Whether the text goes on after an end-of-sequence token."""
     draft_length: int | None
     """Tokens drafted per round; None leaves it to the policy."""
     request_id: str | None = None
@@ -31,12 +35,14 @@ class ValidRequest:
 
     def sequence(self, name: str, eos_token_ids: frozenset[int]) -> Sequence:
         """What the decoding loop gets; ``name`` is unique there."""
-        endings = tuple(sorted(eos_token_ids)) if self.sampling.min_tokens else ()
+        eos = frozenset() if self.ignore_eos else eos_token_ids
+        endings = tuple(sorted(eos.union(self.stop_token_ids))) if self.sampling.min_tokens else ()
         return Sequence(
             request_id=name,
             prompt=list(self.prompt),
             max_tokens=self.max_tokens,
             sampling=replace(self.sampling, ending_token_ids=endings),
-            eos_token_ids=eos_token_ids,
+            eos_token_ids=eos,
             draft_length=self.draft_length,
+            stop_token_ids=frozenset(self.stop_token_ids),
         )

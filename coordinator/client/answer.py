@@ -11,6 +11,7 @@ _FINISH_REASONS = {
     pb.FINISH_REASON_END_OF_SEQUENCE: "end_of_sequence",
     pb.FINISH_REASON_STOP_STRING: "stop_string",
     pb.FINISH_REASON_LENGTH: "length",
+    pb.FINISH_REASON_STOP_TOKEN: "stop_token",
 }
 
 
@@ -46,6 +47,7 @@ class Answer:
             "token_ids": self.token_ids,
             "finish_reason": _FINISH_REASONS.get(self.last.finish_reason, "unknown"),
             "matched_stop": self.last.matched_stop if self.last.HasField("matched_stop") else None,
+            "matched_stop_token": self.last.matched_stop_token if self.last.HasField("matched_stop_token") else None,
             "usage": {
                 "prompt_tokens": usage.prompt_tokens,
                 "completion_tokens": usage.completion_tokens,

@@ -43,6 +43,8 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     add("--logit-bias", metavar="ID=X,...", help="add to the logits of single tokens")
     add("--seed", type=int, metavar="N", help="makes the text reproducible, with and without speculation")
     add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times")
+    add("--stop-token-ids", metavar="ID,...", help="end at one of these tokens")
+    add("--ignore-eos", action="store_true", help="go on behind an end-of-sequence token")
     add("--deadline", type=float, metavar="SECONDS", help="time that the server has for each prompt (default: any)")
     add("--priority", type=int, metavar="N", help=(
         "your prompts of the highest priority go first where they wait, from -100 to 100 (default: 0)"))
@@ -71,6 +73,7 @@ def generation_violations(args: argparse.Namespace) -> Iterator[FieldViolation]:
         yield FieldViolation("--priority", problem)
     yield from (FieldViolation("--stop", violation.description) for violation in stop_violations(args.stop))
     yield from _violations_of(lambda: _biases(args.logit_bias))
+    yield from _violations_of(lambda: _token_ids(args.stop_token_ids))
     for stop in filter(None, args.stop):
         yield from _violations_of(partial(check_text, stop, "--stop"))
     if args.draft_length != _AUTO:
@@ -86,7 +89,8 @@ def generation_request(args: argparse.Namespace) -> pb.GenerateRequest:
     """The request without its prompt; options that were not given are left to the server."""
     fields: dict[str, Any] = {name: getattr(args, name) for name in (*_WHOLE, "temperature", *RANGES, "priority")}
     request = pb.GenerateRequest(
-        stop=args.stop, logit_bias=_biases(args.logit_bias), timeout_s=args.deadline,
+        stop=args.stop, stop_token_ids=_token_ids(args.stop_token_ids), ignore_eos=args.ignore_eos,
+        logit_bias=_biases(args.logit_bias), timeout_s=args.deadline,
         **{name: value for name, value in fields.items() if value is not None})
     if args.draft_length != _AUTO:
         request.draft_length = int(args.draft_length)
@@ -113,6 +117,14 @@ def _biases(text: str | None) -> list[pb.LogitBias]:
         if problem := BIAS.problem(biases[-1].bias):
             raise InvalidInput.field("--logit-bias", problem)
     return biases
+
+
+def _token_ids(text: str | None) -> list[int]:
+    """``ID,...``; ``InvalidInput``."""
+    try:
+        return [_token(part) for part in text.split(",")] if text is not None else []
+    except ValueError:
+        raise InvalidInput.field("--stop-token-ids", f"must be token ids, as 5,9, got {text!r}") from None
 
 
 def _token(text: str) -> int:

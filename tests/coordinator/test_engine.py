@@ -13,7 +13,7 @@ from coordinator.engine import Engine
 from coordinator.generation import Piece
 from coordinator.valid_request import ValidRequest
 from qspec.errors import InvalidInput, QspecError, QueueFull, Unavailable, WorkerLost
-from qspec.interfaces import DraftAnswer, DraftBatch, VerifyAnswer, VerifyBatch
+from qspec.interfaces import DraftAnswer, DraftBatch, Sampling, VerifyAnswer, VerifyBatch
 from qspec.sequence import FinishReason
 from tests.coordinator.stack_in_memory import request, running_engine
 from tests.fakes import FakeDrafter, FakeVerifier
@@ -128,6 +128,65 @@ def test_end_of_sequence_has_no_text() -> None:
             assert "".join(piece.text for piece in pieces) == "".join(f"{token}," for token in made[:-1])
             assert pieces[-1].ending is not None
             assert pieces[-1].ending.reason is FinishReason.END_OF_SEQUENCE
+    run(test)
+
+
+@pytest.mark.parametrize("draft_length", [0, 3, 8])
+def test_a_stop_token_ends_the_text_and_is_told(draft_length: int) -> None:
+    async def test() -> None:
+        verifier = FakeVerifier()
+        async with running_engine(verifier, FakeDrafter(verifier, wrong_every=0)) as (engine, _):
+            tokens = [t for piece in await collect(engine, request()) for t in piece.token_ids]
+            pieces = await collect(engine, request(stop_token_ids=(tokens[8], 96), draft_length=draft_length))
+            end = tokens.index(tokens[8])
+            assert [t for piece in pieces for t in piece.token_ids] == tokens[: end + 1]
+            assert "".join(piece.text for piece in pieces) == "".join(f"{token}," for token in tokens[:end])
+            ending = pieces[-1].ending
+            assert ending is not None
+            assert (ending.reason, ending.matched_token) == (FinishReason.STOP_TOKEN, tokens[8])
+            assert ending.matched_stop is None
+    run(test)
+
+
+def test_end_of_sequence_may_be_ignored_and_may_be_a_stop_token() -> None:
+    async def test() -> None:
+        async with running_engine(FakeVerifier(), None) as (engine, _):
+            tokens = [t for piece in await collect(engine, request()) for t in piece.token_ids]
+        eos = frozenset({tokens[5]})
+        async with running_engine(FakeVerifier(), None, eos_token_ids=eos) as (engine, _):
+            ignoring = await collect(engine, request(ignore_eos=True))
+            assert [t for piece in ignoring for t in piece.token_ids] == tokens
+            assert "".join(piece.text for piece in ignoring) == "".join(f"{token}," for token in tokens)
+            for ignore_eos in (False, True):
+                stopped = await collect(engine, request(ignore_eos=ignore_eos, stop_token_ids=(tokens[5],)))
+                ending = stopped[-1].ending
+                assert ending is not None and ending.reason is FinishReason.STOP_TOKEN
+    run(test)
+
+
+@pytest.mark.parametrize("draft_length", [0, 3, 8])
+def test_stop_strings_wait_for_min_tokens(draft_length: int) -> None:
+    async def test() -> None:
+        verifier = FakeVerifier()
+        async with running_engine(verifier, FakeDrafter(verifier, wrong_every=0)) as (engine, _):
+            tokens = [t for piece in await collect(engine, request()) for t in piece.token_ids]
+
+            async def ended(stop: str, min_tokens: int) -> int:
+                sampling = Sampling(min_tokens=min_tokens)
+                pieces = await collect(engine, request(stop=(stop,), draft_length=draft_length, sampling=sampling))
+                made = [t for piece in pieces for t in piece.token_ids]
+                assert made == tokens[: len(made)]
+                ending = pieces[-1].ending
+                matched = ending is not None and ending.reason is FinishReason.STOP_STRING
+                assert "".join(piece.text for piece in pieces) == "".join(
+                    f"{t}," for t in made[: len(made) - stop.count(",") * matched])
+                return len(made)
+
+            two = f"{tokens[8]},{tokens[9]},"  # at the 10th token
+            assert await ended(two, 0) == await ended(two, 8) == 10
+            assert await ended(two, 9) == 20, "it would begin within the first nine"
+            assert await ended(",", 20) == 20
+            assert await ended(f"{tokens[8]},", 8) == 9
     run(test)
 
 

@@ -119,6 +119,10 @@ def test_prompt_length_bound() -> None:
         (pb.GenerateRequest(text="a", stop=["b", ""]), "stop[1]"),
         (pb.GenerateRequest(text="a", stop=["x" * (MAX_STOP_LENGTH + 1)]), "stop[0]"),
         (pb.GenerateRequest(text="a", stop=["x"] * (MAX_STOPS + 1)), "stop"),
+        (pb.GenerateRequest(text="a", stop=[str(n) for n in range(10_000)]), "stop"),
+        (pb.GenerateRequest(text="a", stop_token_ids=[257]), "stop_token_ids[0]"),
+        (pb.GenerateRequest(text="a", stop_token_ids=[3, 4, 3]), "stop_token_ids[2]"),
+        (pb.GenerateRequest(text="a", stop_token_ids=range(129)), "stop_token_ids"),
     ],
 )
 def test_one_field_out_of_bounds_is_named(request_: pb.GenerateRequest, field: str) -> None:
@@ -139,6 +143,8 @@ def test_one_field_out_of_bounds_is_named(request_: pb.GenerateRequest, field: s
         *(pb.GenerateRequest(text="a", presence_penalty=p, frequency_penalty=-p) for p in (-2.0, 2.0)),
         biased((0, -100.0), (256, 100.0)),
         pb.GenerateRequest(text="a", min_tokens=2, max_tokens=2),
+        pb.GenerateRequest(text="a", stop_token_ids=[0, 256]),
+        pb.GenerateRequest(text="a", stop_token_ids=range(128)),
         pb.GenerateRequest(text="a" * 500, min_tokens=12),
         pb.GenerateRequest(text="a", draft_length=0),
         pb.GenerateRequest(text="a", draft_length=8),
@@ -182,3 +188,13 @@ def test_what_adjusts_logits_reaches_the_sequence() -> None:
     assert sampling.logit_bias == ((3, -2.0), (9, 1.5))
     assert (sampling.min_tokens, sampling.ending_token_ids) == (300, (2, 7))
     assert not validate(pb.GenerateRequest(text="a")).sequence("1", frozenset({7})).sampling.adjusts_logits
+
+
+def test_what_ends_a_text_reaches_the_sequence() -> None:
+    message = pb.GenerateRequest(text="a", stop_token_ids=[9, 5], min_tokens=2)
+    sequence = validate(message).sequence("1", frozenset({7}))
+    assert (sequence.eos_token_ids, sequence.stop_token_ids) == ({7}, {5, 9})
+    assert sequence.sampling.ending_token_ids == (5, 7, 9)
+    message.ignore_eos = True
+    sequence = validate(message).sequence("1", frozenset({7}))
+    assert (sequence.eos_token_ids, sequence.sampling.ending_token_ids) == (frozenset(), (5, 9))
