@@ -271,7 +271,7 @@ class Engine:
                 continue  # dropped since
             changed.append(stream)
             made[stream.client] = made.get(stream.client, 0) + len(commit.token_ids)
-            piece = stream.generation.take(commit.token_ids)
+            piece = stream.generation.take(commit.token_ids, commit.logprobs)
             kept = stream.put(piece)
             if piece.ending is not None or not kept:
                 del self._streams[commit.sequence.request_id]

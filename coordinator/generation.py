@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from coordinator.stop_strings import StopScanner
+from qspec.interfaces import TokenLogprobs
 from qspec.sequence import FinishReason, Sequence, SequenceStats
 
 
@@ -60,6 +61,10 @@ class Piece:
 
     text: str
     token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One for each token, where they are asked for."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of the prompt's tokens from the second on, where they are asked for; in the first piece."""
     ending: Ending | None = None
 
 
@@ -74,13 +79,14 @@ class Generation:
         self._admitted = time.perf_counter()
         self._first_token: float | None = None
 
-    def take(self, token_ids: ReadOnlySequence[int]) -> Piece:
+    def take(self, token_ids: ReadOnlySequence[int], logprobs: tuple[TokenLogprobs, ...] = ()) -> Piece:
         """Turn newly committed tokens into a piece; drops what comes after a stop string.
 
         The text of the first ``min_tokens`` tokens is not looked at: a stop string that begins there is none.
         """
         now = time.perf_counter()
-        if self._first_token is None:
+        first = self._first_token is None
+        if first:
             self._first_token = now
         taken: list[int] = []
         text: list[str] = []
@@ -97,7 +103,9 @@ class Generation:
         if self.sequence.finish is not None and self._scanner.matched is None:
             text.append(self._scanner.push(self._text.flush()))
             text.append(self._scanner.flush())
-        return Piece(text="".join(text), token_ids=tuple(taken), ending=self._ending(now))
+        return Piece(
+            text="".join(text), token_ids=tuple(taken), logprobs=logprobs[: len(taken)],
+            prompt_logprobs=tuple(self.sequence.prompt_logprobs) if first else (), ending=self._ending(now))
 
     def _ending(self, now: float) -> Ending | None:
         reason = FinishReason.STOP_STRING if self._scanner.matched is not None else self.sequence.finish

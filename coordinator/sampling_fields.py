@@ -50,6 +50,8 @@ RANGES = {
     "repetition_penalty": Range(0.01, 100, "1 is none"),
     "presence_penalty": Range(-2, 2, "0 is none"),
     "frequency_penalty": Range(-2, 2, "0 is none"),
+    "logprobs": Range(0, 20),
+    "prompt_logprobs": Range(0, 20),
 }
 """By field; whoever leaves one out gets its default, which is in range."""
 
@@ -110,6 +112,8 @@ def resolve_sampling(message: pb.GenerateRequest) -> Sampling:
         frequency_penalty=message.frequency_penalty,
         logit_bias=tuple(sorted((entry.token_id, entry.bias) for entry in message.logit_bias)),
         min_tokens=message.min_tokens,
+        logprobs=message.logprobs if message.HasField("logprobs") else None,
+        prompt_logprobs=message.prompt_logprobs if message.HasField("prompt_logprobs") else None,
         seed=message.seed if seeded else secrets.randbits(64),
         rule=AcceptanceRule.REJECTION if by_rejection else AcceptanceRule.COUPLED,
     )

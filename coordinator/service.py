@@ -10,7 +10,7 @@ import grpc
 
 from coordinator.callers import client_of
 from coordinator.engine import RETRY_ELSEWHERE_S, Engine
-from coordinator.messages import info_message, piece_message
+from coordinator.messages import info_message, piece_messages
 from coordinator.requests import encode_prompt, validate_request
 from coordinator.serving import ServerState, Serving, ServingTokenizer
 from coordinator.stream import Stream
@@ -37,7 +37,8 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
         request_id = stream.request_id
         async with stream:
             async for piece in stream:
-                yield piece_message(piece, request_id)
+                for message in piece_messages(piece, request_id):
+                    yield message
                 request_id = ""
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:

@@ -250,6 +250,8 @@ class PrefillChunk:
     lease: int
     start: int
     token_ids: tuple[int, ...]
+    next_token: int | None = None
+    """The token behind them, for a tenancy that is told ``prompt_logprobs``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,11 +278,22 @@ class VerifyBatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprobs:
+    """How probable the model found a token: natural logarithms of its own distribution (``qspec.token_logprobs``)."""
+
+    logprob: float
+    top_token_ids: tuple[int, ...] = ()
+    """The most probable ones in its place, most probable first."""
+    top_logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyResult:
     """What became of one slot; ``token_ids`` are the accepted drafts, then the recovered or bonus token.
 
     ``cached_len`` is the number of valid cached positions afterwards (L' - 1 for a verified sequence of new committed
-    length L'), ``reserved_len`` the number of positions that have blocks.
+    length L'), ``reserved_len`` the number of positions that have blocks. ``logprobs``: one for each of ``token_ids``
+    where they are asked for. ``prompt_logprobs``: those of the prompt tokens behind the prefilled ones.
     """
 
     slot: int
@@ -290,6 +303,8 @@ class VerifyResult:
     token_ids: tuple[int, ...]
     cached_len: int
     reserved_len: int
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

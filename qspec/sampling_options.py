@@ -43,6 +43,10 @@ class Sampling:
     """Tokens to generate before one of ``ending_token_ids`` may come."""
     ending_token_ids: tuple[int, ...] = ()
     """Tokens that end the text."""
+    logprobs: int | None = None
+    """Most probable tokens to tell with each token's log-probability; None tells nothing."""
+    prompt_logprobs: int | None = None
+    """The same for the tokens of the prompt."""
     seed: int = 0
     """Key of the counter-based noise, 64 bits."""
     choice: int = 0
@@ -66,9 +70,14 @@ class Sampling:
         return self.penalises or bool(self.logit_bias) or (self.min_tokens > 0 and bool(self.ending_token_ids))
 
     @property
-    def plain_greedy(self) -> bool:
-        """Whether nothing but the model's most probable token is asked for, so that logits need not be kept."""
+    def takes_argmax(self) -> bool:
+        """Whether a token is the model's most probable one, so that whoever draws it needs no logits."""
         return self.greedy and not self.adjusts_logits
+
+    @property
+    def plain_greedy(self) -> bool:
+        """Whether nothing is asked for but the model's most probable tokens: the verifier needs no logits."""
+        return self.takes_argmax and self.logprobs is None
 
     @property
     def needs_draft_probs(self) -> bool:

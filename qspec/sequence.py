@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from qspec.acceptance_estimate import AcceptanceEstimate
-from qspec.interfaces import Sampling
+from qspec.interfaces import Sampling, TokenLogprobs
 
 
 class FinishReason(Enum):
@@ -71,6 +71,8 @@ class Sequence:
 
     tokens: list[int] = field(init=False)
     """Committed tokens: the prompt, then what was generated."""
+    prompt_logprobs: list[TokenLogprobs] = field(init=False, default_factory=list)
+    """Of the prompt's tokens from the second on, where they are asked for."""
     finish: FinishReason | None = field(init=False, default=None)
     matched_token: int | None = field(init=False, default=None)
     """The one of ``stop_token_ids`` that ended it."""
@@ -111,6 +113,22 @@ class Sequence:
     def ready(self) -> bool:
         """Whether everything but the pending token is cached, so that it can be drafted for."""
         return self.cached_len == len(self.tokens) - 1
+
+    @property
+    def tenancy_sampling(self) -> Sampling:
+        """How a verifier is to draw from now on: what is known of the prompt need not be told again."""
+        if self.sampling.prompt_logprobs is None or len(self.prompt_logprobs) < self.prompt_len - 1:
+            return self.sampling
+        return replace(self.sampling, prompt_logprobs=None)
+
+    def token_behind(self, cached_len: int) -> int | None:
+        """What a chunk has to say of the token behind it: nothing, unless the verifier is to tell how probable it was.
+        """
+        return self.tokens[cached_len] if self.tenancy_sampling.prompt_logprobs is not None else None
+
+    def note_prompt_logprobs(self, start: int, logprobs: tuple[TokenLogprobs, ...]) -> None:
+        """Take in those of the tokens behind positions ``start…``; of a repeated prefill only what is new."""
+        self.prompt_logprobs.extend(logprobs[max(len(self.prompt_logprobs) - start, 0) :])
 
     def commit(self, token_ids: tuple[int, ...], max_model_len: int) -> tuple[int, ...]:
         """Append decided tokens up to one that ends the text or the limits; returns those that were taken."""

@@ -41,6 +41,9 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     add("--frequency-penalty", type=float, metavar="X", help=(
         "subtract from a token's logit as often as it is in the text (default: 0)"))
     add("--logit-bias", metavar="ID=X,...", help="add to the logits of single tokens")
+    add("--logprobs", type=int, metavar="N", help=(
+        "tell log-probabilities of the tokens, and of the N best (with --json)"))
+    add("--prompt-logprobs", type=int, metavar="N", help="the same for the prompt's tokens but for the first")
     add("--seed", type=int, metavar="N", help="makes the text reproducible, with and without speculation")
     add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times")
     add("--stop-token-ids", metavar="ID,...", help="end at one of these tokens")

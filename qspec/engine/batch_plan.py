@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qspec.engine.slots import SlotTable, Tenancy
 from qspec.errors import ContractViolation
-from qspec.interfaces import PrefillChunk, SlotOutcome, Verification, VerifyBatch, VerifyResult
+from qspec.interfaces import PrefillChunk, SlotOutcome, TokenLogprobs, Verification, VerifyBatch, VerifyResult
 
 
 @dataclass(slots=True)
@@ -27,7 +27,10 @@ class Work:
     start: int = 0
     token_ids: list[int] = field(default_factory=list)
     """Rows to compute, at positions ``start``, ``start + 1``, …"""
+    next_token: int | None = None
+    """The token behind a prefilled chunk, where it matters."""
     verification: Verification | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     result: VerifyResult | None = None
 
     @property
@@ -91,13 +94,20 @@ class BatchPlanner:
             work.outcome = SlotOutcome.STALE
             return
         new = self._valid_tokens(chunk.token_ids[cached - chunk.start :])
+        if chunk.next_token is not None:
+            self._valid_tokens((chunk.next_token,))
+        elif work.tenancy.sampling.prompt_logprobs is not None:
+            raise ContractViolation("a chunk of a prompt whose log-probabilities are told needs the token behind it")
         if not new:
+            if chunk.start == work.tenancy.prefilled_from:
+                work.prompt_logprobs = work.tenancy.prompt_logprobs
             return
         if not self._reserve(work, cached + len(new)):
             return
         if not work.token_ids:
             work.start = cached
         work.token_ids.extend(new)
+        work.next_token = chunk.next_token
 
     def _plan_verification(self, work: Work, verification: Verification, round_number: int) -> None:
         """Add the pending token and the drafts, or take the stored answer."""

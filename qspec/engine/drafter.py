@@ -70,7 +70,7 @@ class _Draft:
     @property
     def needs_distributions(self) -> bool:
         """Whether more is asked about than the most probable token."""
-        return not self.item.sampling.plain_greedy or self.gate.rule is not None
+        return not self.item.sampling.takes_argmax or self.gate.rule is not None
 
 
 class _Attached:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qspec.engine.regions import BLOCK_TABLES, SLOT_CACHED, SLOT_LEASES, SLOT_PROMPTS, SLOT_TOKENS
 from qspec.errors import ContractViolation
-from qspec.interfaces import Admission, Release, Sampling, VerifyResult
+from qspec.interfaces import Admission, Release, Sampling, TokenLogprobs, VerifyResult
 from qspec.memory.arena import HostArena
 from qspec.memory.kv_blocks import BlockAllocator
 
@@ -24,6 +24,10 @@ class Tenancy:
     prompt_len: int = 0
     blocks: list[int] = field(default_factory=list)
     cached_len: int = 0
+    prefilled_from: int = -1
+    """Where the last prefilled chunk began that log-probabilities of the prompt came of,"""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """and what they were (for a repeated question)."""
     answered_len: int = 0
     """Committed length that ``answer`` was given for."""
     answer: VerifyResult | None = None

@@ -22,6 +22,7 @@ from qspec.engine.cached_decoder import CachedDecoder
 from qspec.engine.forward import Forward
 from qspec.engine.linears import is_plain, kernel_names, working_memory
 from qspec.engine.passes import SequenceRows
+from qspec.engine.prompt_logprobs import note_prompt_logprobs
 from qspec.engine.regions import (
     DRAFT_PROBS,
     DRAFT_ROUNDS,
@@ -40,6 +41,7 @@ from qspec.interfaces import (
     Progress,
     SlotOutcome,
     StageTimings,
+    TokenLogprobs,
     Verification,
     VerifierDescription,
     VerifyAnswer,
@@ -57,6 +59,7 @@ from qspec.models.layer_weights import LayerWeights
 from qspec.models.tokenizer import vocab_fingerprint
 from qspec.quant.method_plan import MethodPlan, check_methods, plan_verify
 from qspec.quant.methods import Backend, Role
+from qspec.token_logprobs import token_logprobs
 
 
 class LocalVerifier:
@@ -168,6 +171,7 @@ class LocalVerifier:
         prepared = forwarded = time.perf_counter_ns()
         if computed:
             hidden = self._run(computed)
+            note_prompt_logprobs(computed, hidden, self._forward)
             targets = self._targets(decided, hidden[self._decided_rows(computed)]) if decided else None
             forwarded = time.perf_counter_ns()
             if targets is not None:
@@ -232,15 +236,18 @@ class LocalVerifier:
             rows = targets[first : first + len(drafts) + 1]
             first += len(drafts) + 1
             decision = self._decision(work, tenancy, verification, rows)
+            tokens = (*drafts[: decision.accepted], decision.next_token)
             self._slots.set_cached(work.slot, tenancy, length + decision.accepted)
             work.result = VerifyResult(
                 slot=work.slot,
                 lease=work.lease,
                 outcome=SlotOutcome.OK,
                 accepted=decision.accepted,
-                token_ids=(*drafts[: decision.accepted], decision.next_token),
+                token_ids=tokens,
                 cached_len=tenancy.cached_len,
                 reserved_len=self._slots.reserved_len(tenancy),
+                logprobs=_logprobs(rows, tokens, tenancy.sampling.logprobs),
+                prompt_logprobs=work.prompt_logprobs,
             )
             tenancy.answered_len, tenancy.answer = length, work.result
 
@@ -266,7 +273,16 @@ class LocalVerifier:
             token_ids=(),
             cached_len=tenancy.cached_len if tenancy else 0,
             reserved_len=self._slots.reserved_len(tenancy) if tenancy else 0,
+            prompt_logprobs=work.prompt_logprobs,
         )
+
+
+def _logprobs(rows: list[int] | Tensor, tokens: tuple[int, ...], top: int | None) -> tuple[TokenLogprobs, ...]:
+    """Those of the tokens that stand, from their rows' raw logits; none where none are asked for."""
+    if top is None:
+        return ()
+    assert isinstance(rows, Tensor), "whoever is told log-probabilities is not decided by tokens alone"
+    return token_logprobs(rows[: len(tokens)], tokens, top)
 
 
 def _max_model_len(model: ConvertedModel, config: StackConfig) -> int:

@@ -26,6 +26,7 @@ def sampling_to_pb(sampling: Sampling) -> types_pb2.Sampling:
         repetition_penalty=sampling.repetition_penalty, presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty, logit_bias=dict(sampling.logit_bias),
         min_tokens=sampling.min_tokens, ending_token_ids=sampling.ending_token_ids,
+        logprobs=sampling.logprobs, prompt_logprobs=sampling.prompt_logprobs,
     )
 
 
@@ -38,6 +39,8 @@ def sampling_from_pb(message: types_pb2.Sampling) -> Sampling:
         presence_penalty=message.presence_penalty, frequency_penalty=message.frequency_penalty,
         logit_bias=tuple(sorted(message.logit_bias.items())), min_tokens=message.min_tokens,
         ending_token_ids=tuple(message.ending_token_ids),
+        logprobs=message.logprobs if message.HasField("logprobs") else None,
+        prompt_logprobs=message.prompt_logprobs if message.HasField("prompt_logprobs") else None,
     )
     _check_sampling(sampling)
     return sampling
@@ -60,4 +63,6 @@ def _check_sampling(sampling: Sampling) -> None:
     require(
         all(0 <= number <= _MAX_UINT32 for number in (*biased, *sampling.ending_token_ids, sampling.min_tokens)),
         "token ids and min_tokens are 32-bit numbers >= 0")
+    told = [number for number in (sampling.logprobs, sampling.prompt_logprobs) if number is not None]
+    require(all(0 <= number <= _MAX_UINT32 for number in told), "numbers of log-probabilities have 32 bits")
     require(0 <= sampling.choice <= _MAX_CHOICE, f"choice has 16 bits: {sampling.choice}")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from qspec.errors import ContractViolation, EpochMismatch
-from qspec.interfaces import AcceptanceRule, DraftBatch, EarlyStop, Sampling, SlotOutcome, VerifyBatch
+from qspec.interfaces import AcceptanceRule, DraftBatch, EarlyStop, Sampling, SlotOutcome, TokenLogprobs, VerifyBatch
 from tests.contract.sequences import Sequence, decode, draft, only, verify_batch
 from tests.contract.sources import BLOCK_SIZE, EPOCH, MAX_BATCH_ROWS, MAX_DRAFT_LENGTH, MAX_SLOTS, NUM_BLOCKS, Workers
 
@@ -227,3 +227,57 @@ def test_a_draft_may_end_early(workers: Workers, sampling: Sampling) -> None:
         assert verified.outcome is SlotOutcome.OK
         sequence.tokens += verified.token_ids
         item, whole = sequence.draft_item(MAX_DRAFT_LENGTH), draft(workers, number, sequence.draft_item(4))[0]
+
+
+def told(workers: Workers, slot: int, draft_length: int, sampling: Sampling) -> list[TokenLogprobs]:
+    """Log-probabilities of the first tokens of a text, one round after the other; each answer is asked for twice."""
+    sequence = started(workers, slot, 1, sampling)
+    found: list[TokenLogprobs] = []
+    for number in range(slot * 20 + 2, slot * 20 + 8):
+        drafts = draft(workers, number, sequence.draft_item(draft_length))[0] if draft_length else ()
+        batch = verify_batch(number, sequence.verification(drafts))
+        result = only(workers.verifier.verify(batch).results)
+        assert only(workers.verifier.verify(batch).results) == result
+        assert len(result.logprobs) == len(result.token_ids) > 0
+        sequence.tokens += result.token_ids
+        found += result.logprobs
+    return found
+
+
+@pytest.mark.parametrize("name", ["greedy", "penalised"])
+def test_logprobs_do_not_depend_on_drafts(workers: Workers, name: str) -> None:
+    sampling = replace(SAMPLINGS[name], logprobs=3)
+    plain = told(workers, 0, 0, sampling)
+    assert all(len(each.top_token_ids) == len(each.top_logprobs) == 3 for each in plain)
+    assert all(each.logprob <= 0 and list(each.top_logprobs) == sorted(each.top_logprobs)[::-1] for each in plain)
+    drafted = told(workers, 1, MAX_DRAFT_LENGTH, sampling)
+    assert drafted[: len(plain)] == plain[: len(drafted)]
+    assert len({each.logprob for each in plain}) > 1
+
+
+def test_prompt_logprobs_do_not_depend_on_chunks_and_are_told_again(workers: Workers) -> None:
+    sampling = Sampling(prompt_logprobs=2, logprobs=1)
+    sequence = Sequence(0, 1, list(PROMPT), sampling)
+    whole = VerifyBatch(
+        epoch=EPOCH, round=1, admissions=(replace(sequence.admission(), prompt_len=len(PROMPT)),),
+        prefill_chunks=(replace(sequence.chunk(), next_token=PROMPT[-1]),), verifications=(sequence.verification(),))
+    answer = only(workers.verifier.verify(whole).results)
+    assert len(answer.prompt_logprobs) == len(PROMPT) - 1
+    assert len(answer.logprobs) == 1
+    assert only(workers.verifier.verify(whole).results) == answer
+    other = Sequence(1, 1, list(PROMPT), sampling)
+    admission = replace(other.admission(), prompt_len=len(PROMPT))
+    workers.verifier.verify(VerifyBatch(epoch=EPOCH, round=2, admissions=(admission,)))
+    found: list[TokenLogprobs] = []
+    for number, (start, end) in enumerate([(0, 1), (1, 4), (4, 7)], 3):
+        with pytest.raises(ContractViolation, match="token behind"):
+            workers.verifier.verify(
+                VerifyBatch(epoch=EPOCH, round=number, prefill_chunks=(other.chunk(start, end),)))
+        chunk = replace(other.chunk(start, end), next_token=PROMPT[end])
+        batch = VerifyBatch(epoch=EPOCH, round=number, prefill_chunks=(chunk,))
+        result = only(workers.verifier.verify(batch).results)
+        assert only(workers.verifier.verify(batch).results) == result
+        found += result.prompt_logprobs
+    assert tuple(found) == answer.prompt_logprobs
+    (again,) = workers.verifier.verify(verify_batch(9, other.verification())).results
+    assert (again.prompt_logprobs, again.logprobs) == ((), answer.logprobs)

@@ -11,12 +11,14 @@ import pytest
 
 from coordinator.engine import Engine
 from coordinator.generation import Piece
+from coordinator.messages import piece_messages
 from coordinator.valid_request import ValidRequest
 from qspec.errors import InvalidInput, QspecError, QueueFull, Unavailable, WorkerLost
 from qspec.interfaces import DraftAnswer, DraftBatch, Sampling, VerifyAnswer, VerifyBatch
+from qspec.rpc.logprobs_codec import logprobs_from_pb
 from qspec.sequence import FinishReason
 from tests.coordinator.stack_in_memory import request, running_engine
-from tests.fakes import FakeDrafter, FakeVerifier
+from tests.fakes import FakeDrafter, FakeVerifier, fake_logprobs
 
 
 class MortalVerifier(FakeVerifier):
@@ -347,3 +349,33 @@ def test_request_that_comes_with_the_end_is_told_or_refused() -> None:
                             assert [piece async for piece in stream]
                 await closing
     run(test)
+
+
+@pytest.mark.parametrize("draft_length", [0, 4])
+def test_logprobs_go_with_their_tokens(draft_length: int) -> None:
+    async def test() -> None:
+        verifier = FakeVerifier(max_batch_rows=16)
+        async with running_engine(verifier, FakeDrafter(verifier)) as (engine, _):
+            prompt = range(1, 31)
+            sampling = Sampling(logprobs=2, prompt_logprobs=0)
+            pieces = await collect(engine, request(prompt=prompt, draft_length=draft_length, sampling=sampling))
+            assert pieces[0].prompt_logprobs == fake_logprobs(list(prompt)[1:], 0)
+            assert all(piece.prompt_logprobs == () for piece in pieces[1:])
+            assert all(piece.logprobs == fake_logprobs(piece.token_ids, 2) for piece in pieces)
+            tokens = [token for piece in pieces for token in piece.token_ids]
+            stopped = await collect(engine, request(
+                prompt=prompt, draft_length=draft_length, sampling=sampling, stop=(f"{tokens[7]},",)))
+            assert all(piece.logprobs == fake_logprobs(piece.token_ids, 2) for piece in stopped)
+    run(test)
+
+
+def test_a_long_prompts_logprobs_are_split_into_messages() -> None:
+    for count in (0, 1, 1024, 1025, 3000):
+        told = fake_logprobs([token % 97 for token in range(count)], 1)
+        piece = Piece(text="a", token_ids=(5,), prompt_logprobs=told, logprobs=fake_logprobs([5], 0))
+        messages = list(piece_messages(piece, "mine"))
+        assert [message.request_id for message in messages] == ["mine"] + [""] * (len(messages) - 1)
+        assert [message.text for message in messages] == [""] * (len(messages) - 1) + ["a"]
+        assert all(len(message.prompt_logprobs) <= 1024 for message in messages)
+        assert logprobs_from_pb(each for message in messages for each in message.prompt_logprobs) == told
+        assert logprobs_from_pb(messages[-1].logprobs) == piece.logprobs

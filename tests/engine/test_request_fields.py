@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from qspec.interfaces import AcceptanceRule, Sampling
+from qspec.interfaces import AcceptanceRule, Sampling, TokenLogprobs
 from qspec.sequence import Sequence
-from tests.engine.stacks import PROMPTS, SEEDED, generate, generate_alone, running, sequences
+from tests.engine.stacks import PROMPTS, SEEDED, Stack, generate, generate_alone, running, sequences
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -94,3 +96,56 @@ def test_drafts_with_the_same_weights_nearly_always_stand(model: Path, field: st
         drafts, accepted = (sum(getattr(each.stats, name) for each in drafted) for name in ("drafted", "accepted"))
         assert drafts > len(PROMPTS) * 10
         assert accepted > 0.98 * drafts
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_logprobs_are_those_of_transformers(family: str, model_of: Callable[[str], Path]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    theirs = AutoModelForCausalLM.from_pretrained(model_of(family)).eval()
+    sampling = replace(FIELDS["everything"], logprobs=4, prompt_logprobs=3)
+    with running(model_of(family)) as stack:
+        texts = wanted(sampling, 3)
+        told = told_logprobs(stack, texts)
+        assert [text.generated for text in texts] == generate(stack.loop, wanted(FIELDS["everything"], 0))
+    for text in texts:
+        with torch.no_grad():
+            logprobs = theirs(torch.tensor([text.tokens])).logits[0].log_softmax(-1)
+        both = [*zip(text.prompt_logprobs, [3] * len(text.prompt), strict=False),
+                *zip(told[text.request_id], [4] * len(text.tokens), strict=False)]
+        assert len(both) == len(text.tokens) - 1
+        for position, (found, top) in enumerate(both):
+            assert found.logprob == pytest.approx(float(logprobs[position, text.tokens[position + 1]]), abs=1e-3)
+            torch.testing.assert_close(
+                torch.tensor(found.top_logprobs), logprobs[position].topk(top).values, rtol=0, atol=1e-3)
+
+
+def told_logprobs(stack: Stack, texts: list[Sequence]) -> dict[str, list[TokenLogprobs]]:
+    """Make texts; what was told of their tokens."""
+    told: dict[str, list[TokenLogprobs]] = {text.request_id: [] for text in texts}
+    for text in texts:
+        stack.loop.add(text)
+    while stack.loop.has_work:
+        for commit in stack.loop.step():
+            assert len(commit.logprobs) == len(commit.token_ids)
+            told[commit.sequence.request_id] += commit.logprobs
+    return told
+
+
+def test_logprobs_have_the_same_bits_however_they_come_about(model: Path) -> None:
+    sampling = Sampling(logprobs=5, prompt_logprobs=2)
+
+    def everything(draft_length: int, **changes: int) -> list[object]:
+        with running(model, **changes) as stack:
+            texts = wanted(sampling, draft_length)
+            told = told_logprobs(stack, texts)
+            for text in texts:
+                assert len(text.prompt_logprobs) == text.prompt_len - 1
+                assert len(told[text.request_id]) == len(text.generated)
+            assert not changes.get("kv_tokens") or sum(text.stats.recomputations for text in texts) > 0
+            return [(text.tokens, text.prompt_logprobs, told[text.request_id]) for text in texts]
+
+    plain = everything(0)
+    assert everything(4) == plain
+    assert everything(3, max_batch_rows=7) == plain
+    assert everything(2, kv_tokens=96) == plain

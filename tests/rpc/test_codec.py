@@ -134,3 +134,16 @@ def test_the_wire_needs_no_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("result", [
+    verifier_pb2.VerifyResult(
+        outcome=types_pb2.SLOT_OUTCOME_OK, token_ids=[1, 2], logprobs=[types_pb2.TokenLogprobs()]),
+    verifier_pb2.VerifyResult(
+        outcome=types_pb2.SLOT_OUTCOME_OK, token_ids=[1], logprobs=[types_pb2.TokenLogprobs(top_token_ids=[3])]),
+    verifier_pb2.VerifyResult(
+        outcome=types_pb2.SLOT_OUTCOME_OK, prompt_logprobs=[types_pb2.TokenLogprobs(top_logprobs=[-1.0])]),
+])
+def test_bad_logprobs(result: verifier_pb2.VerifyResult) -> None:
+    with pytest.raises(ContractViolation):
+        verifier_codec.verify_answer_from_pb(verifier_pb2.VerifyResponse(results=[result]))
