@@ -65,14 +65,22 @@ class Piece:
     """One for each token, where they are asked for."""
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     """Of the prompt's tokens from the second on, where they are asked for; in the first piece."""
+    prompt_token_ids: tuple[int, ...] = ()
+    """With an echo, in the first piece, whose text then begins with theirs."""
+    choice: int = 0
+    """Which of the request's texts it is of."""
     ending: Ending | None = None
 
 
 class Generation:
     """The text side of one sequence."""
 
-    def __init__(self, sequence: Sequence, text: TextSource, stops: ReadOnlySequence[str]) -> None:
+    def __init__(
+        self, sequence: Sequence, text: TextSource, stops: ReadOnlySequence[str], *, echo: bool = False
+    ) -> None:
+        """``echo``: the prompt's text goes ahead, and no stop string is looked for in it."""
         self.sequence = sequence
+        self._echo = echo
         self._text = text
         self._scanner = StopScanner(stops)
         self._completion_tokens = 0
@@ -89,7 +97,8 @@ class Generation:
         if first:
             self._first_token = now
         taken: list[int] = []
-        text: list[str] = []
+        echoed = tuple(self.sequence.prompt) if first and self._echo else ()
+        text = [self._text.push(echoed)] if echoed else []
         for token in token_ids:
             taken.append(token)
             if token in self.sequence.ending_token_ids:
@@ -105,7 +114,8 @@ class Generation:
             text.append(self._scanner.flush())
         return Piece(
             text="".join(text), token_ids=tuple(taken), logprobs=logprobs[: len(taken)],
-            prompt_logprobs=tuple(self.sequence.prompt_logprobs) if first else (), ending=self._ending(now))
+            prompt_logprobs=tuple(self.sequence.prompt_logprobs) if first else (), prompt_token_ids=echoed,
+            choice=self.sequence.sampling.choice, ending=self._ending(now))
 
     def _ending(self, now: float) -> Ending | None:
         reason = FinishReason.STOP_STRING if self._scanner.matched is not None else self.sequence.finish

@@ -34,11 +34,13 @@ def piece_messages(piece: Piece, request_id: str = "") -> Iterator[pb.GenerateRe
     """
     prompt = logprobs_to_pb(piece.prompt_logprobs)
     for start in range(0, len(prompt) - LOGPROBS_AT_ONCE, LOGPROBS_AT_ONCE):
-        yield pb.GenerateResponse(prompt_logprobs=prompt[start : start + LOGPROBS_AT_ONCE], request_id=request_id)
+        yield pb.GenerateResponse(
+            prompt_logprobs=prompt[start : start + LOGPROBS_AT_ONCE], request_id=request_id, choice=piece.choice)
         request_id = ""
     message = pb.GenerateResponse(
         text=piece.text, token_ids=piece.token_ids, request_id=request_id, logprobs=logprobs_to_pb(piece.logprobs),
-        prompt_logprobs=prompt[(len(prompt) - 1) // LOGPROBS_AT_ONCE * LOGPROBS_AT_ONCE :] if prompt else ())
+        prompt_logprobs=prompt[(len(prompt) - 1) // LOGPROBS_AT_ONCE * LOGPROBS_AT_ONCE :] if prompt else (),
+        prompt_token_ids=piece.prompt_token_ids, choice=piece.choice)
     if piece.ending is not None:
         _add_ending(message, piece.ending)
     yield message

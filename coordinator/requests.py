@@ -86,6 +86,8 @@ def validate_request(message: pb.GenerateRequest, tokenizer: PromptTokenizer, li
         stop=tuple(message.stop),
         stop_token_ids=tuple(message.stop_token_ids),
         ignore_eos=message.ignore_eos,
+        choices=message.n if message.HasField("n") else 1,
+        echo=message.echo,
         draft_length=message.draft_length if message.HasField("draft_length") else None,
         request_id=message.request_id if message.HasField("request_id") else None,
         priority=message.priority,

@@ -52,6 +52,7 @@ RANGES = {
     "frequency_penalty": Range(-2, 2, "0 is none"),
     "logprobs": Range(0, 20),
     "prompt_logprobs": Range(0, 20),
+    "n": Range(1, 64),
 }
 """By field; whoever leaves one out gets its default, which is in range."""
 

@@ -21,6 +21,7 @@ class Answer:
     """What has come of one prompt so far."""
 
     prompt: str
+    choice: int = 0
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[dict[str, Any]] = field(default_factory=list)
@@ -48,6 +49,7 @@ class Answer:
         usage, stats = self.last.usage, self.last.speculation
         return {
             "prompt": self.prompt,
+            "choice": self.choice,
             "text": self.text,
             "token_ids": self.token_ids,
             **({"logprobs": self.logprobs} if self.logprobs else {}),

@@ -41,6 +41,8 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     add("--frequency-penalty", type=float, metavar="X", help=(
         "subtract from a token's logit as often as it is in the text (default: 0)"))
     add("--logit-bias", metavar="ID=X,...", help="add to the logits of single tokens")
+    add("--n", type=int, metavar="N", help="texts to make of each prompt (default: 1)")
+    add("--echo", action="store_true", help="begin each text with its prompt")
     add("--logprobs", type=int, metavar="N", help=(
         "tell log-probabilities of the tokens, and of the N best (with --json)"))
     add("--prompt-logprobs", type=int, metavar="N", help="the same for the prompt's tokens but for the first")
@@ -93,7 +95,7 @@ def generation_request(args: argparse.Namespace) -> pb.GenerateRequest:
     fields: dict[str, Any] = {name: getattr(args, name) for name in (*_WHOLE, "temperature", *RANGES, "priority")}
     request = pb.GenerateRequest(
         stop=args.stop, stop_token_ids=_token_ids(args.stop_token_ids), ignore_eos=args.ignore_eos,
-        logit_bias=_biases(args.logit_bias), timeout_s=args.deadline,
+        echo=args.echo, logit_bias=_biases(args.logit_bias), timeout_s=args.deadline,
         **{name: value for name, value in fields.items() if value is not None})
     if args.draft_length != _AUTO:
         request.draft_length = int(args.draft_length)

@@ -51,6 +51,11 @@ class ClientOptions:
     request: pb.GenerateRequest
     """Everything but the prompt."""
 
+    @property
+    def choices(self) -> int:
+        """Texts of each prompt."""
+        return self.request.n if self.request.HasField("n") else 1
+
     def request_for(self, prompt: str) -> pb.GenerateRequest:
         """The request for one prompt."""
         request = pb.GenerateRequest()

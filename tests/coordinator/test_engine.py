@@ -13,12 +13,13 @@ from coordinator.engine import Engine
 from coordinator.generation import Piece
 from coordinator.messages import piece_messages
 from coordinator.valid_request import ValidRequest
-from qspec.errors import InvalidInput, QspecError, QueueFull, Unavailable, WorkerLost
+from qspec.errors import DeadlineExceeded, InvalidInput, QspecError, QueueFull, Unavailable, WorkerLost
 from qspec.interfaces import DraftAnswer, DraftBatch, Sampling, VerifyAnswer, VerifyBatch
 from qspec.rpc.logprobs_codec import logprobs_from_pb
 from qspec.sequence import FinishReason
 from tests.coordinator.stack_in_memory import request, running_engine
 from tests.fakes import FakeDrafter, FakeVerifier, fake_logprobs
+from tests.toy_model import continue_text
 
 
 class MortalVerifier(FakeVerifier):
@@ -379,3 +380,80 @@ def test_a_long_prompts_logprobs_are_split_into_messages() -> None:
         assert all(len(message.prompt_logprobs) <= 1024 for message in messages)
         assert logprobs_from_pb(each for message in messages for each in message.prompt_logprobs) == told
         assert logprobs_from_pb(messages[-1].logprobs) == piece.logprobs
+
+
+def test_choices_are_told_apart_and_each_is_what_it_would_be_alone() -> None:
+    async def test() -> None:
+        verifier = FakeVerifier(max_slots=2)  # fewer than choices: they take turns
+        async with running_engine(verifier, FakeDrafter(verifier)) as (engine, _):
+            sampling = Sampling(temperature=1.0, seed=8, prompt_logprobs=0)
+            pieces = await collect(engine, replace(request(sampling=sampling), choices=5))
+            texts: dict[int, list[int]] = {}
+            for piece in pieces:
+                assert piece.ending is None or piece.ending.usage.completion_tokens == 20
+                assert bool(piece.prompt_logprobs) == (piece.choice == 0 and piece.choice not in texts)
+                texts.setdefault(piece.choice, []).extend(piece.token_ids)
+            assert sum(piece.ending is not None for piece in pieces) == 5
+            for choice in range(5):
+                expected = continue_text([1, 2, 3], 20, replace(sampling, choice=choice), 97)
+                assert texts[choice] == expected
+            assert len({tuple(text) for text in texts.values()}) == 5
+            assert engine.active == 0
+            greedy = await collect(engine, replace(request(), choices=2))
+            each = ["".join(piece.text for piece in greedy if piece.choice == choice) for choice in (0, 1)]
+            assert each[0] == each[1] != ""
+    run(test)
+
+
+def test_choices_take_places_together_and_leave_together() -> None:
+    async def test() -> None:
+        verifier = FakeVerifier(delay_s=0.005)
+        async with running_engine(verifier, None, max_active=4) as (engine, _):
+            with pytest.raises(InvalidInput, match="n: this server has room for 4 texts at once, got 5"):
+                engine.submit(replace(request(), choices=5))
+            three = engine.submit(replace(request(max_tokens=200), choices=3, request_id="mine"))
+            assert engine.active == 3
+            with pytest.raises(QueueFull):
+                engine.submit(replace(request(), choices=2), client="other")
+            assert engine.active == 3
+            with pytest.raises(InvalidInput, match="request_id: mine is in use"):
+                engine.submit(replace(request(), request_id="mine"))
+            with pytest.raises(InvalidInput, match="request_id: mine is in use"):
+                engine.admission.check("", "mine")
+            assert await text_of(engine, request())
+            await three.__anext__()
+            three.cancel()
+            assert engine.active == 0
+            engine.admission.check("", "mine", 4)
+            await until(lambda: engine.running == 0)
+    run(test)
+
+
+def test_an_error_of_one_choice_ends_all() -> None:
+    async def test() -> None:
+        async with running_engine(FakeVerifier(delay_s=0.005), None) as (engine, _):
+            choices = engine.submit(replace(request(max_tokens=200), choices=3))
+            with pytest.raises(DeadlineExceeded):
+                async with choices:
+                    async for piece in choices:
+                        assert piece.ending is None
+                        engine.admission.streams[-1].fail(DeadlineExceeded("planted by the test"))
+            assert engine.active == 0
+            await until(lambda: engine.running == 0)
+    run(test)
+
+
+@pytest.mark.parametrize("draft_length", [0, 4])
+def test_an_echo_goes_ahead_and_nothing_is_looked_for_in_it(draft_length: int) -> None:
+    async def test() -> None:
+        verifier = FakeVerifier()
+        async with running_engine(verifier, FakeDrafter(verifier)) as (engine, _):
+            tokens = [t for piece in await collect(engine, request()) for t in piece.token_ids]
+            wanted = replace(request(draft_length=draft_length, stop=("2,3",)), echo=True, choices=2)
+            for choice in (0, 1):
+                pieces = [piece for piece in await collect(engine, wanted) if piece.choice == choice]
+                assert "".join(piece.text for piece in pieces) == "".join(f"{token}," for token in [1, 2, 3, *tokens])
+                assert [piece.prompt_token_ids for piece in pieces] == [(1, 2, 3)] + [()] * (len(pieces) - 1)
+                ending = pieces[-1].ending
+                assert ending is not None and ending.usage.completion_tokens == len(tokens)
+    run(test)
