@@ -72,12 +72,28 @@ def keep_typical_p(probs: Tensor, typical_p: float) -> Tensor:
     possible = probs > 0
     surprise = -probs.log()  # [rows, vocab], infinite where impossible
     entropy = _row_sums(probs * surprise.where(possible, 0.0))
-    order = (surprise - entropy).abs().argsort(dim=-1, stable=True)
+    order = _most_typical((surprise - entropy).abs(), probs, typical_p)
     fewer = probs.gather(-1, order).cumsum(-1) < typical_p  # up to this rank there is not enough
-    ranks = torch.arange(probs.shape[-1], device=probs.device)
+    ranks = torch.arange(order.shape[-1], device=probs.device)
     kept = torch.zeros_like(possible).scatter_(-1, order, ranks <= fewer.sum(-1, keepdim=True))
     probs = probs.where(kept, 0.0)
     return probs / _row_sums(probs)
+
+
+def _most_typical(distance: Tensor, probs: Tensor, mass: float) -> Tensor:
+    """Token ids of each row by distance, then by id, at least until their probabilities reach ``mass``.
+
+    Looks at the few nearest first. They do where the mass is reached before the farthest of them: nobody who is left
+    out is as near as those that count.
+    """
+    if distance.shape[-1] > _FEW_TOKENS:
+        few = distance.topk(_FEW_TOKENS, dim=-1, largest=False).indices.sort(-1).values
+        near, order = distance.gather(-1, few).sort(dim=-1, stable=True)
+        ids = few.gather(-1, order)
+        inside = near < near[:, -1:]
+        if bool(((probs.gather(-1, ids).cumsum(-1) >= mass) & inside).any(-1).all()):
+            return ids
+    return distance.argsort(dim=-1, stable=True)
 
 
 def _row_sums(values: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
+from qspec.filters import keep_typical_p
 from qspec.interfaces import Sampling
 from qspec.noise import NoiseKey, Purpose, gumbel
 from qspec.sampling import draw, token_probs
@@ -34,6 +36,19 @@ def kept(probs: list[float], tokens: set[int]) -> list[float]:
     return [prob / total if token in tokens else 0.0 for token, prob in enumerate(probs)]
 
 
+def by_typicality(probs: list[float]) -> list[int]:
+    """Possible tokens, those first whose surprise is nearest to the entropy; of equally probable ones the lowest id."""
+    possible = [token for token, prob in enumerate(probs) if prob > 0]
+    entropy = -math.fsum(probs[token] * math.log(probs[token]) for token in possible)
+    distance = {token: round(abs(-math.log(probs[token]) - entropy), 10) for token in possible}
+    levels: dict[float, float] = {}
+    for token in possible:  # two probabilities equally far from the entropy, up to rounding, may go either way
+        assume(abs(levels.setdefault(distance[token], probs[token]) - probs[token]) < 1e-12)
+    ranked = sorted(levels)
+    assume(all(after - before > BOUNDARY for before, after in itertools.pairwise(ranked)))
+    return sorted(possible, key=lambda token: (distance[token], token))
+
+
 def filtered(
     logits: list[float], temperature: float, top_k: int, top_p: float, min_p: float = 0.0, typical_p: float = 1.0
 ) -> list[float]:
@@ -51,13 +66,7 @@ def filtered(
         assume(all(prob == most or abs(prob - min_p * most) > BOUNDARY for prob in probs))
         probs = kept(probs, {token for token, prob in enumerate(probs) if prob >= min_p * most})
     if typical_p < 1.0:
-        possible = [token for token, prob in enumerate(probs) if prob > 0]
-        entropy = -math.fsum(probs[token] * math.log(probs[token]) for token in possible)
-        distance = {token: abs(-math.log(probs[token]) - entropy) for token in possible}
-        assume(all(a == b or logits[i] == logits[j] or abs(a - b) > BOUNDARY
-                   for i, a in distance.items() for j, b in distance.items()))
-        order = sorted(possible, key=lambda token: (round(distance[token], 11), token))
-        probs = kept(probs, until(order, probs, typical_p))
+        probs = kept(probs, until(by_typicality(probs), probs, typical_p))
     return probs
 
 
@@ -159,8 +168,13 @@ def test_a_few_possible_tokens_of_many_are_drawn_alike() -> None:
     vocab_size=st.integers(60, 1500), spread=st.sampled_from([0.0, 0.02, 1.0, 6.0]),
     top_p=st.sampled_from([0.1, 0.9, 0.999]), seed=st.integers(0, 10**6),
 )
-def test_top_p_over_large_vocabularies(vocab_size: int, spread: float, top_p: float, seed: int) -> None:
+def test_top_p_and_typical_p_over_large_vocabularies(vocab_size: int, spread: float, top_p: float, seed: int) -> None:
     logits = torch.randn(vocab_size, generator=torch.Generator().manual_seed(seed)).mul(spread * 4).round() / 4
+    whole = keep_typical_p(logits[None].double().softmax(-1), top_p)
+    assert torch.equal(keep_typical_p(logits[None].double().softmax(-1).repeat(3, 1), top_p)[1:2], whole)
+    order = by_typicality(logits.double().softmax(-1).tolist())
+    typical = kept(logits.double().softmax(-1).tolist(), until(order, logits.double().softmax(-1).tolist(), top_p))
+    torch.testing.assert_close(whole[0], torch.tensor(typical, dtype=torch.float64), rtol=1e-11, atol=0)
     expected = filtered(logits.tolist(), 1.0, 0, top_p)
     probs = token_probs(logits[None].double(), Sampling(temperature=1.0, top_p=top_p))[0]
     torch.testing.assert_close(probs, torch.tensor(expected, dtype=torch.float64), rtol=1e-11, atol=0)
