@@ -13,13 +13,14 @@ import contextlib
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from coordinator.retry_estimate import RetryEstimate
 from coordinator.stream import Stream
 from coordinator.waiting_queue import WaitingQueue
 from qspec.errors import InvalidInput, QueueFull
-from qspec.sequence import Sequence
+from qspec.sequence import Sequence as Tokens
 
 
 class Admission:
@@ -30,7 +31,8 @@ class Admission:
         self._max_active = max_active
         self._lock = threading.Lock()
         self._queue: WaitingQueue[Stream] = WaitingQueue()
-        self._active: dict[tuple[str, str], Stream] = {}  # by client and request id
+        self._active: dict[Stream, None] = {}  # in the order of arrival
+        self._ids: Counter[tuple[str, str]] = Counter()  # places by client and request id
         self._estimate = RetryEstimate()
         self._looked_at = 0
 
@@ -45,7 +47,7 @@ class Admission:
     def streams(self) -> list[Stream]:
         """The active ones."""
         with self._lock:
-            return list(self._active.values())
+            return list(self._active)
 
     @contextlib.contextmanager
     def looking(self) -> Iterator[None]:
@@ -62,29 +64,35 @@ class Admission:
         """An id for a request whose client chose none."""
         return f"request-{secrets.token_hex(8)}"
 
-    def check(self, client: str, request_id: str | None) -> None:
+    def check(self, client: str, request_id: str | None, choices: int = 1) -> None:
         """Refuse early what ``enter`` would refuse now: nobody has to make tokens of its text."""
         with self._lock:
             self._check_id(client, request_id)
-            if len(self._active) >= self._max_active and not self._queue.can_displace_for(client):
+            self._check_choices(choices)
+            if self._lacks(choices) and not (choices == 1 and self._queue.can_displace_for(client)):
                 raise self._full()
 
-    def enter(self, stream: Stream) -> Stream | None:
-        """Let a request in, to wait for its turn.
+    def enter(self, streams: Sequence[Stream]) -> Stream | None:
+        """Let a request in, to wait for its turn; each of its choices takes a place, and all get one or none does.
 
         Returns one that has to give way, because the queue is full and its client has more than its share of it; it has
-        left. Raises ``QueueFull``, and ``InvalidInput`` for a request id that its client uses already.
+        left. A request of several choices drives nobody out. Raises ``QueueFull``, and ``InvalidInput`` for a request
+        id that its client uses already and for more choices than there are places.
         """
+        client, request_id = streams[0].client, streams[0].request_id
         with self._lock:
-            self._check_id(stream.client, stream.request_id)
+            self._check_id(client, request_id)
+            self._check_choices(len(streams))
             displaced: Stream | None = None
-            if len(self._active) >= self._max_active:
-                displaced = self._queue.displace_for(stream.client)
+            if self._lacks(len(streams)):
+                displaced = self._queue.displace_for(client) if len(streams) == 1 else None
                 if displaced is None:
                     raise self._full()
-                del self._active[displaced.client, displaced.request_id]
-            self._active[stream.client, stream.request_id] = stream
-            self._queue.push(stream, client=stream.client, priority=stream.priority)
+                self._forget(displaced)
+            for stream in streams:
+                self._active[stream] = None
+                self._ids[client, request_id] += 1
+                self._queue.push(stream, client=client, priority=stream.priority)
             return displaced
 
     def refusal(self, reason: str) -> QueueFull:
@@ -95,9 +103,9 @@ class Admission:
     def leave(self, stream: Stream) -> bool:
         """A request has ended, however it did; False when it had left already."""
         with self._lock:
-            if self._active.get((stream.client, stream.request_id)) is not stream:
+            if stream not in self._active:
                 return False
-            del self._active[stream.client, stream.request_id]
+            self._forget(stream)
             self._queue.remove(stream)
             self._estimate.ended(time.monotonic())
             return True
@@ -109,7 +117,7 @@ class Admission:
         """Requests whose turn has not come."""
         return len(self._queue)
 
-    def next(self, fits: Callable[[Sequence], bool]) -> Stream | None:
+    def next(self, fits: Callable[[Tokens], bool]) -> Stream | None:
         """Take the request whose turn it is, if there is one and it ``fits``; nobody passes one that does not fit."""
         with self._lock:
             stream = self._queue.head()
@@ -128,16 +136,30 @@ class Admission:
     # ---- under the lock ---------------------------------------------------------------------------------------------
 
     def _check_id(self, client: str, request_id: str | None) -> None:
-        if request_id is not None and (client, request_id) in self._active:
+        if request_id is not None and (client, request_id) in self._ids:
             raise InvalidInput.field(
                 "request_id", f"{request_id} is in use: choose another, or wait until that request has ended")
+
+    def _check_choices(self, choices: int) -> None:
+        if choices > self._max_active:
+            raise InvalidInput.field("n", f"this server has room for {self._max_active} texts at once, got {choices}")
+
+    def _lacks(self, places: int) -> bool:
+        return len(self._active) + places > self._max_active
+
+    def _forget(self, stream: Stream) -> None:
+        del self._active[stream]
+        key = stream.client, stream.request_id
+        self._ids[key] -= 1
+        if not self._ids[key]:
+            del self._ids[key]
 
     def _full(self) -> QueueFull:
         return self.refusal(f"{len(self._active)} requests are running or waiting already")
 
     def _soonest_end_s(self) -> float | None:
         """Seconds that the request nearest to its end still needs, should it make all its tokens."""
-        sequences = [stream.generation.sequence for stream in self._active.values()]
+        sequences = [stream.generation.sequence for stream in self._active]
         needs = [
             one.remaining * one.stats.round_s / made
             for one in sequences

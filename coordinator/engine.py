@@ -24,16 +24,16 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from coordinator.admission import Admission
+from coordinator.choices import Choices
 from coordinator.command_queue import CommandQueue, ThreadEnded
 from coordinator.engine_observer import Costs, EngineObserver
 from coordinator.generation import Generation, TextSource
 from coordinator.intake import Intake
-from coordinator.requests import ValidRequest
 from coordinator.stream import MAX_BUFFERED_TOKENS, UNREAD_S, Stream
+from coordinator.valid_request import ValidRequest
 from qspec.cost_calibration import calibrate as calibrate_costs
 from qspec.errors import QspecError, Unavailable, WorkerLost
 from qspec.interfaces import Drafter, DrafterDescription, Progress, Verifier, VerifierDescription
-from qspec.sequence import Sequence
 from qspec.speculation import SpeculationLoop
 
 logger = logging.getLogger(__name__)
@@ -110,8 +110,8 @@ class Engine:
         """Requests that are running or waiting."""
         return self.admission.active
 
-    def submit(self, request: ValidRequest, *, client: str = "", deadline: float | None = None) -> Stream:
-        """Queue a request; to be called on the event loop.
+    def submit(self, request: ValidRequest, *, client: str = "", deadline: float | None = None) -> Stream | Choices:
+        """Queue a request; to be called on the event loop. Several choices are told apart by the pieces.
 
         Args:
             request: what to generate.
@@ -122,27 +122,25 @@ class Engine:
         ``DeadlineExceeded`` when it is too late.
         """
         intake = self._started()
-        sequence = Sequence(
-            request_id=str(next(self._sequence_ids)),
-            prompt=list(request.prompt),
-            max_tokens=request.max_tokens,
-            sampling=request.sampling,
-            eos_token_ids=self._eos_token_ids,
-            draft_length=request.draft_length,
-        )
-        stream = Stream(
-            Generation(sequence, self._text_source(), request.stop), intake.cancel, client=client,
-            request_id=request.request_id or self.admission.new_request_id(), priority=request.priority,
-            max_buffered_tokens=self.max_buffered_tokens, unread_s=self._unread_s,
-        )
+        request_id, changed = request.request_id or self.admission.new_request_id(), asyncio.Event()
+
+        def stream(choice: int) -> Stream:
+            sequence = request.sequence(str(next(self._sequence_ids)), self._eos_token_ids, choice)
+            return Stream(
+                Generation(sequence, self._text_source(), request.stop, echo=request.echo), intake.cancel,
+                client=client, request_id=request_id, priority=request.priority,
+                max_buffered_tokens=self.max_buffered_tokens, unread_s=self._unread_s, changed=changed,
+            )
+
+        streams = [stream(choice) for choice in range(request.choices)]
         with self._ending:
             if self._ended:
                 raise self._end_error()
-            intake.enter(stream, deadline)
+            intake.enter(streams, deadline)
         if not self._wanted:
             self._wanted = True
             self._commands.post(self._look)
-        return stream
+        return streams[0] if len(streams) == 1 else Choices(streams, changed)
 
     async def drain(self) -> None:
         """Wait until no stream is running or waiting."""
@@ -279,7 +277,7 @@ class Engine:
                 continue  # dropped since
             changed.append(stream)
             made[stream.client] = made.get(stream.client, 0) + len(commit.token_ids)
-            piece = stream.generation.take(commit.token_ids)
+            piece = stream.generation.take(commit.token_ids, commit.logprobs)
             kept = stream.put(piece)
             if piece.ending is not None or not kept:
                 del self._streams[commit.sequence.request_id]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from coordinator.stop_strings import StopScanner
+from qspec.interfaces import TokenLogprobs
 from qspec.sequence import FinishReason, Sequence, SequenceStats
 
 
@@ -49,6 +50,7 @@ class Ending:
 
     reason: FinishReason
     matched_stop: str | None
+    matched_token: int | None
     usage: Usage
     stats: SequenceStats
 
@@ -59,39 +61,61 @@ class Piece:
 
     text: str
     token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One for each token, where they are asked for."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of the prompt's tokens from the second on, where they are asked for; in the first piece."""
+    prompt_token_ids: tuple[int, ...] = ()
+    """With an echo, in the first piece, whose text then begins with theirs."""
+    choice: int = 0
+    """Which of the request's texts it is of."""
     ending: Ending | None = None
 
 
 class Generation:
     """The text side of one sequence."""
 
-    def __init__(self, sequence: Sequence, text: TextSource, stops: ReadOnlySequence[str]) -> None:
+    def __init__(
+        self, sequence: Sequence, text: TextSource, stops: ReadOnlySequence[str], *, echo: bool = False
+    ) -> None:
+        """``echo``: the prompt's text goes ahead, and no stop string is looked for in it."""
         self.sequence = sequence
+        self._echo = echo
         self._text = text
         self._scanner = StopScanner(stops)
         self._completion_tokens = 0
         self._admitted = time.perf_counter()
         self._first_token: float | None = None
 
-    def take(self, token_ids: ReadOnlySequence[int]) -> Piece:
-        """Turn newly committed tokens into a piece; drops what comes after a stop string."""
+    def take(self, token_ids: ReadOnlySequence[int], logprobs: tuple[TokenLogprobs, ...] = ()) -> Piece:
+        """Turn newly committed tokens into a piece; drops what comes after a stop string.
+
+        The text of the first ``min_tokens`` tokens is not looked at: a stop string that begins there is none.
+        """
         now = time.perf_counter()
-        if self._first_token is None:
+        first = self._first_token is None
+        if first:
             self._first_token = now
         taken: list[int] = []
-        text: list[str] = []
+        echoed = tuple(self.sequence.prompt) if first and self._echo else ()
+        text = [self._text.push(echoed)] if echoed else []
         for token in token_ids:
             taken.append(token)
-            if token in self.sequence.eos_token_ids:
+            if token in self.sequence.ending_token_ids:
                 continue  # ends the sequence; it has no text
-            text.append(self._scanner.push(self._text.push([token])))
+            piece = self._text.push([token])
+            scanned = self._completion_tokens + len(taken) > self.sequence.sampling.min_tokens
+            text.append(self._scanner.push(piece) if scanned else piece)
             if self._scanner.matched is not None:
                 break
         self._completion_tokens += len(taken)
         if self.sequence.finish is not None and self._scanner.matched is None:
             text.append(self._scanner.push(self._text.flush()))
             text.append(self._scanner.flush())
-        return Piece(text="".join(text), token_ids=tuple(taken), ending=self._ending(now))
+        return Piece(
+            text="".join(text), token_ids=tuple(taken), logprobs=logprobs[: len(taken)],
+            prompt_logprobs=tuple(self.sequence.prompt_logprobs) if first else (), prompt_token_ids=echoed,
+            choice=self.sequence.sampling.choice, ending=self._ending(now))
 
     def _ending(self, now: float) -> Ending | None:
         reason = FinishReason.STOP_STRING if self._scanner.matched is not None else self.sequence.finish
@@ -101,6 +125,7 @@ class Generation:
         return Ending(
             reason=reason,
             matched_stop=self._scanner.matched,
+            matched_token=self.sequence.matched_token if reason is FinishReason.STOP_TOKEN else None,
             usage=Usage(
                 prompt_tokens=self.sequence.prompt_len,
                 completion_tokens=self._completion_tokens,

@@ -7,7 +7,7 @@ the server goes. In each case it gives up its place here at once, and what it ho
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from coordinator.admission import Admission
 from coordinator.deliveries import Deliveries
@@ -28,16 +28,20 @@ class Intake:
         self._timers: dict[Stream, asyncio.TimerHandle] = {}
         self.deliveries = Deliveries(event_loop, self._settle)
 
-    def enter(self, stream: Stream, deadline: float | None) -> None:
-        """Let a request in; ``deadline`` by the event loop's clock. Raises what ``Admission.enter`` raises."""
+    def enter(self, streams: Sequence[Stream], deadline: float | None) -> None:
+        """Let a request in, all its choices or none; ``deadline`` by the event loop's clock.
+
+        Raises what ``Admission.enter`` raises.
+        """
         now = self._event_loop.time()
         if deadline is not None and deadline <= now:
             raise DeadlineExceeded("the request's deadline passed before it could wait for its turn")
-        displaced = self._admission.enter(stream)
+        displaced = self._admission.enter(streams)
         if displaced is not None:
             self._end(displaced, self._admission.refusal("the queue is full, and a client with less in it came"))
         if deadline is not None:
-            self._timers[stream] = self._event_loop.call_at(deadline, self._expire, stream, now)
+            for stream in streams:
+                self._timers[stream] = self._event_loop.call_at(deadline, self._expire, stream, now)
 
     def cancel(self, stream: Stream) -> None:
         """The client does not want the text any more."""

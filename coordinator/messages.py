@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 from coordinator.generation import Ending, Piece
 from coordinator.serving import ServerState, Serving
 from qspec.interfaces import MemoryItem
+from qspec.rpc.logprobs_codec import logprobs_to_pb
 from qspec.sequence import FinishReason
 from qspec.v1 import generation_pb2 as pb
 
 _FINISH_REASONS = {
     FinishReason.END_OF_SEQUENCE: pb.FINISH_REASON_END_OF_SEQUENCE,
     FinishReason.STOP_STRING: pb.FINISH_REASON_STOP_STRING,
+    FinishReason.STOP_TOKEN: pb.FINISH_REASON_STOP_TOKEN,
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
 }
+LOGPROBS_AT_ONCE = 1024
+"""Prompt tokens whose log-probabilities are in one message."""
 _STATES = {
     ServerState.LOADING: pb.SERVER_STATE_LOADING,
     ServerState.SERVING: pb.SERVER_STATE_SERVING,
@@ -22,12 +27,23 @@ _STATES = {
 }
 
 
-def piece_message(piece: Piece, request_id: str = "") -> pb.GenerateResponse:
-    """One piece of a stream; the first is given the request's id."""
-    message = pb.GenerateResponse(text=piece.text, token_ids=piece.token_ids, request_id=request_id)
+def piece_messages(piece: Piece, request_id: str = "") -> Iterator[pb.GenerateResponse]:
+    """One piece of a stream; the first is given the request's id.
+
+    A long prompt's log-probabilities go ahead in messages of their own: a message of gRPC holds 4 MB.
+    """
+    prompt = logprobs_to_pb(piece.prompt_logprobs)
+    for start in range(0, len(prompt) - LOGPROBS_AT_ONCE, LOGPROBS_AT_ONCE):
+        yield pb.GenerateResponse(
+            prompt_logprobs=prompt[start : start + LOGPROBS_AT_ONCE], request_id=request_id, choice=piece.choice)
+        request_id = ""
+    message = pb.GenerateResponse(
+        text=piece.text, token_ids=piece.token_ids, request_id=request_id, logprobs=logprobs_to_pb(piece.logprobs),
+        prompt_logprobs=prompt[(len(prompt) - 1) // LOGPROBS_AT_ONCE * LOGPROBS_AT_ONCE :] if prompt else (),
+        prompt_token_ids=piece.prompt_token_ids, choice=piece.choice)
     if piece.ending is not None:
         _add_ending(message, piece.ending)
-    return message
+    yield message
 
 
 def info_message(serving: Serving) -> pb.GetServerInfoResponse:
@@ -67,6 +83,8 @@ def _add_ending(message: pb.GenerateResponse, ending: Ending) -> None:
     message.finish_reason = _FINISH_REASONS[ending.reason]
     if ending.matched_stop is not None:
         message.matched_stop = ending.matched_stop
+    if ending.matched_token is not None:
+        message.matched_stop_token = ending.matched_token
     usage, stats = ending.usage, ending.stats
     message.usage.CopyFrom(pb.Usage(
         prompt_tokens=usage.prompt_tokens,

@@ -1,28 +1,25 @@
 """From a ``GenerateRequest`` to a request that the engine can run, or to *every* reason why it cannot.
 
-Defaults are applied here and nowhere else. A request with a seed, and a greedy one, is decided by coupling, so that
-its text does not depend on speculation; any other draws a seed of its own and is decided by rejection
-(``qspec.acceptance``).
+Defaults are applied here and in ``coordinator.sampling_fields`` (how tokens are drawn), and nowhere else.
 """
 
 from __future__ import annotations
 
-import math
-import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from coordinator.sampling_fields import resolve_sampling, sampling_violations, token_problem
+from coordinator.valid_request import ValidRequest
 from qspec.errors import FieldViolation, InvalidInput
-from qspec.interfaces import AcceptanceRule, Sampling
 from qspec.v1 import generation_pb2 as pb
 
 DEFAULT_MAX_TOKENS = 256
 """Tokens to make when a request does not say, or what the context still holds if that is less."""
-MIN_TEMPERATURE = 1e-3
-"""Smallest temperature above 0: below it, logits divided by it leave the range of fp32."""
 MAX_STOPS = 16
 """Most stop strings in a request."""
+MAX_STOP_TOKENS = 128
+"""Most entries of ``stop_token_ids``."""
 MAX_STOP_LENGTH = 256
 """Most characters of a stop string."""
 MAX_ID_LENGTH = 128
@@ -59,28 +56,6 @@ class RequestLimits:
     """Token ids are below this."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ValidRequest:
-    """A request with every default applied."""
-
-    prompt: tuple[int, ...]
-    """Token ids, at least one, leaving room for at least one more."""
-    max_tokens: int
-    """Most tokens to make, at least 1, never more than the context holds."""
-    sampling: Sampling
-    """How tokens are drawn."""
-    stop: tuple[str, ...]
-    """Stop strings."""
-    draft_length: int | None
-    """Tokens drafted per round; None leaves it to the policy."""
-    request_id: str | None = None
-    """As its client chose it."""
-    priority: int = 0
-    """Among the waiting requests of its client the highest goes first."""
-    timeout_s: float | None = None
-    """Seconds from its arrival within which it has to be finished."""
-
-
 def validate_request(message: pb.GenerateRequest, tokenizer: PromptTokenizer, limits: RequestLimits) -> ValidRequest:
     """The request, or ``InvalidInput`` naming every offending field at once."""
     violations: list[FieldViolation] = []
@@ -94,18 +69,25 @@ def validate_request(message: pb.GenerateRequest, tokenizer: PromptTokenizer, li
                 f"token: shorten it to {limits.max_model_len - 1} tokens, or start the server with more"))
     except InvalidInput as error:
         violations += error.violations
-    violations += _number_violations(message, limits)
-    violations += _flow_violations(message)
+    room = limits.max_model_len - len(prompt)
+    violations += _length_violations(message, room)
+    violations += sampling_violations(message, limits.vocab_size)
+    violations += _flow_violations(message, limits)
     violations += stop_violations(message.stop)
+    violations += _stop_token_violations(message, limits.vocab_size)
     if violations:
         raise InvalidInput(*violations)
-    room = limits.max_model_len - len(prompt)
-    wanted = message.max_tokens if message.HasField("max_tokens") else DEFAULT_MAX_TOKENS
+    default = max(DEFAULT_MAX_TOKENS, message.min_tokens)
+    wanted = message.max_tokens if message.HasField("max_tokens") else default
     return ValidRequest(
         prompt=tuple(prompt),
         max_tokens=min(wanted, room),
-        sampling=_resolve_sampling(message),
+        sampling=resolve_sampling(message),
         stop=tuple(message.stop),
+        stop_token_ids=tuple(message.stop_token_ids),
+        ignore_eos=message.ignore_eos,
+        choices=message.n if message.HasField("n") else 1,
+        echo=message.echo,
         draft_length=message.draft_length if message.HasField("draft_length") else None,
         request_id=message.request_id if message.HasField("request_id") else None,
         priority=message.priority,
@@ -133,20 +115,6 @@ def encode_prompt(
     return tokens
 
 
-def temperature_problem(temperature: float) -> str | None:
-    """What is wrong with a temperature, if anything."""
-    if not math.isfinite(temperature) or temperature < 0 or 0 < temperature < MIN_TEMPERATURE:
-        return f"must be 0 (greedy) or a finite number of at least {MIN_TEMPERATURE:g}, got {temperature:g}"
-    return None
-
-
-def top_p_problem(top_p: float) -> str | None:
-    """What is wrong with a top-p, if anything."""
-    if not 0 < top_p <= 1:  # NaN compares false
-        return f"must be above 0 and at most 1 (1 keeps all), got {top_p:g}"
-    return None
-
-
 def stop_violations(stops: Sequence[str]) -> Iterator[FieldViolation]:
     """What is wrong with the stop strings."""
     if len(stops) > MAX_STOPS:
@@ -156,6 +124,16 @@ def stop_violations(stops: Sequence[str]) -> Iterator[FieldViolation]:
             yield FieldViolation(f"stop[{index}]", "must not be empty: leave it out instead")
         elif len(stop) > MAX_STOP_LENGTH:
             yield FieldViolation(f"stop[{index}]", f"at most {MAX_STOP_LENGTH} characters, got {len(stop)}")
+
+
+def _stop_token_violations(message: pb.GenerateRequest, vocab_size: int) -> Iterator[FieldViolation]:
+    tokens, seen = message.stop_token_ids, set[int]()
+    if len(tokens) > MAX_STOP_TOKENS:
+        yield FieldViolation("stop_token_ids", f"at most {MAX_STOP_TOKENS} tokens, got {len(tokens)}")
+        return
+    for index, token in enumerate(tokens):
+        if problem := token_problem(token, vocab_size, seen):
+            yield FieldViolation(f"stop_token_ids[{index}]", problem)
 
 
 def id_problem(text: str) -> str | None:
@@ -181,8 +159,12 @@ def timeout_problem(timeout_s: float) -> str | None:
     return None
 
 
-def _flow_violations(message: pb.GenerateRequest) -> Iterator[FieldViolation]:
+def _flow_violations(message: pb.GenerateRequest, limits: RequestLimits) -> Iterator[FieldViolation]:
     """What is wrong with the fields that say how a request is treated, not what it generates."""
+    if message.HasField("draft_length") and message.draft_length > limits.max_draft_length:
+        yield FieldViolation(
+            "draft_length",
+            f"this server drafts at most {limits.max_draft_length} tokens per round, got {message.draft_length}")
     if message.HasField("request_id") and (problem := id_problem(message.request_id)):
         yield FieldViolation("request_id", problem)
     if problem := priority_problem(message.priority):
@@ -191,30 +173,17 @@ def _flow_violations(message: pb.GenerateRequest) -> Iterator[FieldViolation]:
         yield FieldViolation("timeout_s", problem)
 
 
-def _number_violations(message: pb.GenerateRequest, limits: RequestLimits) -> Iterator[FieldViolation]:
+def _length_violations(message: pb.GenerateRequest, room: int) -> Iterator[FieldViolation]:
+    """What is wrong with the numbers of tokens; ``room``: new tokens that the context still holds."""
     if message.HasField("max_tokens") and message.max_tokens < 1:
         yield FieldViolation("max_tokens", f"must be at least 1, got {message.max_tokens}")
-    if message.HasField("temperature") and (problem := temperature_problem(message.temperature)):
-        yield FieldViolation("temperature", problem)
-    if message.HasField("top_p") and (problem := top_p_problem(message.top_p)):
-        yield FieldViolation("top_p", problem)
-    if message.HasField("draft_length") and message.draft_length > limits.max_draft_length:
+    elif message.HasField("max_tokens") and message.min_tokens > message.max_tokens:
         yield FieldViolation(
-            "draft_length",
-            f"this server drafts at most {limits.max_draft_length} tokens per round, got {message.draft_length}")
-
-
-def _resolve_sampling(message: pb.GenerateRequest) -> Sampling:
-    temperature = message.temperature if message.HasField("temperature") else 0.0
-    seeded = message.HasField("seed")
-    by_rejection = temperature > 0 and not seeded
-    return Sampling(
-        temperature=temperature,
-        top_k=message.top_k,
-        top_p=message.top_p if message.HasField("top_p") else 1.0,
-        seed=message.seed if seeded else secrets.randbits(64),
-        rule=AcceptanceRule.REJECTION if by_rejection else AcceptanceRule.COUPLED,
-    )
+            "min_tokens", f"must be at most max_tokens, {message.max_tokens}, got {message.min_tokens}")
+    elif message.min_tokens > max(room, 0):
+        yield FieldViolation(
+            "min_tokens", f"must be at most {max(room, 0)}, what the context holds behind the prompt, "
+            f"got {message.min_tokens}")
 
 
 def _prompt_field(message: pb.GenerateRequest | pb.TokenizeRequest) -> str:

@@ -9,8 +9,9 @@ from typing import Any, cast
 import grpc
 
 from coordinator.callers import client_of
+from coordinator.choices import Choices
 from coordinator.engine import RETRY_ELSEWHERE_S, Engine
-from coordinator.messages import info_message, piece_message
+from coordinator.messages import info_message, piece_messages
 from coordinator.requests import encode_prompt, validate_request
 from coordinator.serving import ServerState, Serving, ServingTokenizer
 from coordinator.stream import Stream
@@ -37,7 +38,8 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
         request_id = stream.request_id
         async with stream:
             async for piece in stream:
-                yield piece_message(piece, request_id)
+                for message in piece_messages(piece, request_id):
+                    yield message
                 request_id = ""
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
@@ -51,14 +53,14 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
             tokens = await asyncio.to_thread(encode_prompt, request, tokenizer, self._serving.limits.vocab_size)
         return pb.TokenizeResponse(token_ids=tokens)
 
-    async def _submit(self, request: pb.GenerateRequest, context: Context) -> Stream:
+    async def _submit(self, request: pb.GenerateRequest, context: Context) -> Stream | Choices:
         """The request, checked and queued; its time runs from here on."""
         clock = asyncio.get_running_loop().time
         arrived, left = clock(), cast("float | None", context.time_remaining())  # the stubs do not know of None
         deadlines = [] if left is None else [arrived + left]
         client = client_of(context.invocation_metadata() or (), context.peer())
         engine, tokenizer = self._ready()
-        engine.admission.check(client, request.request_id if request.HasField("request_id") else None)
+        engine.admission.check(client, request.request_id if request.HasField("request_id") else None, request.n or 1)
         with engine.admission.looking():  # a long text takes a while
             valid = await asyncio.to_thread(validate_request, request, tokenizer, self._serving.limits)
         if valid.timeout_s is not None:

@@ -38,6 +38,7 @@ class Stream:
         priority: int = 0,
         max_buffered_tokens: int = MAX_BUFFERED_TOKENS,
         unread_s: float = UNREAD_S,
+        changed: asyncio.Event | None = None,
     ) -> None:
         """
         Args:
@@ -48,6 +49,7 @@ class Stream:
             priority: among the client's own.
             max_buffered_tokens: most tokens that are kept for a client that does not take them.
             unread_s: seconds for which they are kept once the text is complete.
+            changed: set when there is something new; None: one of its own.
         """
         self.generation = generation
         self.client = client
@@ -60,7 +62,7 @@ class Stream:
         self._taken_tokens = 0  # written by the event loop only
         self._complete = False
         self._read = False
-        self._changed = asyncio.Event()
+        self._changed = changed or asyncio.Event()
         self._unread_s = unread_s
         self._timer: asyncio.TimerHandle | None = None
 
@@ -116,9 +118,16 @@ class Stream:
     async def __anext__(self) -> Piece:
         if self._read:
             raise StopAsyncIteration
-        while (piece := self._next_piece()) is None:
+        while (piece := self.poll()) is None:
             self._changed.clear()
             await self._changed.wait()
+        return piece
+
+    def poll(self) -> Piece | None:
+        """The next piece, if it is there; raises the error that the stream was failed with."""
+        piece = self._next_piece()
+        if piece is None:
+            return None
         if isinstance(piece, QspecError):
             self._read = True
             self._pieces.clear()

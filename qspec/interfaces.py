@@ -15,43 +15,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from qspec.sampling_options import AcceptanceRule as AcceptanceRule
+from qspec.sampling_options import Sampling as Sampling
+
 Progress = Callable[[str, float | None], None]
 """Told what is being done, and the share of it that is done (0…1; None: unknown)."""
-
-
-class AcceptanceRule(Enum):
-    """How drafted tokens are decided on; both rules are exact (``qspec.acceptance``)."""
-
-    REJECTION = "rejection"
-    COUPLED = "coupled"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How one sequence draws its tokens."""
-
-    temperature: float = 0.0
-    """Softmax temperature; 0 is greedy."""
-    top_k: int = 0
-    """Keep the k most probable tokens; 0 keeps all."""
-    top_p: float = 1.0
-    """Keep the smallest set of tokens whose probability reaches this; 1 keeps all."""
-    seed: int = 0
-    """Key of the counter-based noise, 64 bits."""
-    choice: int = 0
-    """Which of several outputs of one request this is, 16 bits."""
-    rule: AcceptanceRule = AcceptanceRule.COUPLED
-    """The acceptance rule; greedy decoding is the same under both."""
-
-    @property
-    def greedy(self) -> bool:
-        """Whether the most probable token is taken."""
-        return self.temperature == 0.0
-
-    @property
-    def needs_draft_probs(self) -> bool:
-        """Whether the verifier needs the draft distributions: only when rejecting at temperature > 0."""
-        return not self.greedy and self.rule is AcceptanceRule.REJECTION
 
 
 class SlotOutcome(Enum):
@@ -270,6 +238,8 @@ class Admission:
     slot: int
     lease: int
     sampling: Sampling
+    prompt_len: int = 0
+    """Leading tokens that were not generated (after a recovery, the prefilled tokens are more than those)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,6 +250,8 @@ class PrefillChunk:
     lease: int
     start: int
     token_ids: tuple[int, ...]
+    next_token: int | None = None
+    """The token behind them, for a tenancy that is told ``prompt_logprobs``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,11 +278,22 @@ class VerifyBatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprobs:
+    """How probable the model found a token: natural logarithms of its own distribution (``qspec.token_logprobs``)."""
+
+    logprob: float
+    top_token_ids: tuple[int, ...] = ()
+    """The most probable ones in its place, most probable first."""
+    top_logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyResult:
     """What became of one slot; ``token_ids`` are the accepted drafts, then the recovered or bonus token.
 
     ``cached_len`` is the number of valid cached positions afterwards (L' - 1 for a verified sequence of new committed
-    length L'), ``reserved_len`` the number of positions that have blocks.
+    length L'), ``reserved_len`` the number of positions that have blocks. ``logprobs``: one for each of ``token_ids``
+    where they are asked for. ``prompt_logprobs``: those of the prompt tokens behind the prefilled ones.
     """
 
     slot: int
@@ -320,6 +303,8 @@ class VerifyResult:
     token_ids: tuple[int, ...]
     cached_len: int
     reserved_len: int
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from qspec.acceptance_estimate import AcceptanceEstimate
-from qspec.interfaces import Sampling
+from qspec.interfaces import Sampling, TokenLogprobs
 
 
 class FinishReason(Enum):
@@ -14,6 +14,7 @@ class FinishReason(Enum):
 
     END_OF_SEQUENCE = "end_of_sequence"
     STOP_STRING = "stop_string"
+    STOP_TOKEN = "stop_token"
     LENGTH = "length"
 
 
@@ -65,10 +66,16 @@ class Sequence:
     eos_token_ids: frozenset[int] = frozenset()
     draft_length: int | None = None
     """Tokens to draft per round; None leaves it to the policy."""
+    stop_token_ids: frozenset[int] = frozenset()
+    """End the text like an end-of-sequence token, which they may be, too."""
 
     tokens: list[int] = field(init=False)
     """Committed tokens: the prompt, then what was generated."""
+    prompt_logprobs: list[TokenLogprobs] = field(init=False, default_factory=list)
+    """Of the prompt's tokens from the second on, where they are asked for."""
     finish: FinishReason | None = field(init=False, default=None)
+    matched_token: int | None = field(init=False, default=None)
+    """The one of ``stop_token_ids`` that ended it."""
     stats: SequenceStats = field(init=False, default_factory=SequenceStats)
     acceptance: AcceptanceEstimate = field(init=False, default_factory=AcceptanceEstimate)
     slot: int = field(init=False, default=-1)
@@ -93,6 +100,11 @@ class Sequence:
         return self.tokens[len(self.prompt) :]
 
     @property
+    def ending_token_ids(self) -> frozenset[int]:
+        """Tokens that end the text; they are committed, and no part of it."""
+        return self.eos_token_ids | self.stop_token_ids
+
+    @property
     def remaining(self) -> int:
         """Tokens that may still be made."""
         return self.max_tokens - (len(self.tokens) - len(self.prompt))
@@ -102,15 +114,33 @@ class Sequence:
         """Whether everything but the pending token is cached, so that it can be drafted for."""
         return self.cached_len == len(self.tokens) - 1
 
+    @property
+    def tenancy_sampling(self) -> Sampling:
+        """How a verifier is to draw from now on: what is known of the prompt need not be told again."""
+        if self.sampling.prompt_logprobs is None or len(self.prompt_logprobs) < self.prompt_len - 1:
+            return self.sampling
+        return replace(self.sampling, prompt_logprobs=None)
+
+    def token_behind(self, cached_len: int) -> int | None:
+        """What a chunk has to say of the token behind it: nothing, unless the verifier is to tell how probable it was.
+        """
+        return self.tokens[cached_len] if self.tenancy_sampling.prompt_logprobs is not None else None
+
+    def note_prompt_logprobs(self, start: int, logprobs: tuple[TokenLogprobs, ...]) -> None:
+        """Take in those of the tokens behind positions ``start…``; of a repeated prefill only what is new."""
+        self.prompt_logprobs.extend(logprobs[max(len(self.prompt_logprobs) - start, 0) :])
+
     def commit(self, token_ids: tuple[int, ...], max_model_len: int) -> tuple[int, ...]:
-        """Append decided tokens up to an end-of-sequence token or the limits; returns those that were taken."""
+        """Append decided tokens up to one that ends the text or the limits; returns those that were taken."""
         taken: list[int] = []
         for token in token_ids:
             if self.finish is not None:
                 break
             taken.append(token)
             self.tokens.append(token)
-            if token in self.eos_token_ids:
+            if token in self.stop_token_ids:
+                self.finish, self.matched_token = FinishReason.STOP_TOKEN, token
+            elif token in self.eos_token_ids:
                 self.finish = FinishReason.END_OF_SEQUENCE
             elif self.remaining == 0 or len(self.tokens) >= max_model_len:
                 self.finish = FinishReason.LENGTH

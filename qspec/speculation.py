@@ -27,6 +27,7 @@ from qspec.interfaces import (
     Release,
     Sampling,
     SlotOutcome,
+    TokenLogprobs,
     Verification,
     Verifier,
     VerifierDescription,
@@ -44,6 +45,8 @@ class Commit:
 
     sequence: Sequence
     token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One for each token, where they are asked for."""
 
 
 @dataclass(slots=True)
@@ -271,11 +274,14 @@ class SpeculationLoop:
         for sequence in self._ledger.running:
             slot, lease, tokens = sequence.slot, sequence.lease, sequence.tokens
             if not sequence.admitted:
-                admissions.append(Admission(slot=slot, lease=lease, sampling=sequence.sampling))
+                admissions.append(Admission(
+                    slot=slot, lease=lease, sampling=sequence.tenancy_sampling, prompt_len=sequence.prompt_len))
             if slot not in ready:
                 missing = tuple(tokens[sequence.cached_len : len(tokens) - 1][: max(rows, 0)])
                 if missing:
-                    chunks.append(PrefillChunk(slot=slot, lease=lease, start=sequence.cached_len, token_ids=missing))
+                    chunks.append(PrefillChunk(
+                        slot=slot, lease=lease, start=sequence.cached_len, token_ids=missing,
+                        next_token=sequence.token_behind(sequence.cached_len + len(missing))))
                 rows -= len(missing)
                 if sequence.cached_len + len(missing) < len(tokens) - 1 or rows < 1:
                     continue
@@ -332,6 +338,7 @@ class SpeculationLoop:
 
     def _commit(self, this: _Round, sequence: Sequence, result: VerifyResult) -> list[Commit]:
         """One sequence's new tokens, if it was decided on."""
+        sequence.note_prompt_logprobs(sequence.cached_len, result.prompt_logprobs)
         sequence.cached_len = result.cached_len
         if not result.token_ids:
             return []
@@ -344,7 +351,7 @@ class SpeculationLoop:
         taken = sequence.commit(result.token_ids, self.description.max_model_len)
         if sequence.finish is not None:
             self._ledger.vacate(sequence)
-        return [Commit(sequence, taken)]
+        return [Commit(sequence, taken, result.logprobs[: len(taken)])]
 
     def _next_round(self) -> int:
         self._round += 1

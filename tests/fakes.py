@@ -12,6 +12,7 @@ import itertools
 import mmap
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from qspec.interfaces import (
     Sampling,
     SlotOutcome,
     StageTimings,
+    TokenLogprobs,
     Verification,
     VerifierDescription,
     VerifyAnswer,
@@ -82,6 +84,17 @@ class FakeArena:
         self._map.close()
 
 
+def fake_logprobs(tokens: Iterable[int], top: int | None) -> tuple[TokenLogprobs, ...]:
+    """What a fake verifier tells of tokens: a token is the less probable the larger it is, whatever it follows."""
+    if top is None:
+        return ()
+    best = tuple(range(top))
+    return tuple(
+        TokenLogprobs(logprob=-(token + 1) / 8, top_token_ids=best, top_logprobs=tuple(-(t + 1) / 8 for t in best))
+        for token in tokens
+    )
+
+
 @dataclass(slots=True)
 class _Slot:
     """What the fake verifier knows of a slot."""
@@ -89,6 +102,7 @@ class _Slot:
     lease: int = 0
     held: bool = False
     sampling: Sampling = field(default_factory=Sampling)
+    prompt_len: int = 0
     cached: list[int] = field(default_factory=list)
     blocks: int = 0
     answered_len: int = 0
@@ -159,6 +173,8 @@ class FakeVerifier:
             result = self._prefill(part) if isinstance(part, PrefillChunk) else self._decide(part)
             if result.outcome is SlotOutcome.NO_BLOCKS and part.slot in cached_before:
                 result = self._undo(part.slot, cached_before[part.slot], result)
+            if earlier is not None and earlier.prompt_logprobs and isinstance(part, Verification):
+                result = self._slots[part.slot].answer = replace(result, prompt_logprobs=earlier.prompt_logprobs)
             results[part.slot] = result
         total = time.perf_counter_ns() - started
         return VerifyAnswer(
@@ -190,7 +206,10 @@ class FakeVerifier:
             if verification.committed_len + len(verification.draft_tokens) > about.max_model_len:
                 raise ContractViolation(f"a sequence has at most {about.max_model_len} positions")
         tokens = [t for c in batch.prefill_chunks for t in c.token_ids]
+        tokens += [c.next_token for c in batch.prefill_chunks if c.next_token is not None]
         tokens += [t for v in batch.verifications for t in (v.pending_token, *v.draft_tokens)]
+        for admission in batch.admissions:
+            tokens += [*dict(admission.sampling.logit_bias), *admission.sampling.ending_token_ids]
         if any(not 0 <= token < about.vocab_size for token in tokens):
             raise ContractViolation(f"tokens are 0..{about.vocab_size - 1}")
 
@@ -208,7 +227,8 @@ class FakeVerifier:
             if admission.lease <= slot.lease:
                 return self._result(admission.slot, admission.lease, SlotOutcome.STALE)
             self._release(Release(slot=admission.slot, lease=slot.lease))
-            self._slots[admission.slot] = _Slot(lease=admission.lease, held=True, sampling=admission.sampling)
+            self._slots[admission.slot] = _Slot(
+                lease=admission.lease, held=True, sampling=admission.sampling, prompt_len=admission.prompt_len)
             self._arena.write(admission.slot, admission.lease, [])
         return self._result(admission.slot, admission.lease, SlotOutcome.OK)
 
@@ -216,11 +236,15 @@ class FakeVerifier:
         slot = self._slots[chunk.slot]
         if not slot.held or slot.lease != chunk.lease or chunk.start > len(slot.cached):
             return self._result(chunk.slot, chunk.lease, SlotOutcome.STALE)
+        if chunk.next_token is None and slot.sampling.prompt_logprobs is not None:
+            raise ContractViolation("the token behind a chunk is missing")
         if not self._reserve(slot, chunk.start + len(chunk.token_ids)):
             return self._result(chunk.slot, chunk.lease, SlotOutcome.NO_BLOCKS)
         slot.cached += chunk.token_ids[len(slot.cached) - chunk.start :]
         self._arena.write(chunk.slot, slot.lease, slot.cached)
-        return self._result(chunk.slot, chunk.lease, SlotOutcome.OK)
+        behind = [*chunk.token_ids[1:], *(() if chunk.next_token is None else (chunk.next_token,))]
+        told = fake_logprobs(behind[: max(slot.prompt_len - 1 - chunk.start, 0)], slot.sampling.prompt_logprobs)
+        return replace(self._result(chunk.slot, chunk.lease, SlotOutcome.OK), prompt_logprobs=told)
 
     def _undo(self, slot_index: int, cached_len: int, result: VerifyResult) -> VerifyResult:
         """Without blocks for all of it, nothing of the slot's part of the batch is done."""
@@ -268,9 +292,10 @@ class FakeVerifier:
         self, slot: int, lease: int, outcome: SlotOutcome, *, accepted: int = 0, tokens: tuple[int, ...] = ()
     ) -> VerifyResult:
         state = self._slots[slot]
+        logprobs = fake_logprobs(tokens, state.sampling.logprobs)
         return VerifyResult(
             slot=slot, lease=lease, outcome=outcome, accepted=accepted, token_ids=tokens, cached_len=len(state.cached),
-            reserved_len=state.blocks * self._description.block_size,
+            reserved_len=state.blocks * self._description.block_size, logprobs=logprobs,
         )
 
 

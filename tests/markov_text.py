@@ -1,6 +1,7 @@
 """Speculative decoding of a Markov model, small enough that the law of its text can be written down.
 
-The next token depends on the last one alone: the target's and the drafter's logits are two tables. ``write`` is the
+A model's logits depend on the last token alone: the target's and the drafter's are two tables. Penalties and bans make
+the next token depend on all that came before. ``write`` is the
 workers' round in miniature, with the real functions, positions and purposes (``qspec.engine``), and can be given others
 to plant a bug. ``law`` enumerates the probability of every text, ``p_value`` compares it with texts that were written.
 """
@@ -18,10 +19,13 @@ from torch import Tensor
 
 from qspec.acceptance import Decision, decide, draft_token
 from qspec.interfaces import Sampling
+from qspec.logit_adjustment import adjust
 from qspec.sampling import token_probs
 
 Text = tuple[int, ...]
 FIRST_TOKEN = 0
+"""The prompt."""
+PROMPT_LEN = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,8 @@ class Round:
 
     draft: Callable[[Tensor, Sampling, int], tuple[int, Tensor]] = draft_token
     decide: Callable[[Sequence[int], Tensor | None, Tensor, Sampling, int], Decision] = decide
+    adjust_draft: Callable[[Tensor, Sampling, Tensor, int], Tensor] = adjust
+    adjust_target: Callable[[Tensor, Sampling, Tensor, int], Tensor] = adjust
 
 
 def random_pair(vocab_size: int, seed: int, *, apart: float) -> MarkovPair:
@@ -63,10 +69,13 @@ def write(
         probs: list[Tensor] = []
         for step in range(draft_length):
             last = drafts[-1] if drafts else tokens[-1]
-            token, distribution = functions.draft(pair.draft[last : last + 1], sampling, len(tokens) + step)
+            own = functions.adjust_draft(
+                pair.draft[last : last + 1], sampling, torch.tensor([*tokens, *drafts]), PROMPT_LEN)
+            token, distribution = functions.draft(own, sampling, len(tokens) + step)
             drafts.append(token)
             probs.append(distribution)
-        logits = pair.target[[tokens[-1], *drafts]]
+        logits = functions.adjust_target(
+            pair.target[[tokens[-1], *drafts]], sampling, torch.tensor([*tokens, *drafts]), PROMPT_LEN)
         decision = functions.decide(drafts, torch.cat(probs) if probs else None, logits, sampling, len(tokens))
         tokens += [*drafts[: decision.accepted], decision.next_token]
     raise AssertionError("no draft lengths were given")
@@ -82,14 +91,20 @@ def write_many(
 
 def law(pair: MarkovPair, sampling: Sampling, length: int) -> dict[Text, float]:
     """The probability of every text of ``length`` tokens under the target alone."""
-    step = token_probs(pair.target, sampling)
-    probability: dict[Text, float] = {}
-    for text in itertools.product(range(pair.vocab_size), repeat=length):
-        chance = 1.0
-        for last, token in itertools.pairwise((FIRST_TOKEN, *text)):
-            chance *= float(step[last, token])
-        probability[text] = chance
+    probability: dict[Text, float] = {(): 1.0}
+    for _ in range(length):
+        probability = {
+            (*text, token): chance * float(step)
+            for text, chance in probability.items()
+            for token, step in enumerate(_next_probs(pair, sampling, text))
+        }
     return probability
+
+
+def _next_probs(pair: MarkovPair, sampling: Sampling, text: Text) -> Tensor:
+    history = torch.tensor([FIRST_TOKEN, *text])
+    logits = pair.target[history[-1:]]
+    return token_probs(adjust(logits, sampling, history, PROMPT_LEN), sampling)[0]
 
 
 def p_value(texts: Iterable[Text], expected: dict[Text, float]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -83,18 +84,31 @@ FILTERS = {
     "cold": Sampling(temperature=0.6),
     "top_k": Sampling(temperature=1.3, top_k=2),
     "top_p": Sampling(temperature=1.0, top_p=0.8),
+    "min_p": Sampling(temperature=3.0, min_p=0.59),
+    "typical_p": Sampling(temperature=2.0, typical_p=0.55),
+    "repetition_penalty": Sampling(temperature=1.0, repetition_penalty=2.5),
+    "presence_penalty": Sampling(temperature=1.0, presence_penalty=1.5),
+    "frequency_penalty": Sampling(temperature=1.0, frequency_penalty=0.8),
+    "logit_bias": Sampling(temperature=1.0, logit_bias=((0, 0.9), (2, -0.7))),
+    "min_tokens": Sampling(temperature=1.0, min_tokens=2, ending_token_ids=(1,)),
+    "everything": Sampling(
+        temperature=1.5, top_k=3, min_p=0.05, repetition_penalty=1.4, presence_penalty=-0.5, frequency_penalty=0.6,
+        logit_bias=((1, -0.3),), min_tokens=1, ending_token_ids=(2,)),
+    "every filter": Sampling(temperature=1.7, top_k=3, top_p=0.97, min_p=0.05, typical_p=0.9),
 }
 
 
 def seeded(base: Sampling, rule: AcceptanceRule, seed: int) -> Sampling:
     """``base`` under another rule and seed."""
-    return Sampling(temperature=base.temperature, top_k=base.top_k, top_p=base.top_p, rule=rule, seed=seed)
+    return replace(base, rule=rule, seed=seed)
 
 
 @pytest.mark.parametrize(
     ("filters", "draft_lengths"),
     [("plain", [0]), ("plain", [1]), ("plain", [2]), ("plain", [4]), ("plain", [3, 0, 1]), ("cold", [3]),
-     ("top_k", [2]), ("top_p", [3])],
+     ("top_k", [2]), ("top_p", [3]), ("min_p", [2]), ("typical_p", [2]), ("every filter", [3]),
+     ("repetition_penalty", [2]), ("presence_penalty", [2]), ("frequency_penalty", [3]), ("logit_bias", [2]),
+     ("min_tokens", [3]), ("everything", [3, 0, 2])],
 )
 def test_texts_under_rejection_follow_the_law(filters: str, draft_lengths: list[int]) -> None:
     base = FILTERS[filters]

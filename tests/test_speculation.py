@@ -104,6 +104,15 @@ def test_nothing_follows_the_end_of_sequence(position: int, draft_length: int) -
     assert wanted.finish is FinishReason.END_OF_SEQUENCE
 
 
+def test_a_stop_token_goes_before_an_end_of_sequence() -> None:
+    text = text_of(sequence(), 20)
+    wanted = sequence(draft_length=4, eos=text[6])
+    wanted.stop_token_ids = frozenset({text[6], 96})
+    run(attached(FakeVerifier(), wrong_every=0), wanted)
+    assert wanted.generated == text[: text.index(text[6]) + 1]
+    assert (wanted.finish, wanted.matched_token) == (FinishReason.STOP_TOKEN, text[6])
+
+
 @pytest.mark.parametrize("max_batch_rows", [4, 5, 7, 9, 64])
 @pytest.mark.parametrize("draft_length", [0, 2, 8, None])
 def test_no_batch_has_more_rows_than_the_verifier_takes(max_batch_rows: int, draft_length: int | None) -> None:

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qspec.v1 import generation_pb2 as pb
+from qspec.v1 import types_pb2
 
 _FINISH_REASONS = {
     pb.FINISH_REASON_END_OF_SEQUENCE: "end_of_sequence",
     pb.FINISH_REASON_STOP_STRING: "stop_string",
     pb.FINISH_REASON_LENGTH: "length",
+    pb.FINISH_REASON_STOP_TOKEN: "stop_token",
 }
 
 
@@ -19,8 +21,11 @@ class Answer:
     """What has come of one prompt so far."""
 
     prompt: str
+    choice: int = 0
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+    prompt_logprobs: list[dict[str, Any]] = field(default_factory=list)
     last: pb.GenerateResponse | None = None
     """The last piece, once it is there."""
 
@@ -28,6 +33,8 @@ class Answer:
         """Take the next piece of the stream."""
         self.text += piece.text
         self.token_ids += piece.token_ids
+        self.logprobs += map(_logprobs, piece.logprobs)
+        self.prompt_logprobs += map(_logprobs, piece.prompt_logprobs)
         if piece.finish_reason != pb.FINISH_REASON_UNSPECIFIED:
             self.last = piece
 
@@ -42,10 +49,14 @@ class Answer:
         usage, stats = self.last.usage, self.last.speculation
         return {
             "prompt": self.prompt,
+            "choice": self.choice,
             "text": self.text,
             "token_ids": self.token_ids,
+            **({"logprobs": self.logprobs} if self.logprobs else {}),
+            **({"prompt_logprobs": self.prompt_logprobs} if self.prompt_logprobs else {}),
             "finish_reason": _FINISH_REASONS.get(self.last.finish_reason, "unknown"),
             "matched_stop": self.last.matched_stop if self.last.HasField("matched_stop") else None,
+            "matched_stop_token": self.last.matched_stop_token if self.last.HasField("matched_stop_token") else None,
             "usage": {
                 "prompt_tokens": usage.prompt_tokens,
                 "completion_tokens": usage.completion_tokens,
@@ -86,6 +97,11 @@ class Answer:
         parts.append(f"time to first token {usage['time_to_first_token_s']:.2f} s")
         reason = figures["finish_reason"].replace("_", " ")
         return f"{', '.join(parts)}; {usage['completion_tokens']} tokens in {usage['total_s']:.2f} s, ended by {reason}"
+
+
+def _logprobs(message: types_pb2.TokenLogprobs) -> dict[str, Any]:
+    top = zip(message.top_token_ids, message.top_logprobs, strict=True)
+    return {"logprob": message.logprob, "top": [{"token_id": token, "logprob": value} for token, value in top]}
 
 
 def _ratio(numerator: float, denominator: float) -> float:

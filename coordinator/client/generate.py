@@ -8,6 +8,7 @@ from collections.abc import Callable
 import grpc
 
 from coordinator.client.answer import Answer
+from coordinator.client.generation_options import option_of
 from coordinator.client.options import ClientOptions
 from coordinator.client.output import Output
 from qspec.errors import InvalidInput, QspecError, QueueFull, Unavailable, WorkerLost
@@ -52,13 +53,17 @@ async def generate_all(
 
     async def run(index: int, prompt: str) -> None:
         async with room:
+            first = index * options.choices  # outputs are counted by texts
             try:
-                output.answer(index, await _generate(stub, options.request_for(prompt), index, prompt, output))
+                answers = await _generate(stub, options.request_for(prompt), first, prompt, output)
+                for answer in answers:
+                    output.answer(first + answer.choice, answer)
             except (WorkerLost, Unavailable):
                 raise
             except QspecError as error:
                 errors.append(error)
-                output.failure(index, prompt, str(error))
+                for choice in range(options.choices):
+                    output.failure(first + choice, prompt, str(error))
 
     tasks = [asyncio.ensure_future(run(index, prompt)) for index, prompt in enumerate(options.prompts)]
     try:
@@ -71,31 +76,29 @@ async def generate_all(
 
 
 async def _generate(
-    stub: pb_grpc.GenerationServiceStub, request: pb.GenerateRequest, index: int, prompt: str, output: Output
-) -> Answer:
-    """One answer; a full server is asked again when it said that it may have room."""
+    stub: pb_grpc.GenerationServiceStub, request: pb.GenerateRequest, first: int, prompt: str, output: Output
+) -> list[Answer]:
+    """All choices of one request; a full server is asked again when it said that it may have room."""
     while True:
-        answer = Answer(prompt)
+        answers = [Answer(prompt, choice) for choice in range(request.n or 1)]
         try:
             async for piece in stub.Generate(request):
-                answer.add(piece)
-                output.piece(index, piece.text)
+                answers[piece.choice].add(piece)
+                output.piece(first + piece.choice, piece.text)
         except grpc.RpcError as failed:
             error = from_rpc_error(failed, "the server")
-            if isinstance(error, QueueFull) and error.retry_after_s is not None and not answer.token_ids:
+            if isinstance(error, QueueFull) and error.retry_after_s is not None and not any(
+                each.token_ids for each in answers
+            ):
                 await asyncio.sleep(error.retry_after_s)
                 continue
             raise _named_by_option(error) from failed
-        if not answer.ended:
+        if not all(each.ended for each in answers):
             raise QspecError("the server ended the text without a reason")
-        return answer
+        return answers
 
 
-_OPTIONS = {
-    "text": "--prompt", "chat": "--prompt", "prompt": "--prompt", "chat.messages[0].content": "--prompt",
-    "max_tokens": "--max-tokens", "temperature": "--temperature", "top_k": "--top-k", "top_p": "--top-p",
-    "seed": "--seed", "draft_length": "--draft-length", "priority": "--priority", "timeout_s": "--deadline",
-}
+_PROMPT_FIELDS = ("text", "chat", "prompt", "chat.messages[0].content")
 
 
 def _named_by_option(error: QspecError) -> QspecError:
@@ -103,6 +106,7 @@ def _named_by_option(error: QspecError) -> QspecError:
     if not isinstance(error, InvalidInput):
         return error
     return InvalidInput(*(
-        type(v)(_OPTIONS.get(v.field, "--stop" if v.field.startswith("stop") else v.field), v.description)
-        for v in error.violations
+        type(violation)("--prompt" if violation.field in _PROMPT_FIELDS else option_of(violation.field),
+                        violation.description)
+        for violation in error.violations
     ))

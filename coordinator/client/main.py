@@ -86,7 +86,7 @@ async def _run(options: ClientOptions) -> int:
                 sys.stderr.write(f"{_description(info)}\n")
             output = _output(options)
             cleanup.callback(output.close)
-            error = await generate_all(stub, options, output, at_once=max(1, info.max_slots))
+            error = await generate_all(stub, options, output, at_once=max(1, info.max_slots // options.choices))
         except WorkerLost:
             if stack is not None and (failure := stack.failure()) is not None:
                 raise failure from None
@@ -105,6 +105,7 @@ def _description(info: pb.GetServerInfoResponse) -> str:
 
 
 def _output(options: ClientOptions) -> Output:
-    if len(options.prompts) == 1 and not options.as_json:
+    texts = len(options.prompts) * options.choices
+    if texts == 1 and not options.as_json:
         return StreamedOutput()
-    return OrderedOutput(len(options.prompts), as_json=options.as_json)
+    return OrderedOutput(texts, as_json=options.as_json)

@@ -10,15 +10,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NoReturn
 
-from coordinator.client.prompts import check_text, read_prompts
-from coordinator.requests import (
-    DEFAULT_MAX_TOKENS,
-    priority_problem,
-    stop_violations,
-    temperature_problem,
-    timeout_problem,
-    top_p_problem,
+from coordinator.client.generation_options import (
+    add_generation_options,
+    generation_request,
+    generation_violations,
+    option_of,
 )
+from coordinator.client.prompts import read_prompts
 from qspec.cli import EXIT_ERROR
 from qspec.config import KERNELS, StackConfig
 from qspec.errors import FieldViolation, InvalidInput
@@ -28,13 +26,10 @@ from qspec.quant.methods import Backend, Role
 from qspec.rpc.addresses import parse_address
 from qspec.v1 import generation_pb2 as pb
 
-_UINT32_MAX = 2**32 - 1
-_UINT64_MAX = 2**64 - 1
 _STACK_OPTIONS = (
     "model", "draft_quantization", "verify_quantization", "draft_overrides", "verify_overrides", "threads",
     "kernels",
 )
-_AUTO = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +50,11 @@ class ClientOptions:
     """Seconds after which the run is given up."""
     request: pb.GenerateRequest
     """Everything but the prompt."""
+
+    @property
+    def choices(self) -> int:
+        """Texts of each prompt."""
+        return self.request.n if self.request.HasField("n") else 1
 
     def request_for(self, prompt: str) -> pb.GenerateRequest:
         """The request for one prompt."""
@@ -78,7 +78,7 @@ class _Parser(argparse.ArgumentParser):
 def parse_options(arguments: Sequence[str]) -> ClientOptions:
     """The options of one run; ``InvalidInput`` names every option that cannot be used."""
     args = _parser().parse_args(arguments)
-    violations = list(_number_violations(args))
+    violations = _violations(args)
     for check in (lambda: read_prompts(args.prompt, args.prompts_file), lambda: _check_stack(args)):
         try:
             check()
@@ -94,7 +94,7 @@ def parse_options(arguments: Sequence[str]) -> ClientOptions:
         raw=args.raw,
         as_json=args.json,
         timeout_s=args.timeout,
-        request=_request(args),
+        request=generation_request(args),
     )
 
 
@@ -111,19 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="print one JSON object per prompt and nothing else")
     add("--address", metavar="ADDRESS", help="use the server at HOST:PORT or unix:PATH instead of a private stack")
     add("--timeout", type=float, metavar="SECONDS", help="give up after this time (default: never)")
-    sampling = parser.add_argument_group("generation")
-    add = sampling.add_argument
-    add("--max-tokens", type=int, metavar="N", help=f"most tokens to make (default: {DEFAULT_MAX_TOKENS})")
-    add("--temperature", type=float, metavar="T", help="softmax temperature; 0 is greedy (default: 0)")
-    add("--top-k", type=int, metavar="K", help="draw from the K most probable tokens; 0 from all (default: 0)")
-    add("--top-p", type=float, metavar="P", help="draw from the smallest set of this probability (default: 1)")
-    add("--seed", type=int, metavar="N", help="makes the text reproducible, with and without speculation")
-    add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times")
-    add("--deadline", type=float, metavar="SECONDS", help="time that the server has for each prompt (default: any)")
-    add("--priority", type=int, metavar="N", help=(
-        "your prompts of the highest priority go first where they wait, from -100 to 100 (default: 0)"))
-    add("--draft-length", default=_AUTO, metavar="K", help=(
-        "tokens to draft per round: a number, 0 for none, or auto (default: auto)"))
+    add_generation_options(parser)
     stack = parser.add_argument_group("private stack (without --address)")
     add = stack.add_argument
     default = StackConfig()
@@ -141,40 +129,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _number_violations(args: argparse.Namespace) -> list[FieldViolation]:
-    """Everything about the generation options that no server could accept."""
-    found: list[FieldViolation] = []
-
-    def whole(option: str, value: int | None, low: int, high: int) -> None:
-        if value is not None and not low <= value <= high:
-            found.append(FieldViolation(option, f"must be from {low} to {high}, got {value}"))
-
-    whole("--max-tokens", args.max_tokens, 1, _UINT32_MAX)
-    whole("--top-k", args.top_k, 0, _UINT32_MAX)
-    whole("--seed", args.seed, 0, _UINT64_MAX)
-    if args.temperature is not None and (problem := temperature_problem(args.temperature)):
-        found.append(FieldViolation("--temperature", problem))
-    if args.top_p is not None and (problem := top_p_problem(args.top_p)):
-        found.append(FieldViolation("--top-p", problem))
+def _violations(args: argparse.Namespace) -> list[FieldViolation]:
+    """Everything about the options that could not be used whatever the prompts are."""
+    found = list(generation_violations(args))
     if args.timeout is not None and not (math.isfinite(args.timeout) and args.timeout > 0):
         found.append(FieldViolation("--timeout", f"must be a number of seconds above 0, got {args.timeout:g}"))
-    if args.deadline is not None and (problem := timeout_problem(args.deadline)):
-        found.append(FieldViolation("--deadline", problem))
-    if args.priority is not None and (problem := priority_problem(args.priority)):
-        found.append(FieldViolation("--priority", problem))
-    found += (FieldViolation("--stop", violation.description) for violation in stop_violations(args.stop))
-    for stop in filter(None, args.stop):
-        try:
-            check_text(stop, "--stop")
-        except InvalidInput as error:
-            found += error.violations
-    if args.draft_length != _AUTO:
-        length = int(args.draft_length) if args.draft_length.isascii() and args.draft_length.isdigit() else -1
-        longest = _UINT32_MAX if args.address is not None else StackConfig().max_draft_length
-        if not 0 <= length <= longest:
-            limit = "" if args.address is not None else f" up to {longest}"
-            found.append(FieldViolation(
-                "--draft-length", f"must be a number{limit}, 0 for none, or auto, got {args.draft_length!r}"))
     return found
 
 
@@ -184,7 +143,7 @@ def _check_stack(args: argparse.Namespace) -> None:
     if args.address is not None:
         parse_address(args.address, "--address")
         if given:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            names = ", ".join(map(option_of, given))
             raise InvalidInput.field(names, "is for a private stack: leave it out, the server at --address has its own")
         return
     violations: list[FieldViolation] = []
@@ -203,18 +162,5 @@ def _check_stack(args: argparse.Namespace) -> None:
         except InvalidInput as error:
             violations += error.violations
     if violations:
-        options = {field.name: f"--{field.name.replace('_', '-')}" for field in fields(StackConfig)}
+        options = {field.name: option_of(field.name) for field in fields(StackConfig)}
         raise InvalidInput(*(FieldViolation(options.get(v.field, v.field), v.description) for v in violations))
-
-
-def _request(args: argparse.Namespace) -> pb.GenerateRequest:
-    """The request without its prompt; options that were not given are left to the server."""
-    request = pb.GenerateRequest(stop=args.stop)
-    for name in ("max_tokens", "temperature", "top_k", "top_p", "seed", "priority"):
-        if (value := getattr(args, name)) is not None:
-            setattr(request, name, value)
-    if args.deadline is not None:
-        request.timeout_s = args.deadline
-    if args.draft_length != _AUTO:
-        request.draft_length = int(args.draft_length)
-    return request

@@ -28,6 +28,8 @@ from qspec.engine.regions import (
     KV_VALUES,
     SLOT_CACHED,
     SLOT_LEASES,
+    SLOT_PROMPTS,
+    SLOT_TOKENS,
     TAIL_KEYS,
     TAIL_VALUES,
     arena_fingerprint,
@@ -44,6 +46,7 @@ from qspec.interfaces import (
     StageTimings,
     VerifierDescription,
 )
+from qspec.logit_adjustment import DraftHistory
 from qspec.memory.arena import HostArena
 from qspec.models.converted import ConvertedModel, prepare
 from qspec.models.tokenizer import vocab_fingerprint
@@ -60,12 +63,14 @@ class _Draft:
     item: DraftItem
     context: DraftContext
     gate: DraftGate
+    history: DraftHistory | None
+    """Where something depends on the tokens before."""
     tokens: list[int] = field(default_factory=list)
 
     @property
     def needs_distributions(self) -> bool:
         """Whether more is asked about than the most probable token."""
-        return not self.item.sampling.greedy or self.gate.rule is not None
+        return not self.item.sampling.takes_argmax or self.gate.rule is not None
 
 
 class _Attached:
@@ -77,6 +82,7 @@ class _Attached:
         self.cache = DraftCache(*map(arena.tensor, (KV_KEYS, KV_VALUES, TAIL_KEYS, TAIL_VALUES)))
         self.leases, self.cached = arena.tensor(SLOT_LEASES), arena.tensor(SLOT_CACHED)
         self.block_tables = arena.tensor(BLOCK_TABLES)
+        self.tokens, self.prompts = arena.tensor(SLOT_TOKENS), arena.tensor(SLOT_PROMPTS)
         self.draft_probs, self.draft_rounds = arena.tensor(DRAFT_PROBS), arena.tensor(DRAFT_ROUNDS)
 
 
@@ -211,8 +217,9 @@ class LocalDrafter:
         longest = attached.cache.tail_keys.shape[3]
         if not 1 <= item.draft_length <= longest:
             raise ContractViolation(f"draft_length {item.draft_length} is not in 1..{longest}")
-        if not 0 <= item.pending_token < self._model.config.vocab_size:
-            raise ContractViolation("the pending token lies outside the vocabulary")
+        named = (item.pending_token, *dict(item.sampling.logit_bias), *item.sampling.ending_token_ids)
+        if not all(0 <= token < self._model.config.vocab_size for token in named):
+            raise ContractViolation("a token lies outside the vocabulary")
         context = item.committed_len - 1
         if int(attached.leases[item.slot]) != item.lease or int(attached.cached[item.slot]) != context:
             return None
@@ -220,11 +227,17 @@ class LocalDrafter:
             attached.draft_rounds[item.slot] = 0
         count = -(-context // attached.cache.keys.shape[3])
         blocks = tuple(attached.block_tables[item.slot, :count].tolist())
-        return _Draft(item, DraftContext(item.slot, context, blocks), DraftGate(item.early_stop))
+        history = None
+        if item.sampling.adjusts_logits:
+            committed = [*attached.tokens[item.slot, :context].tolist(), item.pending_token]
+            history = DraftHistory(torch.tensor(committed), int(attached.prompts[item.slot]))
+        return _Draft(item, DraftContext(item.slot, context, blocks), DraftGate(item.early_stop), history)
 
     def _choose(self, attached: _Attached, draft: _Draft, logits: Tensor, step: int) -> None:
         """Draw the token for the next position; leave its distribution in the arena where it is needed."""
         sampling = draft.item.sampling
+        if draft.history is not None:
+            logits = draft.history.adjust(logits, sampling, draft.tokens)
         if draft.gate.rule is not None and not draft.gate.admits(confidence(logits, sampling)):
             return
         if sampling.greedy:

@@ -19,6 +19,10 @@ SLOT_LEASES = "state/leases"
 """``[slots]`` int64: the tenancy of each slot; 0 means that nobody has it."""
 SLOT_CACHED = "state/cached_lengths"
 """``[slots]`` int64: valid cached positions."""
+SLOT_TOKENS = "state/tokens"
+"""``[slots, max_model_len]`` int32: the tokens at the cached positions, for what depends on a sequence's history."""
+SLOT_PROMPTS = "state/prompt_lengths"
+"""``[slots]`` int64: leading tokens that were not generated."""
 BLOCK_TABLES = "state/block_tables"
 """``[slots, blocks per sequence]`` int64: block ids, -1 where there is none."""
 DRAFT_PROBS = "draft/probs"
@@ -39,6 +43,8 @@ def arena_specs(model: DecoderConfig, config: StackConfig, max_model_len: int) -
         RegionSpec(KV_VALUES, torch.float32, cache),
         RegionSpec(SLOT_LEASES, torch.int64, (slots,)),
         RegionSpec(SLOT_CACHED, torch.int64, (slots,)),
+        RegionSpec(SLOT_TOKENS, torch.int32, (slots, max_model_len)),
+        RegionSpec(SLOT_PROMPTS, torch.int64, (slots,)),
         RegionSpec(BLOCK_TABLES, torch.int64, (slots, -(-max_model_len // config.block_size))),
         RegionSpec(TAIL_KEYS, torch.float32, tail, own),
         RegionSpec(TAIL_VALUES, torch.float32, tail, own),

@@ -29,7 +29,7 @@ from qspec.early_stop import DraftGate
 from qspec.engine.cached_decoder import CachedDecoder
 from qspec.engine.forward import Forward
 from qspec.engine.passes import SequenceRows
-from qspec.engine.regions import DRAFT_PROBS, DRAFT_ROUNDS
+from qspec.engine.regions import DRAFT_PROBS, DRAFT_ROUNDS, SLOT_PROMPTS
 from qspec.errors import ContractViolation, EpochMismatch, InvalidInput
 from qspec.interfaces import (
     DraftAnswer,
@@ -41,6 +41,7 @@ from qspec.interfaces import (
     VerifierDescription,
 )
 from qspec.kernels.paged_attention import BlockSpan
+from qspec.logit_adjustment import DraftHistory
 from qspec.memory.arena import HostArena
 from qspec.memory.kv_blocks import BlockAllocator
 from qspec.sampling import confidence
@@ -82,6 +83,8 @@ class _Draft:
     length: int
     """Tokens to draft: what was asked for, or what the draft model has positions for."""
     gate: DraftGate
+    history: DraftHistory | None
+    """Where something depends on the tokens before."""
     tokens: list[int] = field(default_factory=list)
 
 
@@ -108,6 +111,7 @@ class SeparateDrafter:
         self._vocab_size, self._max_rows = verifier.vocab_size, verifier.max_batch_rows
         self._arena = HostArena.open(verifier.arena)
         self._draft_probs, self._draft_rounds = self._arena.tensor(DRAFT_PROBS), self._arena.tensor(DRAFT_ROUNDS)
+        self._prompts = self._arena.tensor(SLOT_PROMPTS)
         memory = (MemoryItem(name="KV blocks of the draft model", bytes=self._cache.bytes, shared=False),)
         return DrafterDescription(
             epoch=verifier.epoch, method=self._model.method, kernel="a model and a cache of its own", memory=memory)
@@ -120,7 +124,7 @@ class SeparateDrafter:
     def close(self) -> None:
         """Let go of everything but the weights."""
         if self._arena is not None:
-            del self._draft_probs, self._draft_rounds, self._cache, self._tenancies
+            del self._draft_probs, self._draft_rounds, self._prompts, self._cache, self._tenancies
             self._arena.close()
             self._arena = None
 
@@ -169,7 +173,10 @@ class SeparateDrafter:
         known = _common_prefix(tenancy.fed, tokens, item.committed_len - 1)
         del tenancy.fed[known:]
         length = min(item.draft_length, self._model.max_positions - item.committed_len + 1)
-        draft = _Draft(item, tenancy, list(tokens[known:]), length, DraftGate(item.early_stop))
+        history = None
+        if item.sampling.adjusts_logits:
+            history = DraftHistory(torch.tensor(tokens), int(self._prompts[item.slot]))
+        draft = _Draft(item, tenancy, list(tokens[known:]), length, DraftGate(item.early_stop), history)
         embeddable = max(draft.unseen) < self._model.forward.config.vocab_size
         if length < 1 or not embeddable or not self._reserve(tenancy, item.committed_len - 1 + length, wanted):
             draft.length = 0
@@ -221,6 +228,8 @@ class SeparateDrafter:
     def _choose(self, draft: _Draft, logits: Tensor, step: int) -> None:
         """Draw the token for the next position; leave its distribution in the arena where it is needed."""
         sampling = draft.item.sampling
+        if draft.history is not None:
+            logits = draft.history.adjust(logits, sampling, draft.tokens)
         if draft.gate.rule is not None and not draft.gate.admits(confidence(logits, sampling)):
             return
         token, probs = draft_token(logits, sampling, draft.item.committed_len + step)

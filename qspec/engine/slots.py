@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
+from qspec.engine.regions import BLOCK_TABLES, SLOT_CACHED, SLOT_LEASES, SLOT_PROMPTS, SLOT_TOKENS
 from qspec.errors import ContractViolation
-from qspec.interfaces import Admission, Release, Sampling, VerifyResult
+from qspec.interfaces import Admission, Release, Sampling, TokenLogprobs, VerifyResult
+from qspec.memory.arena import HostArena
 from qspec.memory.kv_blocks import BlockAllocator
 
 
@@ -17,8 +21,13 @@ class Tenancy:
 
     lease: int
     sampling: Sampling
+    prompt_len: int = 0
     blocks: list[int] = field(default_factory=list)
     cached_len: int = 0
+    prefilled_from: int = -1
+    """Where the last prefilled chunk began that log-probabilities of the prompt came of,"""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """and what they were (for a repeated question)."""
     answered_len: int = 0
     """Committed length that ``answer`` was given for."""
     answer: VerifyResult | None = None
@@ -27,10 +36,10 @@ class Tenancy:
 class SlotTable:
     """Tenancies by slot, mirrored into the arena's batch state for the drafter."""
 
-    def __init__(
-        self, leases: Tensor, cached: Tensor, block_tables: Tensor, num_blocks: int, block_size: int
-    ) -> None:
-        self._leases, self._cached, self._block_tables = leases, cached, block_tables
+    def __init__(self, arena: HostArena, num_blocks: int, block_size: int) -> None:
+        self._leases, self._cached = arena.tensor(SLOT_LEASES), arena.tensor(SLOT_CACHED)
+        self._block_tables = arena.tensor(BLOCK_TABLES)
+        self._tokens, self._prompts = arena.tensor(SLOT_TOKENS), arena.tensor(SLOT_PROMPTS)
         self._block_size = block_size
         self._blocks = BlockAllocator(num_blocks)
         self._tenancies: dict[int, Tenancy] = {}
@@ -60,7 +69,8 @@ class SlotTable:
             return False
         if current is not None:
             self.release(Release(slot=admission.slot, lease=current.lease))
-        self._tenancies[admission.slot] = Tenancy(admission.lease, admission.sampling)
+        self._tenancies[admission.slot] = Tenancy(admission.lease, admission.sampling, admission.prompt_len)
+        self._prompts[admission.slot] = admission.prompt_len
         self._leases[admission.slot] = admission.lease
         return True
 
@@ -96,6 +106,14 @@ class SlotTable:
         """State how many cached positions are valid."""
         tenancy.cached_len = length
         self._cached[slot] = length
+
+    def enter_tokens(self, slot: int, start: int, token_ids: Sequence[int]) -> None:
+        """Note the tokens at positions ``start…``; those of rejected drafts are overwritten, as their entries are."""
+        self._tokens[slot, start : start + len(token_ids)] = torch.tensor(token_ids, dtype=torch.int32)
+
+    def history(self, slot: int, length: int) -> Tensor:
+        """The first ``length`` tokens that were entered: int64 ``[length]``."""
+        return self._tokens[slot, :length].long()
 
     def _check(self, slot: int) -> None:
         if not 0 <= slot < len(self._leases):

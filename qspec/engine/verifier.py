@@ -9,7 +9,6 @@ a stream lost after a commit loses nothing.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,18 +17,17 @@ from qspec.acceptance import Decision, decide, decide_greedy
 from qspec.config import StackConfig
 from qspec.engine.auto_methods import resolve_methods
 from qspec.engine.backend import check_kernels, choose_backend, tell_fallback
+from qspec.engine.batch_plan import BatchLimits, BatchPlanner, Work
 from qspec.engine.cached_decoder import CachedDecoder
 from qspec.engine.forward import Forward
 from qspec.engine.linears import is_plain, kernel_names, working_memory
 from qspec.engine.passes import SequenceRows
+from qspec.engine.prompt_logprobs import note_prompt_logprobs
 from qspec.engine.regions import (
-    BLOCK_TABLES,
     DRAFT_PROBS,
     DRAFT_ROUNDS,
     KV_KEYS,
     KV_VALUES,
-    SLOT_CACHED,
-    SLOT_LEASES,
     arena_fingerprint,
     arena_memory,
     arena_specs,
@@ -38,12 +36,12 @@ from qspec.engine.slots import SlotTable, Tenancy
 from qspec.engine.weight_files import open_weights
 from qspec.engine.weights import weight_memory, weight_regions
 from qspec.engine.worker_forward import verifier_forward
-from qspec.errors import ContractViolation, EpochMismatch, InvalidInput
+from qspec.errors import EpochMismatch, InvalidInput
 from qspec.interfaces import (
-    PrefillChunk,
     Progress,
     SlotOutcome,
     StageTimings,
+    TokenLogprobs,
     Verification,
     VerifierDescription,
     VerifyAnswer,
@@ -51,6 +49,7 @@ from qspec.interfaces import (
     VerifyResult,
 )
 from qspec.kernels.paged_attention import BlockSpan
+from qspec.logit_adjustment import adjust
 from qspec.memory.arena import HostArena
 from qspec.memory.budget import budget_lines, require_memory
 from qspec.memory.layout import ArenaLayout
@@ -60,26 +59,7 @@ from qspec.models.layer_weights import LayerWeights
 from qspec.models.tokenizer import vocab_fingerprint
 from qspec.quant.method_plan import MethodPlan, check_methods, plan_verify
 from qspec.quant.methods import Backend, Role
-
-
-@dataclass(slots=True)
-class _Work:
-    """What a batch asks of one slot, and what came of it."""
-
-    slot: int
-    lease: int
-    tenancy: Tenancy | None = None
-    outcome: SlotOutcome = SlotOutcome.OK
-    start: int = 0
-    token_ids: list[int] = field(default_factory=list)
-    """Rows to compute, at positions ``start``, ``start + 1``, …"""
-    verification: Verification | None = None
-    result: VerifyResult | None = None
-
-    @property
-    def end(self) -> int:
-        """First position behind the rows."""
-        return self.start + len(self.token_ids)
+from qspec.token_logprobs import token_logprobs
 
 
 class LocalVerifier:
@@ -110,14 +90,12 @@ class LocalVerifier:
         self._forward, self._kernel = verifier_forward(
             self.arena, model.config, config, plan, self._max_model_len, shapes, progress)
         self._keys, self._values = self.arena.tensor(KV_KEYS), self.arena.tensor(KV_VALUES)
-        self._draft_probs, self._draft_rounds = self.arena.tensor(DRAFT_PROBS), self.arena.tensor(DRAFT_ROUNDS)
-        self._slots = SlotTable(
-            self.arena.tensor(SLOT_LEASES),
-            self.arena.tensor(SLOT_CACHED),
-            self.arena.tensor(BLOCK_TABLES),
-            config.kv_tokens // config.block_size,
-            config.block_size,
-        )
+        self._draft_probs = self.arena.tensor(DRAFT_PROBS)
+        self._slots = SlotTable(self.arena, config.kv_tokens // config.block_size, config.block_size)
+        self._planner = BatchPlanner(self._slots, self.arena.tensor(DRAFT_ROUNDS), BatchLimits(
+            max_batch_rows=config.max_batch_rows, max_draft_length=config.max_draft_length,
+            max_model_len=self._max_model_len, vocab_size=model.config.vocab_size,
+        ))
 
     @classmethod
     def load(cls, config: StackConfig, *, progress: Progress, epoch: int) -> LocalVerifier:
@@ -187,12 +165,13 @@ class LocalVerifier:
         started = time.perf_counter_ns()
         if batch.epoch != self.arena.descriptor.epoch:
             raise EpochMismatch(f"the verifier is in epoch {self.arena.descriptor.epoch}, not {batch.epoch}")
-        works = self._plan(batch)
+        works = self._planner.plan(batch)
         computed = [work for work in works if work.token_ids]
         decided = [work for work in computed if work.verification is not None]
         prepared = forwarded = time.perf_counter_ns()
         if computed:
             hidden = self._run(computed)
+            note_prompt_logprobs(computed, hidden, self._forward)
             targets = self._targets(decided, hidden[self._decided_rows(computed)]) if decided else None
             forwarded = time.perf_counter_ns()
             if targets is not None:
@@ -216,94 +195,7 @@ class LocalVerifier:
         """Let go of the arena."""
         self.arena.close()
 
-    def _plan(self, batch: VerifyBatch) -> list[_Work]:
-        """Apply releases and admissions; turn the rest into rows, reserving blocks. One entry per slot named."""
-        for release in batch.releases:
-            self._slots.release(release)
-        works: dict[int, _Work] = {}
-        for admission in batch.admissions:
-            work = self._work(works, admission.slot, admission.lease)
-            if self._slots.admit(admission):
-                work.tenancy, work.outcome = self._slots.get(admission.slot, admission.lease), SlotOutcome.OK
-        for chunk in batch.prefill_chunks:
-            self._plan_chunk(self._work(works, chunk.slot, chunk.lease), chunk)
-        for verification in batch.verifications:
-            self._plan_verification(self._work(works, verification.slot, verification.lease), verification, batch.round)
-        rows = sum(len(work.token_ids) for work in works.values())
-        if rows > self._config.max_batch_rows:
-            raise ContractViolation(f"a batch of {rows} rows exceeds the limit of {self._config.max_batch_rows}")
-        return list(works.values())
-
-    def _work(self, works: dict[int, _Work], slot: int, lease: int) -> _Work:
-        """The entry of a slot; stale when the lease is not the current one."""
-        if slot not in works:
-            tenancy = self._slots.get(slot, lease)
-            works[slot] = _Work(slot, lease, tenancy, SlotOutcome.OK if tenancy else SlotOutcome.STALE)
-        if works[slot].lease != lease:
-            raise ContractViolation(f"slot {slot} is named with two leases in one batch")
-        return works[slot]
-
-    def _plan_chunk(self, work: _Work, chunk: PrefillChunk) -> None:
-        """Add a chunk's tokens that are not cached yet."""
-        if work.tenancy is None or work.outcome is not SlotOutcome.OK:
-            return
-        cached = work.end if work.token_ids else work.tenancy.cached_len
-        if chunk.start > cached:
-            work.outcome = SlotOutcome.STALE
-            return
-        new = self._valid_tokens(chunk.token_ids[cached - chunk.start :])
-        if not new:
-            return
-        if not self._reserve(work, cached + len(new)):
-            return
-        if not work.token_ids:
-            work.start = cached
-        work.token_ids.extend(new)
-
-    def _plan_verification(self, work: _Work, verification: Verification, round_number: int) -> None:
-        """Add the pending token and the drafts, or take the stored answer."""
-        if work.tenancy is None or work.outcome is not SlotOutcome.OK:
-            return
-        tenancy, length, drafts = work.tenancy, verification.committed_len, verification.draft_tokens
-        if tenancy.answer is not None and tenancy.answered_len == length:
-            work.result = tenancy.answer
-            return
-        if len(drafts) > self._config.max_draft_length:
-            raise ContractViolation(f"{len(drafts)} drafted tokens exceed {self._config.max_draft_length}")
-        if length - 1 + 1 + len(drafts) > self._max_model_len:
-            raise ContractViolation(f"slot {work.slot} would pass {self._max_model_len} positions")
-        cached = work.end if work.token_ids else tenancy.cached_len
-        needs_probs = bool(drafts) and tenancy.sampling.needs_draft_probs
-        late = needs_probs and int(self._draft_rounds[work.slot]) != round_number
-        if cached != length - 1 or late:
-            work.outcome = SlotOutcome.STALE
-            return
-        tokens = self._valid_tokens((verification.pending_token, *drafts))
-        if not self._reserve(work, length + len(drafts)):
-            return
-        if not work.token_ids:
-            work.start = cached
-        work.token_ids.extend(tokens)
-        work.verification = verification
-
-    def _valid_tokens(self, token_ids: tuple[int, ...]) -> tuple[int, ...]:
-        """The token ids, if all are in the vocabulary."""
-        if any(not 0 <= token < self._model.config.vocab_size for token in token_ids):
-            raise ContractViolation("a token id lies outside the vocabulary")
-        return token_ids
-
-    def _reserve(self, work: _Work, positions: int) -> bool:
-        """Reserve blocks; without them the slot does nothing in this batch."""
-        assert work.tenancy is not None
-        if positions > self._max_model_len:
-            raise ContractViolation(f"slot {work.slot} would pass {self._max_model_len} positions")
-        if self._slots.reserve(work.slot, work.tenancy, positions):
-            return True
-        work.outcome = SlotOutcome.NO_BLOCKS
-        work.token_ids.clear()
-        return False
-
-    def _run(self, works: list[_Work]) -> Tensor:
+    def _run(self, works: list[Work]) -> Tensor:
         """Run the model over all rows: ``[rows, H]``. Fills the KV blocks."""
         sequences = [
             SequenceRows(tuple(work.token_ids), work.start, BlockSpan(tuple(work.tenancy.blocks)))
@@ -312,12 +204,13 @@ class LocalVerifier:
         ]
         hidden = self._forward.rows(sequences, self._keys, self._values)
         for work in works:
+            self._slots.enter_tokens(work.slot, work.start, work.token_ids)
             if work.tenancy is not None and work.verification is None:
                 self._slots.set_cached(work.slot, work.tenancy, work.end)
         return hidden
 
     @staticmethod
-    def _decided_rows(works: list[_Work]) -> Tensor:
+    def _decided_rows(works: list[Work]) -> Tensor:
         """Indices of the rows whose logits are needed."""
         rows: list[int] = []
         end = 0
@@ -327,13 +220,13 @@ class LocalVerifier:
                 rows.extend(range(end - len(work.verification.draft_tokens) - 1, end))
         return torch.tensor(rows, dtype=torch.int64)
 
-    def _targets(self, works: list[_Work], hidden: Tensor) -> list[int] | Tensor:
-        """What the rows of all ``works`` are decided by: the greedy tokens where all are greedy, else the logits."""
-        if all(work.tenancy is not None and work.tenancy.sampling.greedy for work in works):
+    def _targets(self, works: list[Work], hidden: Tensor) -> list[int] | Tensor:
+        """What the rows of all ``works`` are decided by: greedy tokens where nothing else is asked for, else logits."""
+        if all(work.tenancy is not None and work.tenancy.sampling.plain_greedy for work in works):
             return self._forward.greedy(hidden)
         return self._forward.logits(hidden)
 
-    def _decide(self, works: list[_Work], targets: list[int] | Tensor) -> None:
+    def _decide(self, works: list[Work], targets: list[int] | Tensor) -> None:
         """Accept or reject; commits. ``targets``: of the rows of all ``works``, in order."""
         first = 0
         for work in works:
@@ -342,23 +235,34 @@ class LocalVerifier:
             drafts, length = verification.draft_tokens, verification.committed_len
             rows = targets[first : first + len(drafts) + 1]
             first += len(drafts) + 1
-            decision: Decision = (
-                decide_greedy(drafts, rows) if isinstance(rows, list)
-                else decide(drafts, self._draft_probs[work.slot], rows, tenancy.sampling, length)
-            )
+            decision = self._decision(work, tenancy, verification, rows)
+            tokens = (*drafts[: decision.accepted], decision.next_token)
             self._slots.set_cached(work.slot, tenancy, length + decision.accepted)
             work.result = VerifyResult(
                 slot=work.slot,
                 lease=work.lease,
                 outcome=SlotOutcome.OK,
                 accepted=decision.accepted,
-                token_ids=(*drafts[: decision.accepted], decision.next_token),
+                token_ids=tokens,
                 cached_len=tenancy.cached_len,
                 reserved_len=self._slots.reserved_len(tenancy),
+                logprobs=_logprobs(rows, tokens, tenancy.sampling.logprobs),
+                prompt_logprobs=work.prompt_logprobs,
             )
             tenancy.answered_len, tenancy.answer = length, work.result
 
-    def _result(self, work: _Work) -> VerifyResult:
+    def _decision(
+        self, work: Work, tenancy: Tenancy, verification: Verification, rows: list[int] | Tensor
+    ) -> Decision:
+        """What stands of a sequence's drafts, by its own rows."""
+        drafts, length = verification.draft_tokens, verification.committed_len
+        if isinstance(rows, list):
+            return decide_greedy(drafts, rows)
+        history = self._slots.history(work.slot, length + len(drafts))
+        logits = adjust(rows, tenancy.sampling, history, tenancy.prompt_len)
+        return decide(drafts, self._draft_probs[work.slot], logits, tenancy.sampling, length)
+
+    def _result(self, work: Work) -> VerifyResult:
         """The result of a slot on which nothing was decided."""
         tenancy = work.tenancy
         return VerifyResult(
@@ -369,7 +273,16 @@ class LocalVerifier:
             token_ids=(),
             cached_len=tenancy.cached_len if tenancy else 0,
             reserved_len=self._slots.reserved_len(tenancy) if tenancy else 0,
+            prompt_logprobs=work.prompt_logprobs,
         )
+
+
+def _logprobs(rows: list[int] | Tensor, tokens: tuple[int, ...], top: int | None) -> tuple[TokenLogprobs, ...]:
+    """Those of the tokens that stand, from their rows' raw logits; none where none are asked for."""
+    if top is None:
+        return ()
+    assert isinstance(rows, Tensor), "whoever is told log-probabilities is not decided by tokens alone"
+    return token_logprobs(rows[: len(tokens)], tokens, top)
 
 
 def _max_model_len(model: ConvertedModel, config: StackConfig) -> int:

@@ -2,26 +2,23 @@
 
 ``to_pb`` never sends what the other side would refuse to read, and ``from_pb`` never lets through what the types do not
 promise: an enum value that is unknown or not set, a number outside its range. Either raises ``ContractViolation``. The
-drafter's and the verifier's own messages are in ``qspec.rpc.drafter_codec`` and ``qspec.rpc.verifier_codec``. Nothing
-here imports torch.
+drafter's and the verifier's own messages are in ``qspec.rpc.drafter_codec`` and ``qspec.rpc.verifier_codec``, and how
+tokens are drawn is in ``qspec.rpc.sampling_codec``. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import ParamSpec, TypeVar
 
 from qspec.errors import ContractViolation
 from qspec.interfaces import (
-    AcceptanceRule,
     ArenaBackend,
     ArenaDescriptor,
     MemoryItem,
     Region,
     RegionWriter,
-    Sampling,
     SlotOutcome,
     StageTimings,
 )
@@ -32,10 +29,6 @@ _Result = TypeVar("_Result")
 _Member = TypeVar("_Member")
 _Value = TypeVar("_Value", bound=int)
 
-_RULES = {
-    AcceptanceRule.REJECTION: types_pb2.ACCEPTANCE_RULE_REJECTION,
-    AcceptanceRule.COUPLED: types_pb2.ACCEPTANCE_RULE_COUPLED,
-}
 _OUTCOMES = {
     SlotOutcome.OK: types_pb2.SLOT_OUTCOME_OK,
     SlotOutcome.STALE: types_pb2.SLOT_OUTCOME_STALE,
@@ -49,13 +42,9 @@ _WRITERS = {
     RegionWriter.VERIFIER: types_pb2.REGION_WRITER_VERIFIER,
     RegionWriter.DRAFTER: types_pb2.REGION_WRITER_DRAFTER,
 }
-_RULES_BACK = {value: member for member, value in _RULES.items()}
 _OUTCOMES_BACK = {value: member for member, value in _OUTCOMES.items()}
 _BACKENDS_BACK = {value: member for member, value in _BACKENDS.items()}
 _WRITERS_BACK = {value: member for member, value in _WRITERS.items()}
-
-_MAX_CHOICE = 2**16 - 1
-_MAX_TOP_K = 2**32 - 1
 
 
 def checked(encode: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
@@ -77,25 +66,6 @@ def require(condition: bool, description: str) -> None:
         raise ContractViolation(description)
 
 
-def sampling_to_pb(sampling: Sampling) -> types_pb2.Sampling:
-    """Encode."""
-    _check_sampling(sampling)
-    return types_pb2.Sampling(
-        temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, seed=sampling.seed,
-        choice=sampling.choice, rule=_RULES[sampling.rule],
-    )
-
-
-def sampling_from_pb(message: types_pb2.Sampling) -> Sampling:
-    """Decode; a message that was not sent at all fails for its unset rule."""
-    sampling = Sampling(
-        temperature=message.temperature, top_k=message.top_k, top_p=message.top_p, seed=message.seed,
-        choice=message.choice, rule=_member(_RULES_BACK, message.rule, "acceptance rule"),
-    )
-    _check_sampling(sampling)
-    return sampling
-
-
 def outcome_to_pb(outcome: SlotOutcome) -> types_pb2.SlotOutcome:
     """Encode."""
     return _OUTCOMES[outcome]
@@ -103,7 +73,7 @@ def outcome_to_pb(outcome: SlotOutcome) -> types_pb2.SlotOutcome:
 
 def outcome_from_pb(value: int) -> SlotOutcome:
     """Decode."""
-    return _member(_OUTCOMES_BACK, value, "slot outcome")
+    return member(_OUTCOMES_BACK, value, "slot outcome")
 
 
 def timings_to_pb(timings: StageTimings) -> types_pb2.StageTimings:
@@ -156,7 +126,7 @@ def arena_from_pb(message: types_pb2.ArenaDescriptor) -> ArenaDescriptor:
     """Decode; every region starts inside the arena and has a name of its own."""
     regions = tuple(
         Region(name=r.name, dtype=r.dtype, shape=tuple(r.shape), offset=r.offset,
-               writer=_member(_WRITERS_BACK, r.writer, "region writer"), file=r.file)
+               writer=member(_WRITERS_BACK, r.writer, "region writer"), file=r.file)
         for r in message.regions
     )
     require(len({region.name for region in regions}) == len(regions), "two regions of an arena have the same name")
@@ -164,22 +134,15 @@ def arena_from_pb(message: types_pb2.ArenaDescriptor) -> ArenaDescriptor:
     require(all(region.file < len(sizes) for region in regions), "a region lies in a file that its arena does not have")
     require(all(region.offset <= sizes[region.file] for region in regions), "a region starts outside its arena")
     return ArenaDescriptor(
-        backend=_member(_BACKENDS_BACK, message.backend, "arena backend"), device_uuid=message.device_uuid,
+        backend=member(_BACKENDS_BACK, message.backend, "arena backend"), device_uuid=message.device_uuid,
         handle=message.handle, reference=message.reference, size=message.size, epoch=message.epoch,
         fingerprint=message.fingerprint, regions=regions, file_sizes=tuple(message.file_sizes),
     )
 
 
-def _member(members: Mapping[_Value, _Member], value: int, what: str) -> _Member:
+def member(members: Mapping[_Value, _Member], value: int, what: str) -> _Member:
+    """What an enum's value stands for; ``ContractViolation`` for one that is unknown or not set."""
     try:
         return members[value]  # type: ignore[index]
     except KeyError:
         raise ContractViolation(f"unknown or missing {what}: {value}") from None
-
-
-def _check_sampling(sampling: Sampling) -> None:
-    temperature = sampling.temperature
-    require(math.isfinite(temperature) and temperature >= 0, f"temperature must be finite and >= 0: {temperature}")
-    require(0 < sampling.top_p <= 1, f"top_p must be in (0, 1]: {sampling.top_p}")
-    require(0 <= sampling.top_k <= _MAX_TOP_K, f"top_k must be a 32-bit number >= 0: {sampling.top_k}")
-    require(0 <= sampling.choice <= _MAX_CHOICE, f"choice has 16 bits: {sampling.choice}")

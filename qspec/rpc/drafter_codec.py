@@ -21,11 +21,10 @@ from qspec.rpc.codec import (
     outcome_from_pb,
     outcome_to_pb,
     require,
-    sampling_from_pb,
-    sampling_to_pb,
     timings_from_pb,
     timings_to_pb,
 )
+from qspec.rpc.sampling_codec import sampling_from_pb, sampling_to_pb
 from qspec.rpc.verifier_codec import description_from_pb, description_to_pb
 from qspec.v1 import drafter_pb2
 

@@ -21,11 +21,11 @@ from qspec.rpc.codec import (
     outcome_from_pb,
     outcome_to_pb,
     require,
-    sampling_from_pb,
-    sampling_to_pb,
     timings_from_pb,
     timings_to_pb,
 )
+from qspec.rpc.logprobs_codec import logprobs_from_pb, logprobs_to_pb
+from qspec.rpc.sampling_codec import sampling_from_pb, sampling_to_pb
 from qspec.v1 import verifier_pb2
 
 
@@ -64,11 +64,13 @@ def verify_batch_to_pb(batch: VerifyBatch) -> verifier_pb2.VerifyRequest:
         epoch=batch.epoch, round=batch.round,
         releases=[verifier_pb2.Release(slot=r.slot, lease=r.lease) for r in batch.releases],
         admissions=[
-            verifier_pb2.Admission(slot=a.slot, lease=a.lease, sampling=sampling_to_pb(a.sampling))
+            verifier_pb2.Admission(
+                slot=a.slot, lease=a.lease, sampling=sampling_to_pb(a.sampling), prompt_len=a.prompt_len)
             for a in batch.admissions
         ],
         prefill_chunks=[
-            verifier_pb2.PrefillChunk(slot=c.slot, lease=c.lease, start=c.start, token_ids=c.token_ids)
+            verifier_pb2.PrefillChunk(
+                slot=c.slot, lease=c.lease, start=c.start, token_ids=c.token_ids, next_token=c.next_token)
             for c in batch.prefill_chunks
         ],
         verifications=[
@@ -89,10 +91,13 @@ def verify_batch_from_pb(message: verifier_pb2.VerifyRequest) -> VerifyBatch:
         epoch=message.epoch, round=message.round,
         releases=tuple(Release(slot=r.slot, lease=r.lease) for r in message.releases),
         admissions=tuple(
-            Admission(slot=a.slot, lease=a.lease, sampling=sampling_from_pb(a.sampling)) for a in message.admissions
+            Admission(slot=a.slot, lease=a.lease, sampling=sampling_from_pb(a.sampling), prompt_len=a.prompt_len)
+            for a in message.admissions
         ),
         prefill_chunks=tuple(
-            PrefillChunk(slot=c.slot, lease=c.lease, start=c.start, token_ids=tuple(c.token_ids))
+            PrefillChunk(
+                slot=c.slot, lease=c.lease, start=c.start, token_ids=tuple(c.token_ids),
+                next_token=c.next_token if c.HasField("next_token") else None)
             for c in message.prefill_chunks
         ),
         verifications=tuple(
@@ -114,6 +119,7 @@ def verify_answer_to_pb(answer: VerifyAnswer) -> verifier_pb2.VerifyResponse:
             verifier_pb2.VerifyResult(
                 slot=r.slot, lease=r.lease, outcome=outcome_to_pb(r.outcome), accepted=r.accepted,
                 token_ids=r.token_ids, cached_len=r.cached_len, reserved_len=r.reserved_len,
+                logprobs=logprobs_to_pb(r.logprobs), prompt_logprobs=logprobs_to_pb(r.prompt_logprobs),
             )
             for r in answer.results
         ],
@@ -126,9 +132,11 @@ def verify_answer_from_pb(message: verifier_pb2.VerifyResponse) -> VerifyAnswer:
         VerifyResult(
             slot=r.slot, lease=r.lease, outcome=outcome_from_pb(r.outcome), accepted=r.accepted,
             token_ids=tuple(r.token_ids), cached_len=r.cached_len, reserved_len=r.reserved_len,
+            logprobs=logprobs_from_pb(r.logprobs), prompt_logprobs=logprobs_from_pb(r.prompt_logprobs),
         )
         for r in message.results
     )
+    require(all(len(r.logprobs) in (0, len(r.token_ids)) for r in results), "a token has no log-probability")
     require(all(r.accepted <= len(r.token_ids) for r in results), "more drafts accepted than tokens committed")
     return VerifyAnswer(
         epoch=message.epoch, round=message.round, results=results, free_blocks=message.free_blocks,

@@ -22,45 +22,48 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from qspec.v1 import types_pb2 as qspec_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19qspec/v1/generation.proto\x12\x08qspec.v1\"@\n\x0b\x43hatMessage\x12 \n\x04role\x18\x01 \x01(\x0e\x32\x12.qspec.v1.ChatRole\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"5\n\nChatPrompt\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.qspec.v1.ChatMessage\" \n\x0bTokenPrompt\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"\xd0\x03\n\x0fGenerateRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12$\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x14.qspec.v1.ChatPromptH\x00\x12\'\n\x06tokens\x18\x03 \x01(\x0b\x32\x15.qspec.v1.TokenPromptH\x00\x12\x17\n\nmax_tokens\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x06 \x01(\rH\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x07 \x01(\x01H\x04\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x05\x88\x01\x01\x12\x0c\n\x04stop\x18\t \x03(\t\x12\x19\n\x0c\x64raft_length\x18\n \x01(\rH\x06\x88\x01\x01\x12\x17\n\nrequest_id\x18( \x01(\tH\x07\x88\x01\x01\x12\x15\n\x08priority\x18) \x01(\x05H\x08\x88\x01\x01\x12\x16\n\ttimeout_s\x18* \x01(\x01H\t\x88\x01\x01\x42\x08\n\x06promptB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x07\n\x05_seedB\x0f\n\r_draft_lengthB\r\n\x0b_request_idB\x0b\n\t_priorityB\x0c\n\n_timeout_s\"\xf3\x01\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12-\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x16.qspec.v1.FinishReason\x12\x19\n\x0cmatched_stop\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\x1e\n\x05usage\x18\x05 \x01(\x0b\x32\x0f.qspec.v1.Usage\x12/\n\x0bspeculation\x18\x06 \x01(\x0b\x32\x1a.qspec.v1.SpeculationStats\x12\x12\n\nrequest_id\x18( \x01(\tB\x0f\n\r_matched_stop\"\x84\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x1d\n\x15time_to_first_token_s\x18\x03 \x01(\x01\x12\x0f\n\x07total_s\x18\x04 \x01(\x01\x12\x19\n\x11tokens_per_second\x18\x05 \x01(\x01\"\x9e\x02\n\x10SpeculationStats\x12\x0e\n\x06rounds\x18\x01 \x01(\r\x12\x0f\n\x07\x64rafted\x18\x02 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\r\x12\x1d\n\x15\x61\x63\x63\x65pted_per_position\x18\x04 \x03(\r\x12\x1c\n\x14\x64rafted_per_position\x18\x05 \x03(\r\x12\x1f\n\x17rounds_per_draft_length\x18\x06 \x03(\r\x12\x0f\n\x07\x64raft_s\x18\x07 \x01(\x01\x12\x10\n\x08verify_s\x18\x08 \x01(\x01\x12\r\n\x05rpc_s\x18\t \x01(\x01\x12\x0f\n\x07round_s\x18\n \x01(\x01\x12\x1e\n\x16rounds_without_drafter\x18\x0b \x01(\r\x12\x16\n\x0erecomputations\x18\x0c \x01(\r\"\x16\n\x14GetServerInfoRequest\"\xbb\x04\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12$\n\x05state\x18\x02 \x01(\x0e\x32\x15.qspec.v1.ServerState\x12\r\n\x05model\x18\x03 \x01(\t\x12\x14\n\x0c\x64raft_method\x18\x04 \x01(\t\x12\x15\n\rverify_method\x18\x05 \x01(\t\x12\x15\n\rmax_model_len\x18\x06 \x01(\r\x12\x11\n\tmax_slots\x18\x07 \x01(\r\x12\x18\n\x10max_draft_length\x18\x08 \x01(\r\x12\x0f\n\x07running\x18\t \x01(\r\x12\x0f\n\x07waiting\x18\n \x01(\r\x12\x18\n\x10\x64rafter_restarts\x18\x0b \x01(\r\x12\x19\n\x11verifier_restarts\x18\x0c \x01(\r\x12$\n\x06memory\x18\r \x03(\x0b\x32\x14.qspec.v1.MemoryLine\x12\x15\n\rverify_kernel\x18\x0e \x01(\t\x12\x14\n\x0c\x64raft_kernel\x18\x0f \x01(\t\x12\x15\n\rrow_invariant\x18\x10 \x01(\x08\x12\x10\n\x08verify_s\x18\x11 \x03(\x01\x12\x14\n\x0c\x64raft_step_s\x18\x12 \x01(\x01\x12\x13\n\x0b\x61uto_reason\x18\x13 \x01(\t\x12\x13\n\x0bmax_waiting\x18( \x01(\r\x12\x1b\n\x13max_buffered_tokens\x18) \x01(\r\x12\x12\n\nnum_blocks\x18* \x01(\r\x12\x13\n\x0b\x66ree_blocks\x18+ \x01(\r\x12\x12\n\nblock_size\x18, \x01(\r\"]\n\nMemoryLine\x12\r\n\x05owner\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x0e\n\x06shared\x18\x04 \x01(\x08\x12\x13\n\x0bmapped_file\x18\x05 \x01(\x08\"Q\n\x0fTokenizeRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12$\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x14.qspec.v1.ChatPromptH\x00\x42\x08\n\x06prompt\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r*\x89\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12!\n\x1d\x46INISH_REASON_END_OF_SEQUENCE\x10\x01\x12\x1d\n\x19\x46INISH_REASON_STOP_STRING\x10\x02\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x03*h\n\x08\x43hatRole\x12\x19\n\x15\x43HAT_ROLE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43HAT_ROLE_SYSTEM\x10\x01\x12\x12\n\x0e\x43HAT_ROLE_USER\x10\x02\x12\x17\n\x13\x43HAT_ROLE_ASSISTANT\x10\x03*z\n\x0bServerState\x12\x1c\n\x18SERVER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14SERVER_STATE_LOADING\x10\x01\x12\x18\n\x14SERVER_STATE_SERVING\x10\x02\x12\x19\n\x15SERVER_STATE_DRAINING\x10\x03\x32\xed\x01\n\x11GenerationService\x12\x43\n\x08Generate\x12\x19.qspec.v1.GenerateRequest\x1a\x1a.qspec.v1.GenerateResponse0\x01\x12P\n\rGetServerInfo\x12\x1e.qspec.v1.GetServerInfoRequest\x1a\x1f.qspec.v1.GetServerInfoResponse\x12\x41\n\x08Tokenize\x12\x19.qspec.v1.TokenizeRequest\x1a\x1a.qspec.v1.TokenizeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19qspec/v1/generation.proto\x12\x08qspec.v1\x1a\x14qspec/v1/types.proto\"@\n\x0b\x43hatMessage\x12 \n\x04role\x18\x01 \x01(\x0e\x32\x12.qspec.v1.ChatRole\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"5\n\nChatPrompt\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.qspec.v1.ChatMessage\" \n\x0bTokenPrompt\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"+\n\tLogitBias\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04\x62ias\x18\x02 \x01(\x01\"\xad\x07\n\x0fGenerateRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12$\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x14.qspec.v1.ChatPromptH\x00\x12\'\n\x06tokens\x18\x03 \x01(\x0b\x32\x15.qspec.v1.TokenPromptH\x00\x12\x17\n\nmax_tokens\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x06 \x01(\rH\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x07 \x01(\x01H\x04\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x05\x88\x01\x01\x12\x0c\n\x04stop\x18\t \x03(\t\x12\x19\n\x0c\x64raft_length\x18\n \x01(\rH\x06\x88\x01\x01\x12\x12\n\x05min_p\x18\x0b \x01(\x01H\x07\x88\x01\x01\x12\x16\n\ttypical_p\x18\x0c \x01(\x01H\x08\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\r \x01(\x01H\t\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x0e \x01(\x01H\n\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x0f \x01(\x01H\x0b\x88\x01\x01\x12\'\n\nlogit_bias\x18\x10 \x03(\x0b\x32\x13.qspec.v1.LogitBias\x12\x17\n\nmin_tokens\x18\x11 \x01(\rH\x0c\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\x12 \x03(\r\x12\x12\n\nignore_eos\x18\x13 \x01(\x08\x12\x15\n\x08logprobs\x18\x14 \x01(\rH\r\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x15 \x01(\rH\x0e\x88\x01\x01\x12\x0e\n\x01n\x18\x16 \x01(\rH\x0f\x88\x01\x01\x12\x0c\n\x04\x65\x63ho\x18\x17 \x01(\x08\x12\x17\n\nrequest_id\x18( \x01(\tH\x10\x88\x01\x01\x12\x15\n\x08priority\x18) \x01(\x05H\x11\x88\x01\x01\x12\x16\n\ttimeout_s\x18* \x01(\x01H\x12\x88\x01\x01\x42\x08\n\x06promptB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x07\n\x05_seedB\x0f\n\r_draft_lengthB\x08\n\x06_min_pB\x0c\n\n_typical_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\r\n\x0b_min_tokensB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobsB\x04\n\x02_nB\r\n\x0b_request_idB\x0b\n\t_priorityB\x0c\n\n_timeout_s\"\xb2\x03\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12-\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x16.qspec.v1.FinishReason\x12\x19\n\x0cmatched_stop\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\x1e\n\x05usage\x18\x05 \x01(\x0b\x32\x0f.qspec.v1.Usage\x12/\n\x0bspeculation\x18\x06 \x01(\x0b\x32\x1a.qspec.v1.SpeculationStats\x12\x1f\n\x12matched_stop_token\x18\x07 \x01(\rH\x01\x88\x01\x01\x12)\n\x08logprobs\x18\x08 \x03(\x0b\x32\x17.qspec.v1.TokenLogprobs\x12\x30\n\x0fprompt_logprobs\x18\t \x03(\x0b\x32\x17.qspec.v1.TokenLogprobs\x12\x0e\n\x06\x63hoice\x18\n \x01(\r\x12\x18\n\x10prompt_token_ids\x18\x0b \x03(\r\x12\x12\n\nrequest_id\x18( \x01(\tB\x0f\n\r_matched_stopB\x15\n\x13_matched_stop_token\"\x84\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x1d\n\x15time_to_first_token_s\x18\x03 \x01(\x01\x12\x0f\n\x07total_s\x18\x04 \x01(\x01\x12\x19\n\x11tokens_per_second\x18\x05 \x01(\x01\"\x9e\x02\n\x10SpeculationStats\x12\x0e\n\x06rounds\x18\x01 \x01(\r\x12\x0f\n\x07\x64rafted\x18\x02 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\r\x12\x1d\n\x15\x61\x63\x63\x65pted_per_position\x18\x04 \x03(\r\x12\x1c\n\x14\x64rafted_per_position\x18\x05 \x03(\r\x12\x1f\n\x17rounds_per_draft_length\x18\x06 \x03(\r\x12\x0f\n\x07\x64raft_s\x18\x07 \x01(\x01\x12\x10\n\x08verify_s\x18\x08 \x01(\x01\x12\r\n\x05rpc_s\x18\t \x01(\x01\x12\x0f\n\x07round_s\x18\n \x01(\x01\x12\x1e\n\x16rounds_without_drafter\x18\x0b \x01(\r\x12\x16\n\x0erecomputations\x18\x0c \x01(\r\"\x16\n\x14GetServerInfoRequest\"\xbb\x04\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12$\n\x05state\x18\x02 \x01(\x0e\x32\x15.qspec.v1.ServerState\x12\r\n\x05model\x18\x03 \x01(\t\x12\x14\n\x0c\x64raft_method\x18\x04 \x01(\t\x12\x15\n\rverify_method\x18\x05 \x01(\t\x12\x15\n\rmax_model_len\x18\x06 \x01(\r\x12\x11\n\tmax_slots\x18\x07 \x01(\r\x12\x18\n\x10max_draft_length\x18\x08 \x01(\r\x12\x0f\n\x07running\x18\t \x01(\r\x12\x0f\n\x07waiting\x18\n \x01(\r\x12\x18\n\x10\x64rafter_restarts\x18\x0b \x01(\r\x12\x19\n\x11verifier_restarts\x18\x0c \x01(\r\x12$\n\x06memory\x18\r \x03(\x0b\x32\x14.qspec.v1.MemoryLine\x12\x15\n\rverify_kernel\x18\x0e \x01(\t\x12\x14\n\x0c\x64raft_kernel\x18\x0f \x01(\t\x12\x15\n\rrow_invariant\x18\x10 \x01(\x08\x12\x10\n\x08verify_s\x18\x11 \x03(\x01\x12\x14\n\x0c\x64raft_step_s\x18\x12 \x01(\x01\x12\x13\n\x0b\x61uto_reason\x18\x13 \x01(\t\x12\x13\n\x0bmax_waiting\x18( \x01(\r\x12\x1b\n\x13max_buffered_tokens\x18) \x01(\r\x12\x12\n\nnum_blocks\x18* \x01(\r\x12\x13\n\x0b\x66ree_blocks\x18+ \x01(\r\x12\x12\n\nblock_size\x18, \x01(\r\"]\n\nMemoryLine\x12\r\n\x05owner\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x0e\n\x06shared\x18\x04 \x01(\x08\x12\x13\n\x0bmapped_file\x18\x05 \x01(\x08\"Q\n\x0fTokenizeRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12$\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x14.qspec.v1.ChatPromptH\x00\x42\x08\n\x06prompt\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r*\xa7\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12!\n\x1d\x46INISH_REASON_END_OF_SEQUENCE\x10\x01\x12\x1d\n\x19\x46INISH_REASON_STOP_STRING\x10\x02\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x03\x12\x1c\n\x18\x46INISH_REASON_STOP_TOKEN\x10\x04*h\n\x08\x43hatRole\x12\x19\n\x15\x43HAT_ROLE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43HAT_ROLE_SYSTEM\x10\x01\x12\x12\n\x0e\x43HAT_ROLE_USER\x10\x02\x12\x17\n\x13\x43HAT_ROLE_ASSISTANT\x10\x03*z\n\x0bServerState\x12\x1c\n\x18SERVER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14SERVER_STATE_LOADING\x10\x01\x12\x18\n\x14SERVER_STATE_SERVING\x10\x02\x12\x19\n\x15SERVER_STATE_DRAINING\x10\x03\x32\xed\x01\n\x11GenerationService\x12\x43\n\x08Generate\x12\x19.qspec.v1.GenerateRequest\x1a\x1a.qspec.v1.GenerateResponse0\x01\x12P\n\rGetServerInfo\x12\x1e.qspec.v1.GetServerInfoRequest\x1a\x1f.qspec.v1.GetServerInfoResponse\x12\x41\n\x08Tokenize\x12\x19.qspec.v1.TokenizeRequest\x1a\x1a.qspec.v1.TokenizeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'qspec.v1.generation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=2147
-  _globals['_FINISHREASON']._serialized_end=2284
-  _globals['_CHATROLE']._serialized_start=2286
-  _globals['_CHATROLE']._serialized_end=2390
-  _globals['_SERVERSTATE']._serialized_start=2392
-  _globals['_SERVERSTATE']._serialized_end=2514
-  _globals['_CHATMESSAGE']._serialized_start=39
-  _globals['_CHATMESSAGE']._serialized_end=103
-  _globals['_CHATPROMPT']._serialized_start=105
-  _globals['_CHATPROMPT']._serialized_end=158
-  _globals['_TOKENPROMPT']._serialized_start=160
-  _globals['_TOKENPROMPT']._serialized_end=192
-  _globals['_GENERATEREQUEST']._serialized_start=195
-  _globals['_GENERATEREQUEST']._serialized_end=659
-  _globals['_GENERATERESPONSE']._serialized_start=662
-  _globals['_GENERATERESPONSE']._serialized_end=905
-  _globals['_USAGE']._serialized_start=908
-  _globals['_USAGE']._serialized_end=1040
-  _globals['_SPECULATIONSTATS']._serialized_start=1043
-  _globals['_SPECULATIONSTATS']._serialized_end=1329
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=1331
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=1353
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=1356
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=1927
-  _globals['_MEMORYLINE']._serialized_start=1929
-  _globals['_MEMORYLINE']._serialized_end=2022
-  _globals['_TOKENIZEREQUEST']._serialized_start=2024
-  _globals['_TOKENIZEREQUEST']._serialized_end=2105
-  _globals['_TOKENIZERESPONSE']._serialized_start=2107
-  _globals['_TOKENIZERESPONSE']._serialized_end=2144
-  _globals['_GENERATIONSERVICE']._serialized_start=2517
-  _globals['_GENERATIONSERVICE']._serialized_end=2754
+  _globals['_FINISHREASON']._serialized_start=2882
+  _globals['_FINISHREASON']._serialized_end=3049
+  _globals['_CHATROLE']._serialized_start=3051
+  _globals['_CHATROLE']._serialized_end=3155
+  _globals['_SERVERSTATE']._serialized_start=3157
+  _globals['_SERVERSTATE']._serialized_end=3279
+  _globals['_CHATMESSAGE']._serialized_start=61
+  _globals['_CHATMESSAGE']._serialized_end=125
+  _globals['_CHATPROMPT']._serialized_start=127
+  _globals['_CHATPROMPT']._serialized_end=180
+  _globals['_TOKENPROMPT']._serialized_start=182
+  _globals['_TOKENPROMPT']._serialized_end=214
+  _globals['_LOGITBIAS']._serialized_start=216
+  _globals['_LOGITBIAS']._serialized_end=259
+  _globals['_GENERATEREQUEST']._serialized_start=262
+  _globals['_GENERATEREQUEST']._serialized_end=1203
+  _globals['_GENERATERESPONSE']._serialized_start=1206
+  _globals['_GENERATERESPONSE']._serialized_end=1640
+  _globals['_USAGE']._serialized_start=1643
+  _globals['_USAGE']._serialized_end=1775
+  _globals['_SPECULATIONSTATS']._serialized_start=1778
+  _globals['_SPECULATIONSTATS']._serialized_end=2064
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=2066
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=2088
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=2091
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=2662
+  _globals['_MEMORYLINE']._serialized_start=2664
+  _globals['_MEMORYLINE']._serialized_end=2757
+  _globals['_TOKENIZEREQUEST']._serialized_start=2759
+  _globals['_TOKENIZEREQUEST']._serialized_end=2840
+  _globals['_TOKENIZERESPONSE']._serialized_start=2842
+  _globals['_TOKENIZERESPONSE']._serialized_end=2879
+  _globals['_GENERATIONSERVICE']._serialized_start=3282
+  _globals['_GENERATIONSERVICE']._serialized_end=3519
 # @@protoc_insertion_point(module_scope)

@@ -24,29 +24,35 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14qspec/v1/types.proto\x12\x08qspec.v1\"\x83\x01\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x01\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12\x0e\n\x06\x63hoice\x18\x05 \x01(\r\x12&\n\x04rule\x18\x06 \x01(\x0e\x32\x18.qspec.v1.AcceptanceRule\"[\n\x0cStageTimings\x12\x12\n\nprepare_ns\x18\x01 \x01(\x04\x12\x12\n\nforward_ns\x18\x02 \x01(\x04\x12\x11\n\tsample_ns\x18\x03 \x01(\x04\x12\x10\n\x08total_ns\x18\x04 \x01(\x04\"\x7f\n\x0b\x41renaRegion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x04\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12&\n\x06writer\x18\x05 \x01(\x0e\x32\x16.qspec.v1.RegionWriter\x12\x0c\n\x04\x66ile\x18\x06 \x01(\r\"\xe0\x01\n\x0f\x41renaDescriptor\x12\'\n\x07\x62\x61\x63kend\x18\x01 \x01(\x0e\x32\x16.qspec.v1.ArenaBackend\x12\x13\n\x0b\x64\x65vice_uuid\x18\x02 \x01(\t\x12\x0e\n\x06handle\x18\x03 \x01(\x0c\x12\x11\n\treference\x18\x04 \x01(\t\x12\x0c\n\x04size\x18\x05 \x01(\x04\x12\r\n\x05\x65poch\x18\x06 \x01(\x04\x12\x13\n\x0b\x66ingerprint\x18\x07 \x01(\t\x12&\n\x07regions\x18\x08 \x03(\x0b\x32\x15.qspec.v1.ArenaRegion\x12\x12\n\nfile_sizes\x18\t \x03(\x04\"N\n\nMemoryItem\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0e\n\x06shared\x18\x03 \x01(\x08\x12\x13\n\x0bmapped_file\x18\x04 \x01(\x08*m\n\x0e\x41\x63\x63\x65ptanceRule\x12\x1f\n\x1b\x41\x43\x43\x45PTANCE_RULE_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x41\x43\x43\x45PTANCE_RULE_REJECTION\x10\x01\x12\x1b\n\x17\x41\x43\x43\x45PTANCE_RULE_COUPLED\x10\x02*t\n\x0bSlotOutcome\x12\x1c\n\x18SLOT_OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fSLOT_OUTCOME_OK\x10\x01\x12\x16\n\x12SLOT_OUTCOME_STALE\x10\x02\x12\x1a\n\x16SLOT_OUTCOME_NO_BLOCKS\x10\x03*e\n\x0c\x41renaBackend\x12\x1d\n\x19\x41RENA_BACKEND_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x41RENA_BACKEND_HOST_SHM\x10\x01\x12\x1a\n\x16\x41RENA_BACKEND_CUDA_IPC\x10\x02*d\n\x0cRegionWriter\x12\x1d\n\x19REGION_WRITER_UNSPECIFIED\x10\x00\x12\x1a\n\x16REGION_WRITER_VERIFIER\x10\x01\x12\x19\n\x15REGION_WRITER_DRAFTER\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14qspec/v1/types.proto\x12\x08qspec.v1\"\xe3\x03\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x01\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12\x0e\n\x06\x63hoice\x18\x05 \x01(\r\x12&\n\x04rule\x18\x06 \x01(\x0e\x32\x18.qspec.v1.AcceptanceRule\x12\r\n\x05min_p\x18\x07 \x01(\x01\x12\x11\n\ttypical_p\x18\x08 \x01(\x01\x12\x1a\n\x12repetition_penalty\x18\t \x01(\x01\x12\x18\n\x10presence_penalty\x18\n \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x0b \x01(\x01\x12\x35\n\nlogit_bias\x18\x0c \x03(\x0b\x32!.qspec.v1.Sampling.LogitBiasEntry\x12\x12\n\nmin_tokens\x18\r \x01(\r\x12\x18\n\x10\x65nding_token_ids\x18\x0e \x03(\r\x12\x15\n\x08logprobs\x18\x0f \x01(\rH\x00\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x10 \x01(\rH\x01\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobs\"M\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12\x15\n\rtop_token_ids\x18\x02 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x03 \x03(\x02\"[\n\x0cStageTimings\x12\x12\n\nprepare_ns\x18\x01 \x01(\x04\x12\x12\n\nforward_ns\x18\x02 \x01(\x04\x12\x11\n\tsample_ns\x18\x03 \x01(\x04\x12\x10\n\x08total_ns\x18\x04 \x01(\x04\"\x7f\n\x0b\x41renaRegion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x04\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12&\n\x06writer\x18\x05 \x01(\x0e\x32\x16.qspec.v1.RegionWriter\x12\x0c\n\x04\x66ile\x18\x06 \x01(\r\"\xe0\x01\n\x0f\x41renaDescriptor\x12\'\n\x07\x62\x61\x63kend\x18\x01 \x01(\x0e\x32\x16.qspec.v1.ArenaBackend\x12\x13\n\x0b\x64\x65vice_uuid\x18\x02 \x01(\t\x12\x0e\n\x06handle\x18\x03 \x01(\x0c\x12\x11\n\treference\x18\x04 \x01(\t\x12\x0c\n\x04size\x18\x05 \x01(\x04\x12\r\n\x05\x65poch\x18\x06 \x01(\x04\x12\x13\n\x0b\x66ingerprint\x18\x07 \x01(\t\x12&\n\x07regions\x18\x08 \x03(\x0b\x32\x15.qspec.v1.ArenaRegion\x12\x12\n\nfile_sizes\x18\t \x03(\x04\"N\n\nMemoryItem\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0e\n\x06shared\x18\x03 \x01(\x08\x12\x13\n\x0bmapped_file\x18\x04 \x01(\x08*m\n\x0e\x41\x63\x63\x65ptanceRule\x12\x1f\n\x1b\x41\x43\x43\x45PTANCE_RULE_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x41\x43\x43\x45PTANCE_RULE_REJECTION\x10\x01\x12\x1b\n\x17\x41\x43\x43\x45PTANCE_RULE_COUPLED\x10\x02*t\n\x0bSlotOutcome\x12\x1c\n\x18SLOT_OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fSLOT_OUTCOME_OK\x10\x01\x12\x16\n\x12SLOT_OUTCOME_STALE\x10\x02\x12\x1a\n\x16SLOT_OUTCOME_NO_BLOCKS\x10\x03*e\n\x0c\x41renaBackend\x12\x1d\n\x19\x41RENA_BACKEND_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x41RENA_BACKEND_HOST_SHM\x10\x01\x12\x1a\n\x16\x41RENA_BACKEND_CUDA_IPC\x10\x02*d\n\x0cRegionWriter\x12\x1d\n\x19REGION_WRITER_UNSPECIFIED\x10\x00\x12\x1a\n\x16REGION_WRITER_VERIFIER\x10\x01\x12\x19\n\x15REGION_WRITER_DRAFTER\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'qspec.v1.types_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ACCEPTANCERULE']._serialized_start=697
-  _globals['_ACCEPTANCERULE']._serialized_end=806
-  _globals['_SLOTOUTCOME']._serialized_start=808
-  _globals['_SLOTOUTCOME']._serialized_end=924
-  _globals['_ARENABACKEND']._serialized_start=926
-  _globals['_ARENABACKEND']._serialized_end=1027
-  _globals['_REGIONWRITER']._serialized_start=1029
-  _globals['_REGIONWRITER']._serialized_end=1129
+  _globals['_SAMPLING_LOGITBIASENTRY']._loaded_options = None
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_options = b'8\001'
+  _globals['_ACCEPTANCERULE']._serialized_start=1128
+  _globals['_ACCEPTANCERULE']._serialized_end=1237
+  _globals['_SLOTOUTCOME']._serialized_start=1239
+  _globals['_SLOTOUTCOME']._serialized_end=1355
+  _globals['_ARENABACKEND']._serialized_start=1357
+  _globals['_ARENABACKEND']._serialized_end=1458
+  _globals['_REGIONWRITER']._serialized_start=1460
+  _globals['_REGIONWRITER']._serialized_end=1560
   _globals['_SAMPLING']._serialized_start=35
-  _globals['_SAMPLING']._serialized_end=166
-  _globals['_STAGETIMINGS']._serialized_start=168
-  _globals['_STAGETIMINGS']._serialized_end=259
-  _globals['_ARENAREGION']._serialized_start=261
-  _globals['_ARENAREGION']._serialized_end=388
-  _globals['_ARENADESCRIPTOR']._serialized_start=391
-  _globals['_ARENADESCRIPTOR']._serialized_end=615
-  _globals['_MEMORYITEM']._serialized_start=617
-  _globals['_MEMORYITEM']._serialized_end=695
+  _globals['_SAMPLING']._serialized_end=518
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_start=437
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_end=485
+  _globals['_TOKENLOGPROBS']._serialized_start=520
+  _globals['_TOKENLOGPROBS']._serialized_end=597
+  _globals['_STAGETIMINGS']._serialized_start=599
+  _globals['_STAGETIMINGS']._serialized_end=690
+  _globals['_ARENAREGION']._serialized_start=692
+  _globals['_ARENAREGION']._serialized_end=819
+  _globals['_ARENADESCRIPTOR']._serialized_start=822
+  _globals['_ARENADESCRIPTOR']._serialized_end=1046
+  _globals['_MEMORYITEM']._serialized_start=1048
+  _globals['_MEMORYITEM']._serialized_end=1126
 # @@protoc_insertion_point(module_scope)

@@ -74,26 +74,30 @@ class Release(_message.Message):
     def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ...) -> None: ...
 
 class Admission(_message.Message):
-    __slots__ = ("slot", "lease", "sampling")
+    __slots__ = ("slot", "lease", "sampling", "prompt_len")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LEN_FIELD_NUMBER: _ClassVar[int]
     slot: int
     lease: int
     sampling: _types_pb2.Sampling
-    def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ..., sampling: _Optional[_Union[_types_pb2.Sampling, _Mapping]] = ...) -> None: ...
+    prompt_len: int
+    def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ..., sampling: _Optional[_Union[_types_pb2.Sampling, _Mapping]] = ..., prompt_len: _Optional[int] = ...) -> None: ...
 
 class PrefillChunk(_message.Message):
-    __slots__ = ("slot", "lease", "start", "token_ids")
+    __slots__ = ("slot", "lease", "start", "token_ids", "next_token")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_TOKEN_FIELD_NUMBER: _ClassVar[int]
     slot: int
     lease: int
     start: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ..., start: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    next_token: int
+    def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ..., start: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., next_token: _Optional[int] = ...) -> None: ...
 
 class Verification(_message.Message):
     __slots__ = ("slot", "lease", "committed_len", "pending_token", "draft_tokens")
@@ -124,7 +128,7 @@ class VerifyResponse(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., round: _Optional[int] = ..., results: _Optional[_Iterable[_Union[VerifyResult, _Mapping]]] = ..., free_blocks: _Optional[int] = ..., timings: _Optional[_Union[_types_pb2.StageTimings, _Mapping]] = ...) -> None: ...
 
 class VerifyResult(_message.Message):
-    __slots__ = ("slot", "lease", "outcome", "accepted", "token_ids", "cached_len", "reserved_len")
+    __slots__ = ("slot", "lease", "outcome", "accepted", "token_ids", "cached_len", "reserved_len", "logprobs", "prompt_logprobs")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
@@ -132,6 +136,8 @@ class VerifyResult(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     CACHED_LEN_FIELD_NUMBER: _ClassVar[int]
     RESERVED_LEN_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     slot: int
     lease: int
     outcome: _types_pb2.SlotOutcome
@@ -139,4 +145,6 @@ class VerifyResult(_message.Message):
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     cached_len: int
     reserved_len: int
-    def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ..., outcome: _Optional[_Union[_types_pb2.SlotOutcome, str]] = ..., accepted: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., cached_len: _Optional[int] = ..., reserved_len: _Optional[int] = ...) -> None: ...
+    logprobs: _containers.RepeatedCompositeFieldContainer[_types_pb2.TokenLogprobs]
+    prompt_logprobs: _containers.RepeatedCompositeFieldContainer[_types_pb2.TokenLogprobs]
+    def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ..., outcome: _Optional[_Union[_types_pb2.SlotOutcome, str]] = ..., accepted: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., cached_len: _Optional[int] = ..., reserved_len: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[_types_pb2.TokenLogprobs, _Mapping]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[_types_pb2.TokenLogprobs, _Mapping]]] = ...) -> None: ...

@@ -17,7 +17,7 @@ from qspec.engine.cached_decoder import CachedDecoder
 from qspec.engine.passes import SequenceRows
 from qspec.engine.separate_drafter import SeparateDrafter
 from qspec.errors import ContractViolation, EpochMismatch, InvalidInput
-from qspec.interfaces import DraftBatch, DraftItem, DraftResult, EarlyStop, Sampling, SlotOutcome
+from qspec.interfaces import AcceptanceRule, DraftBatch, DraftItem, DraftResult, EarlyStop, Sampling, SlotOutcome
 from qspec.sequence import Sequence
 from tests.api.conftest import Loader
 from tests.tiny_models import edit_config, write_tiny_model
@@ -172,6 +172,29 @@ def test_another_vocabulary_is_refused(load: Loader, tmp_path: Path) -> None:
             speculative_sampling(PREFIX, draft, load("llama"), 4)
         text = speculative_sampling(PREFIX, load("gpt2"), load("llama"), 4)
         assert text.shape[1] > PREFIX.shape[1], "and the target stays usable"
+
+
+@pytest.mark.parametrize("rule", AcceptanceRule)
+def test_penalties_see_the_same_history_as_the_verifier(
+    load: Loader, twin: QuantizedModel, rule: AcceptanceRule
+) -> None:
+    sampling = Sampling(
+        temperature=0.9, seed=5, rule=rule, repetition_penalty=1.3, presence_penalty=0.6, frequency_penalty=0.3,
+        min_tokens=9, ending_token_ids=tuple(range(0, 300, 4)))
+
+    def text(draft_length: int) -> Sequence:
+        engines = load("llama").engines
+        engines.use_drafter(twin.drafter_for(engines))
+        sequence = Sequence("0", list(PROMPT), 30, sampling, draft_length=draft_length)
+        engines.loop.add(sequence)
+        while engines.loop.has_work:
+            engines.loop.step()
+        return sequence
+
+    drafted = text(4)
+    assert drafted.stats.accepted == drafted.stats.drafted > 15
+    if rule is AcceptanceRule.COUPLED:
+        assert drafted.tokens == text(0).tokens
 
 
 # ---- the contract of a drafter --------------------------------------------------------------------------------------

@@ -7,12 +7,19 @@ from dataclasses import replace
 import pytest
 
 from qspec.errors import ContractViolation, EpochMismatch
-from qspec.interfaces import AcceptanceRule, DraftBatch, EarlyStop, Sampling, SlotOutcome, VerifyBatch
+from qspec.interfaces import AcceptanceRule, DraftBatch, EarlyStop, Sampling, SlotOutcome, TokenLogprobs, VerifyBatch
 from tests.contract.sequences import Sequence, decode, draft, only, verify_batch
 from tests.contract.sources import BLOCK_SIZE, EPOCH, MAX_BATCH_ROWS, MAX_DRAFT_LENGTH, MAX_SLOTS, NUM_BLOCKS, Workers
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 SEEDED = Sampling(temperature=0.8, seed=11, rule=AcceptanceRule.COUPLED)
+SAMPLINGS = {
+    "greedy": Sampling(),
+    "seeded": SEEDED,
+    "penalised": replace(SEEDED, repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.2),
+    "greedy, biased": Sampling(logit_bias=((5, 3.0), (9, -2.0)), min_tokens=4, ending_token_ids=(1, 2)),
+    "filtered": replace(SEEDED, top_k=50, top_p=0.99, min_p=0.001, typical_p=0.95),
+}
 
 
 def started(workers: Workers, slot: int = 0, lease: int = 1, sampling: Sampling = Sampling()) -> Sequence:
@@ -33,7 +40,7 @@ def test_description_is_complete(workers: Workers) -> None:
     assert workers.drafter.attach(about).epoch == EPOCH
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), SEEDED], ids=["greedy", "seeded"])
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
 def test_text_does_not_depend_on_the_draft_length(workers: Workers, sampling: Sampling) -> None:
     plain = decode(workers, started(workers, 0, 1, sampling), rounds=10, draft_length=0, first_round=2)
     for slot, draft_length in ((1, 1), (2, MAX_DRAFT_LENGTH)):
@@ -173,10 +180,14 @@ def test_release_and_reuse_of_a_slot(workers: Workers) -> None:
 def test_contract_violations_are_told_and_survived(workers: Workers) -> None:
     sequence = started(workers)
     vocab_size = workers.verifier.describe().vocab_size
+    biased = Sequence(1, 1, list(PROMPT), Sampling(logit_bias=((vocab_size, 1.0),)))
+    unending = Sequence(1, 1, list(PROMPT), Sampling(min_tokens=1, ending_token_ids=(vocab_size,)))
     for bad in (
         verify_batch(2, replace(sequence.verification(), slot=MAX_SLOTS)),
         verify_batch(2, sequence.verification((1,) * (MAX_DRAFT_LENGTH + 1))),
         verify_batch(2, replace(sequence.verification(), pending_token=vocab_size)),
+        VerifyBatch(epoch=EPOCH, round=2, admissions=(biased.admission(),)),
+        VerifyBatch(epoch=EPOCH, round=2, admissions=(unending.admission(),)),
     ):
         with pytest.raises(ContractViolation):
             workers.verifier.verify(bad)
@@ -216,3 +227,57 @@ def test_a_draft_may_end_early(workers: Workers, sampling: Sampling) -> None:
         assert verified.outcome is SlotOutcome.OK
         sequence.tokens += verified.token_ids
         item, whole = sequence.draft_item(MAX_DRAFT_LENGTH), draft(workers, number, sequence.draft_item(4))[0]
+
+
+def told(workers: Workers, slot: int, draft_length: int, sampling: Sampling) -> list[TokenLogprobs]:
+    """Log-probabilities of the first tokens of a text, one round after the other; each answer is asked for twice."""
+    sequence = started(workers, slot, 1, sampling)
+    found: list[TokenLogprobs] = []
+    for number in range(slot * 20 + 2, slot * 20 + 8):
+        drafts = draft(workers, number, sequence.draft_item(draft_length))[0] if draft_length else ()
+        batch = verify_batch(number, sequence.verification(drafts))
+        result = only(workers.verifier.verify(batch).results)
+        assert only(workers.verifier.verify(batch).results) == result
+        assert len(result.logprobs) == len(result.token_ids) > 0
+        sequence.tokens += result.token_ids
+        found += result.logprobs
+    return found
+
+
+@pytest.mark.parametrize("name", ["greedy", "penalised"])
+def test_logprobs_do_not_depend_on_drafts(workers: Workers, name: str) -> None:
+    sampling = replace(SAMPLINGS[name], logprobs=3)
+    plain = told(workers, 0, 0, sampling)
+    assert all(len(each.top_token_ids) == len(each.top_logprobs) == 3 for each in plain)
+    assert all(each.logprob <= 0 and list(each.top_logprobs) == sorted(each.top_logprobs)[::-1] for each in plain)
+    drafted = told(workers, 1, MAX_DRAFT_LENGTH, sampling)
+    assert drafted[: len(plain)] == plain[: len(drafted)]
+    assert len({each.logprob for each in plain}) > 1
+
+
+def test_prompt_logprobs_do_not_depend_on_chunks_and_are_told_again(workers: Workers) -> None:
+    sampling = Sampling(prompt_logprobs=2, logprobs=1)
+    sequence = Sequence(0, 1, list(PROMPT), sampling)
+    whole = VerifyBatch(
+        epoch=EPOCH, round=1, admissions=(replace(sequence.admission(), prompt_len=len(PROMPT)),),
+        prefill_chunks=(replace(sequence.chunk(), next_token=PROMPT[-1]),), verifications=(sequence.verification(),))
+    answer = only(workers.verifier.verify(whole).results)
+    assert len(answer.prompt_logprobs) == len(PROMPT) - 1
+    assert len(answer.logprobs) == 1
+    assert only(workers.verifier.verify(whole).results) == answer
+    other = Sequence(1, 1, list(PROMPT), sampling)
+    admission = replace(other.admission(), prompt_len=len(PROMPT))
+    workers.verifier.verify(VerifyBatch(epoch=EPOCH, round=2, admissions=(admission,)))
+    found: list[TokenLogprobs] = []
+    for number, (start, end) in enumerate([(0, 1), (1, 4), (4, 7)], 3):
+        with pytest.raises(ContractViolation, match="token behind"):
+            workers.verifier.verify(
+                VerifyBatch(epoch=EPOCH, round=number, prefill_chunks=(other.chunk(start, end),)))
+        chunk = replace(other.chunk(start, end), next_token=PROMPT[end])
+        batch = VerifyBatch(epoch=EPOCH, round=number, prefill_chunks=(chunk,))
+        result = only(workers.verifier.verify(batch).results)
+        assert only(workers.verifier.verify(batch).results) == result
+        found += result.prompt_logprobs
+    assert tuple(found) == answer.prompt_logprobs
+    (again,) = workers.verifier.verify(verify_batch(9, other.verification())).results
+    assert (again.prompt_logprobs, again.logprobs) == ((), answer.logprobs)

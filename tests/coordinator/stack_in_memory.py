@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from coordinator.engine import Engine
 from coordinator.generation import TextSource
-from coordinator.requests import ValidRequest
+from coordinator.valid_request import ValidRequest
 from qspec.errors import QspecError
 from qspec.interfaces import Drafter, Sampling, Verifier
 from qspec.speculation import SpeculationLoop
@@ -51,11 +51,13 @@ class RecordingObserver:
 
 def request(
     *, prompt: Sequence[int] = (1, 2, 3), max_tokens: int = 20, stop: tuple[str, ...] = (),
-    draft_length: int | None = None,
+    draft_length: int | None = None, sampling: Sampling = Sampling(), stop_token_ids: tuple[int, ...] = (),
+    ignore_eos: bool = False,
 ) -> ValidRequest:
-    """A greedy request."""
+    """A greedy request, unless it says otherwise."""
     return ValidRequest(
-        prompt=tuple(prompt), max_tokens=max_tokens, sampling=Sampling(), stop=stop, draft_length=draft_length)
+        prompt=tuple(prompt), max_tokens=max_tokens, sampling=sampling, stop=stop, draft_length=draft_length,
+        stop_token_ids=stop_token_ids, ignore_eos=ignore_eos)
 
 
 @contextlib.asynccontextmanager

@@ -84,6 +84,28 @@ def test_several_prompts_are_printed_as_blocks(tmp_path: Path) -> None:
     run(test)
 
 
+def test_several_texts_of_each_prompt_come_in_order(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with served(tmp_path, FakeVerifier(delay_s=0.001)):
+            code, out, err = await client(
+                tmp_path, "--json", "--n=3", "--echo", "--max-tokens=6", "--temperature=1", "--seed=4",
+                "--logprobs=2", "--prompt-logprobs=0", *(f"--prompt={p}" for p in PROMPTS[:2]))
+            assert (code, err) == (0, "")
+            objects = [json.loads(line) for line in out.splitlines()]
+            assert [(o["prompt"], o["choice"]) for o in objects] == [(p, n) for p in PROMPTS[:2] for n in range(3)]
+            for o in objects:
+                assert o["text"].endswith(text(o["token_ids"])) and o["text"] != text(o["token_ids"])
+                assert [(len(each["top"]), each["logprob"]) for each in o["logprobs"]] == [
+                    (2, -(token + 1) / 8) for token in o["token_ids"]]
+                assert ("prompt_logprobs" in o) == (o["choice"] == 0)
+            assert len({tuple(o["token_ids"]) for o in objects}) == 6
+            code, out, err = await client(tmp_path, "--n=2", "--prompt=1 2", "--max-tokens=300")
+            assert (code, out.count("[1/2]"), out.count("[2/2]")) == (0, 1, 1)
+            code, out, err = await client(tmp_path, "--n=9", "--prompt=1 2")
+            assert code == 2 and "--n: this server has room for 8 texts at once, got 9" in err
+    run(test)
+
+
 def test_over_long_prompt_is_one_line_and_the_others_still_run(tmp_path: Path) -> None:
     async def test() -> None:
         async with served(tmp_path, FakeVerifier()):

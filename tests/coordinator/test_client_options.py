@@ -131,3 +131,30 @@ def test_bad_prompt_file_names_the_line(name: str, content: bytes, message: str,
 
 def test_missing_prompt_file() -> None:
     assert refused(*SERVER, "--prompts-file", "/does/not/exist") == ["--prompts-file"]
+
+
+def test_what_adjusts_logits_reaches_the_request() -> None:
+    request = parsed(
+        "--min-p", "0.1", "--typical-p", "0.9", "--repetition-penalty", "1.2", "--presence-penalty", "0.5",
+        "--frequency-penalty", "-0.5", "--logit-bias", "5=1.5,9=-2", "--min-tokens", "3",
+        "--stop-token-ids", "7,5", "--ignore-eos", "--n", "3", "--echo", "--logprobs", "0", "--prompt-logprobs", "20",
+    ).request
+    assert (request.min_p, request.typical_p, request.repetition_penalty) == (0.1, 0.9, 1.2)
+    assert (request.presence_penalty, request.frequency_penalty, request.min_tokens) == (0.5, -0.5, 3)
+    assert (list(request.stop_token_ids), request.ignore_eos) == ([7, 5], True)
+    assert (request.n, request.echo, request.logprobs, request.prompt_logprobs) == (3, True, 0, 20)
+    assert not parsed().request.ignore_eos
+    assert not any(parsed().request.HasField(field) for field in ("n", "logprobs", "prompt_logprobs", "min_tokens"))
+    assert [(entry.token_id, entry.bias) for entry in request.logit_bias] == [(5, 1.5), (9, -2.0)]
+
+
+@pytest.mark.parametrize("option", [
+    "--min-p=-0.1", "--typical-p=0", "--repetition-penalty=0", "--presence-penalty=3", "--frequency-penalty=nan",
+    "--logit-bias=", "--logit-bias=5", "--logit-bias=5=x", "--logit-bias=x=5", "--logit-bias=-1=5",
+    "--stop-token-ids=", "--stop-token-ids=5,", "--stop-token-ids=x", "--stop-token-ids=-1",
+    "--stop-token-ids=4294967296",
+    "--n=0", "--n=65", "--logprobs=21", "--logprobs=-1", "--prompt-logprobs=21",
+    "--logit-bias=4294967296=1", "--logit-bias=5=101", "--logit-bias=5=nan", "--min-tokens=-1",
+])
+def test_what_no_server_accepts_is_named(option: str) -> None:
+    assert refused(*SERVER, "--prompt", "hi", option) == [option.partition("=")[0]]

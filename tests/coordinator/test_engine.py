@@ -11,12 +11,15 @@ import pytest
 
 from coordinator.engine import Engine
 from coordinator.generation import Piece
-from coordinator.requests import ValidRequest
-from qspec.errors import InvalidInput, QspecError, QueueFull, Unavailable, WorkerLost
-from qspec.interfaces import DraftAnswer, DraftBatch, VerifyAnswer, VerifyBatch
+from coordinator.messages import piece_messages
+from coordinator.valid_request import ValidRequest
+from qspec.errors import DeadlineExceeded, InvalidInput, QspecError, QueueFull, Unavailable, WorkerLost
+from qspec.interfaces import DraftAnswer, DraftBatch, Sampling, VerifyAnswer, VerifyBatch
+from qspec.rpc.logprobs_codec import logprobs_from_pb
 from qspec.sequence import FinishReason
 from tests.coordinator.stack_in_memory import request, running_engine
-from tests.fakes import FakeDrafter, FakeVerifier
+from tests.fakes import FakeDrafter, FakeVerifier, fake_logprobs
+from tests.toy_model import continue_text
 
 
 class MortalVerifier(FakeVerifier):
@@ -128,6 +131,65 @@ def test_end_of_sequence_has_no_text() -> None:
             assert "".join(piece.text for piece in pieces) == "".join(f"{token}," for token in made[:-1])
             assert pieces[-1].ending is not None
             assert pieces[-1].ending.reason is FinishReason.END_OF_SEQUENCE
+    run(test)
+
+
+@pytest.mark.parametrize("draft_length", [0, 3, 8])
+def test_a_stop_token_ends_the_text_and_is_told(draft_length: int) -> None:
+    async def test() -> None:
+        verifier = FakeVerifier()
+        async with running_engine(verifier, FakeDrafter(verifier, wrong_every=0)) as (engine, _):
+            tokens = [t for piece in await collect(engine, request()) for t in piece.token_ids]
+            pieces = await collect(engine, request(stop_token_ids=(tokens[8], 96), draft_length=draft_length))
+            end = tokens.index(tokens[8])
+            assert [t for piece in pieces for t in piece.token_ids] == tokens[: end + 1]
+            assert "".join(piece.text for piece in pieces) == "".join(f"{token}," for token in tokens[:end])
+            ending = pieces[-1].ending
+            assert ending is not None
+            assert (ending.reason, ending.matched_token) == (FinishReason.STOP_TOKEN, tokens[8])
+            assert ending.matched_stop is None
+    run(test)
+
+
+def test_end_of_sequence_may_be_ignored_and_may_be_a_stop_token() -> None:
+    async def test() -> None:
+        async with running_engine(FakeVerifier(), None) as (engine, _):
+            tokens = [t for piece in await collect(engine, request()) for t in piece.token_ids]
+        eos = frozenset({tokens[5]})
+        async with running_engine(FakeVerifier(), None, eos_token_ids=eos) as (engine, _):
+            ignoring = await collect(engine, request(ignore_eos=True))
+            assert [t for piece in ignoring for t in piece.token_ids] == tokens
+            assert "".join(piece.text for piece in ignoring) == "".join(f"{token}," for token in tokens)
+            for ignore_eos in (False, True):
+                stopped = await collect(engine, request(ignore_eos=ignore_eos, stop_token_ids=(tokens[5],)))
+                ending = stopped[-1].ending
+                assert ending is not None and ending.reason is FinishReason.STOP_TOKEN
+    run(test)
+
+
+@pytest.mark.parametrize("draft_length", [0, 3, 8])
+def test_stop_strings_wait_for_min_tokens(draft_length: int) -> None:
+    async def test() -> None:
+        verifier = FakeVerifier()
+        async with running_engine(verifier, FakeDrafter(verifier, wrong_every=0)) as (engine, _):
+            tokens = [t for piece in await collect(engine, request()) for t in piece.token_ids]
+
+            async def ended(stop: str, min_tokens: int) -> int:
+                sampling = Sampling(min_tokens=min_tokens)
+                pieces = await collect(engine, request(stop=(stop,), draft_length=draft_length, sampling=sampling))
+                made = [t for piece in pieces for t in piece.token_ids]
+                assert made == tokens[: len(made)]
+                ending = pieces[-1].ending
+                matched = ending is not None and ending.reason is FinishReason.STOP_STRING
+                assert "".join(piece.text for piece in pieces) == "".join(
+                    f"{t}," for t in made[: len(made) - stop.count(",") * matched])
+                return len(made)
+
+            two = f"{tokens[8]},{tokens[9]},"  # at the 10th token
+            assert await ended(two, 0) == await ended(two, 8) == 10
+            assert await ended(two, 9) == 20, "it would begin within the first nine"
+            assert await ended(",", 20) == 20
+            assert await ended(f"{tokens[8]},", 8) == 9
     run(test)
 
 
@@ -287,4 +349,111 @@ def test_request_that_comes_with_the_end_is_told_or_refused() -> None:
                         async with engine.submit(request(max_tokens=1)) as stream:
                             assert [piece async for piece in stream]
                 await closing
+    run(test)
+
+
+@pytest.mark.parametrize("draft_length", [0, 4])
+def test_logprobs_go_with_their_tokens(draft_length: int) -> None:
+    async def test() -> None:
+        verifier = FakeVerifier(max_batch_rows=16)
+        async with running_engine(verifier, FakeDrafter(verifier)) as (engine, _):
+            prompt = range(1, 31)
+            sampling = Sampling(logprobs=2, prompt_logprobs=0)
+            pieces = await collect(engine, request(prompt=prompt, draft_length=draft_length, sampling=sampling))
+            assert pieces[0].prompt_logprobs == fake_logprobs(list(prompt)[1:], 0)
+            assert all(piece.prompt_logprobs == () for piece in pieces[1:])
+            assert all(piece.logprobs == fake_logprobs(piece.token_ids, 2) for piece in pieces)
+            tokens = [token for piece in pieces for token in piece.token_ids]
+            stopped = await collect(engine, request(
+                prompt=prompt, draft_length=draft_length, sampling=sampling, stop=(f"{tokens[7]},",)))
+            assert all(piece.logprobs == fake_logprobs(piece.token_ids, 2) for piece in stopped)
+    run(test)
+
+
+def test_a_long_prompts_logprobs_are_split_into_messages() -> None:
+    for count in (0, 1, 1024, 1025, 3000):
+        told = fake_logprobs([token % 97 for token in range(count)], 1)
+        piece = Piece(text="a", token_ids=(5,), prompt_logprobs=told, logprobs=fake_logprobs([5], 0))
+        messages = list(piece_messages(piece, "mine"))
+        assert [message.request_id for message in messages] == ["mine"] + [""] * (len(messages) - 1)
+        assert [message.text for message in messages] == [""] * (len(messages) - 1) + ["a"]
+        assert all(len(message.prompt_logprobs) <= 1024 for message in messages)
+        assert logprobs_from_pb(each for message in messages for each in message.prompt_logprobs) == told
+        assert logprobs_from_pb(messages[-1].logprobs) == piece.logprobs
+
+
+def test_choices_are_told_apart_and_each_is_what_it_would_be_alone() -> None:
+    async def test() -> None:
+        verifier = FakeVerifier(max_slots=2)  # fewer than choices: they take turns
+        async with running_engine(verifier, FakeDrafter(verifier)) as (engine, _):
+            sampling = Sampling(temperature=1.0, seed=8, prompt_logprobs=0)
+            pieces = await collect(engine, replace(request(sampling=sampling), choices=5))
+            texts: dict[int, list[int]] = {}
+            for piece in pieces:
+                assert piece.ending is None or piece.ending.usage.completion_tokens == 20
+                assert bool(piece.prompt_logprobs) == (piece.choice == 0 and piece.choice not in texts)
+                texts.setdefault(piece.choice, []).extend(piece.token_ids)
+            assert sum(piece.ending is not None for piece in pieces) == 5
+            for choice in range(5):
+                expected = continue_text([1, 2, 3], 20, replace(sampling, choice=choice), 97)
+                assert texts[choice] == expected
+            assert len({tuple(text) for text in texts.values()}) == 5
+            assert engine.active == 0
+            greedy = await collect(engine, replace(request(), choices=2))
+            each = ["".join(piece.text for piece in greedy if piece.choice == choice) for choice in (0, 1)]
+            assert each[0] == each[1] != ""
+    run(test)
+
+
+def test_choices_take_places_together_and_leave_together() -> None:
+    async def test() -> None:
+        verifier = FakeVerifier(delay_s=0.005)
+        async with running_engine(verifier, None, max_active=4) as (engine, _):
+            with pytest.raises(InvalidInput, match="n: this server has room for 4 texts at once, got 5"):
+                engine.submit(replace(request(), choices=5))
+            three = engine.submit(replace(request(max_tokens=200), choices=3, request_id="mine"))
+            assert engine.active == 3
+            with pytest.raises(QueueFull):
+                engine.submit(replace(request(), choices=2), client="other")
+            assert engine.active == 3
+            with pytest.raises(InvalidInput, match="request_id: mine is in use"):
+                engine.submit(replace(request(), request_id="mine"))
+            with pytest.raises(InvalidInput, match="request_id: mine is in use"):
+                engine.admission.check("", "mine")
+            assert await text_of(engine, request())
+            await three.__anext__()
+            three.cancel()
+            assert engine.active == 0
+            engine.admission.check("", "mine", 4)
+            await until(lambda: engine.running == 0)
+    run(test)
+
+
+def test_an_error_of_one_choice_ends_all() -> None:
+    async def test() -> None:
+        async with running_engine(FakeVerifier(delay_s=0.005), None) as (engine, _):
+            choices = engine.submit(replace(request(max_tokens=200), choices=3))
+            with pytest.raises(DeadlineExceeded):
+                async with choices:
+                    async for piece in choices:
+                        assert piece.ending is None
+                        engine.admission.streams[-1].fail(DeadlineExceeded("planted by the test"))
+            assert engine.active == 0
+            await until(lambda: engine.running == 0)
+    run(test)
+
+
+@pytest.mark.parametrize("draft_length", [0, 4])
+def test_an_echo_goes_ahead_and_nothing_is_looked_for_in_it(draft_length: int) -> None:
+    async def test() -> None:
+        verifier = FakeVerifier()
+        async with running_engine(verifier, FakeDrafter(verifier)) as (engine, _):
+            tokens = [t for piece in await collect(engine, request()) for t in piece.token_ids]
+            wanted = replace(request(draft_length=draft_length, stop=("2,3",)), echo=True, choices=2)
+            for choice in (0, 1):
+                pieces = [piece for piece in await collect(engine, wanted) if piece.choice == choice]
+                assert "".join(piece.text for piece in pieces) == "".join(f"{token}," for token in [1, 2, 3, *tokens])
+                assert [piece.prompt_token_ids for piece in pieces] == [(1, 2, 3)] + [()] * (len(pieces) - 1)
+                ending = pieces[-1].ending
+                assert ending is not None and ending.usage.completion_tokens == len(tokens)
     run(test)

@@ -33,6 +33,11 @@ def chat(*messages: tuple[int, str]) -> pb.GenerateRequest:
     return request
 
 
+def biased(*entries: tuple[int, float]) -> pb.GenerateRequest:
+    """A request with these biases."""
+    return pb.GenerateRequest(text="a", logit_bias=[pb.LogitBias(token_id=t, bias=b) for t, b in entries])
+
+
 def test_defaults_are_greedy_and_coupled() -> None:
     request = validate(pb.GenerateRequest(text="hi"))
     assert request.prompt == (104, 105)
@@ -90,6 +95,24 @@ def test_prompt_length_bound() -> None:
         *((pb.GenerateRequest(text="a", temperature=t), "temperature")
           for t in (-0.1, 1e-4, math.nan, math.inf, -math.inf)),
         *((pb.GenerateRequest(text="a", top_p=p), "top_p") for p in (0.0, -0.5, 1.0001, math.nan, math.inf)),
+        *((pb.GenerateRequest(text="a", min_p=p), "min_p") for p in (-0.01, 1.01, math.nan, math.inf)),
+        *((pb.GenerateRequest(text="a", typical_p=p), "typical_p") for p in (0.0, -0.5, 1.01, math.nan, math.inf)),
+        *((pb.GenerateRequest(text="a", repetition_penalty=p), "repetition_penalty")
+          for p in (0.0, 0.009, -1.0, 100.1, math.nan, math.inf)),
+        *((pb.GenerateRequest(text="a", presence_penalty=p), "presence_penalty") for p in (-2.01, 2.01, math.nan)),
+        *((pb.GenerateRequest(text="a", frequency_penalty=p), "frequency_penalty") for p in (-2.01, 2.01, -math.inf)),
+        *((pb.GenerateRequest(text="a", logprobs=n), "logprobs") for n in (21, 2**32 - 1)),
+        *((pb.GenerateRequest(text="a", prompt_logprobs=n), "prompt_logprobs") for n in (21, 2**32 - 1)),
+        *((pb.GenerateRequest(text="a", n=n), "n") for n in (0, 65, 2**32 - 1)),
+        (biased((257, 1.0)), "logit_bias[0].token_id"),
+        (biased((3, 1.0), (2**32 - 1, 1.0)), "logit_bias[1].token_id"),
+        (biased((3, 1.0), (4, 1.0), (3, 2.0)), "logit_bias[2].token_id"),
+        *((biased((3, bias)), "logit_bias[0].bias") for bias in (-100.1, 100.1, math.nan, math.inf)),
+        (biased(*[(1, 0.0)] * 1025), "logit_bias"),
+        (pb.GenerateRequest(text="a", min_tokens=3, max_tokens=2), "min_tokens"),
+        (pb.GenerateRequest(text="a" * 500, min_tokens=13), "min_tokens"),
+        (pb.GenerateRequest(text="a" * 500, min_tokens=13, max_tokens=20), "min_tokens"),
+        (pb.GenerateRequest(text="a", min_tokens=2**32 - 1), "min_tokens"),
         (pb.GenerateRequest(text="a", draft_length=9), "draft_length"),
         *((pb.GenerateRequest(text="a", request_id=name), "request_id")
           for name in ("", "x" * 129, "a b", "a\n", "é", "a\x7f")),
@@ -99,6 +122,10 @@ def test_prompt_length_bound() -> None:
         (pb.GenerateRequest(text="a", stop=["b", ""]), "stop[1]"),
         (pb.GenerateRequest(text="a", stop=["x" * (MAX_STOP_LENGTH + 1)]), "stop[0]"),
         (pb.GenerateRequest(text="a", stop=["x"] * (MAX_STOPS + 1)), "stop"),
+        (pb.GenerateRequest(text="a", stop=[str(n) for n in range(10_000)]), "stop"),
+        (pb.GenerateRequest(text="a", stop_token_ids=[257]), "stop_token_ids[0]"),
+        (pb.GenerateRequest(text="a", stop_token_ids=[3, 4, 3]), "stop_token_ids[2]"),
+        (pb.GenerateRequest(text="a", stop_token_ids=range(129)), "stop_token_ids"),
     ],
 )
 def test_one_field_out_of_bounds_is_named(request_: pb.GenerateRequest, field: str) -> None:
@@ -113,6 +140,17 @@ def test_one_field_out_of_bounds_is_named(request_: pb.GenerateRequest, field: s
         pb.GenerateRequest(text="a", temperature=1e-3),
         pb.GenerateRequest(text="a", top_p=1.0),
         pb.GenerateRequest(text="a", top_p=1e-9),
+        *(pb.GenerateRequest(text="a", min_p=p) for p in (0.0, 1.0)),
+        *(pb.GenerateRequest(text="a", typical_p=p) for p in (1e-9, 1.0)),
+        *(pb.GenerateRequest(text="a", repetition_penalty=p) for p in (0.01, 100.0)),
+        *(pb.GenerateRequest(text="a", presence_penalty=p, frequency_penalty=-p) for p in (-2.0, 2.0)),
+        biased((0, -100.0), (256, 100.0)),
+        *(pb.GenerateRequest(text="a", n=n) for n in (1, 64)),
+        *(pb.GenerateRequest(text="a", logprobs=n, prompt_logprobs=20 - n) for n in (0, 20)),
+        pb.GenerateRequest(text="a", min_tokens=2, max_tokens=2),
+        pb.GenerateRequest(text="a", stop_token_ids=[0, 256]),
+        pb.GenerateRequest(text="a", stop_token_ids=range(128)),
+        pb.GenerateRequest(text="a" * 500, min_tokens=12),
         pb.GenerateRequest(text="a", draft_length=0),
         pb.GenerateRequest(text="a", draft_length=8),
         pb.GenerateRequest(text="a", request_id="~"),
@@ -142,3 +180,26 @@ def test_how_a_request_is_treated() -> None:
 def test_every_violation_is_named_at_once() -> None:
     request = pb.GenerateRequest(text="", max_tokens=0, temperature=math.nan, top_p=2.0, draft_length=99, stop=[""])
     assert offending(request) == ["text", "max_tokens", "temperature", "top_p", "draft_length", "stop[0]"]
+
+
+def test_what_adjusts_logits_reaches_the_sequence() -> None:
+    request = biased((9, 1.5), (3, -2.0))
+    request.repetition_penalty, request.presence_penalty, request.frequency_penalty = 1.2, 0.5, -0.5
+    request.min_tokens = 300
+    valid = validate(request)
+    assert valid.max_tokens == 300, "the default is no contradiction"
+    sampling = valid.sequence("1", frozenset({7, 2})).sampling
+    assert (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty) == (1.2, 0.5, -0.5)
+    assert sampling.logit_bias == ((3, -2.0), (9, 1.5))
+    assert (sampling.min_tokens, sampling.ending_token_ids) == (300, (2, 7))
+    assert not validate(pb.GenerateRequest(text="a")).sequence("1", frozenset({7})).sampling.adjusts_logits
+
+
+def test_what_ends_a_text_reaches_the_sequence() -> None:
+    message = pb.GenerateRequest(text="a", stop_token_ids=[9, 5], min_tokens=2)
+    sequence = validate(message).sequence("1", frozenset({7}))
+    assert (sequence.eos_token_ids, sequence.stop_token_ids) == ({7}, {5, 9})
+    assert sequence.sampling.ending_token_ids == (5, 7, 9)
+    message.ignore_eos = True
+    sequence = validate(message).sequence("1", frozenset({7}))
+    assert (sequence.eos_token_ids, sequence.sampling.ending_token_ids) == (frozenset(), (5, 9))

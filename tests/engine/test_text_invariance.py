@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from qspec.engine.verifier import LocalVerifier, _Work
+from qspec.engine.batch_plan import Work
+from qspec.engine.verifier import LocalVerifier
 from qspec.interfaces import Sampling
 from tests.engine.stacks import PROMPTS, SEEDED, Stack, generate, generate_alone, running, sequences
 
@@ -105,13 +106,13 @@ class RecordingVerifier(LocalVerifier):
 
     logits: dict[tuple[int, int], Tensor]
 
-    def _targets(self, works: list[_Work], hidden: Tensor) -> list[int] | Tensor:
+    def _targets(self, works: list[Work], hidden: Tensor) -> list[int] | Tensor:
         self._computed = self.forward.logits(hidden)
         targets = super()._targets(works, hidden)
         assert isinstance(targets, Tensor) or targets == self._computed.argmax(-1).tolist()
         return targets
 
-    def _decide(self, works: list[_Work], targets: list[int] | Tensor) -> None:
+    def _decide(self, works: list[Work], targets: list[int] | Tensor) -> None:
         super()._decide(works, targets)
         logits, first = self._computed, 0
         for work in works:

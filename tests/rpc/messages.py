@@ -23,6 +23,7 @@ from qspec.interfaces import (
     Sampling,
     SlotOutcome,
     StageTimings,
+    TokenLogprobs,
     Verification,
     VerifierDescription,
     VerifyAnswer,
@@ -42,8 +43,12 @@ memory = st.lists(
 ).map(tuple)
 samplings = st.builds(
     Sampling,
-    temperature=st.floats(0, 1e6), top_k=u32, top_p=st.floats(0, 1, exclude_min=True), seed=u64,
-    choice=st.integers(0, 2**16 - 1), rule=st.sampled_from(AcceptanceRule),
+    temperature=st.floats(0, 1e6), top_k=u32, top_p=st.floats(0, 1, exclude_min=True), min_p=st.floats(0, 1),
+    typical_p=st.floats(0, 1, exclude_min=True), seed=u64, choice=st.integers(0, 2**16 - 1),
+    rule=st.sampled_from(AcceptanceRule), repetition_penalty=st.floats(0.01, 100), presence_penalty=st.floats(-2, 2),
+    frequency_penalty=st.floats(-2, 2), min_tokens=u32, ending_token_ids=tokens,
+    logprobs=st.none() | u32, prompt_logprobs=st.none() | u32,
+    logit_bias=st.dictionaries(u32, st.floats(-100, 100), max_size=3).map(lambda biases: tuple(sorted(biases.items()))),
 )
 regions = st.lists(
     st.builds(
@@ -91,9 +96,12 @@ draft_answers = st.builds(
 verify_batches = st.builds(
     VerifyBatch, epoch=u64, round=u64,
     releases=st.lists(st.builds(Release, slot=u32, lease=u64), max_size=2).map(tuple),
-    admissions=st.lists(st.builds(Admission, slot=u32, lease=u64, sampling=samplings), max_size=2).map(tuple),
+    admissions=st.lists(
+        st.builds(Admission, slot=u32, lease=u64, sampling=samplings, prompt_len=u32), max_size=2
+    ).map(tuple),
     prefill_chunks=st.lists(
-        st.builds(PrefillChunk, slot=u32, lease=u64, start=u32, token_ids=tokens), max_size=2
+        st.builds(PrefillChunk, slot=u32, lease=u64, start=u32, token_ids=tokens, next_token=st.none() | u32),
+        max_size=2,
     ).map(tuple),
     verifications=st.lists(
         st.builds(
@@ -102,9 +110,21 @@ verify_batches = st.builds(
         max_size=2,
     ).map(tuple),
 )
+logprob = st.floats(max_value=0, allow_nan=False, width=32)
+
+
+def logprobs(counts: st.SearchStrategy[int]) -> st.SearchStrategy[tuple[TokenLogprobs, ...]]:
+    """Of so many tokens, with any number of best ones."""
+    one = st.integers(0, 3).flatmap(lambda top: st.builds(
+        TokenLogprobs, logprob=logprob, top_token_ids=st.tuples(*[u32] * top),
+        top_logprobs=st.tuples(*[logprob] * top)))
+    return counts.flatmap(lambda count: st.tuples(*[one] * count))
+
+
 verify_results = tokens.flatmap(lambda token_ids: st.builds(
     VerifyResult, slot=u32, lease=u64, outcome=outcomes, accepted=st.integers(0, len(token_ids)),
-    token_ids=st.just(token_ids), cached_len=u32, reserved_len=u32,
+    token_ids=st.just(token_ids), cached_len=u32, reserved_len=u32, prompt_logprobs=logprobs(st.integers(0, 3)),
+    logprobs=logprobs(st.sampled_from([0, len(token_ids)])),
 ))
 verify_answers = st.builds(
     VerifyAnswer, epoch=u64, round=u64, results=st.lists(verify_results, max_size=3).map(tuple), free_blocks=u32,

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from qspec.errors import ContractViolation
 from qspec.interfaces import Sampling, Verification, VerifyBatch
-from qspec.rpc import codec, drafter_codec, verifier_codec
+from qspec.rpc import codec, drafter_codec, sampling_codec, verifier_codec
 from qspec.v1 import drafter_pb2, types_pb2, verifier_pb2
 from tests.rpc import messages
 
 _CASES: list[tuple[st.SearchStrategy[Any], Callable[[Any], Message], Callable[[Any], Any]]] = [
-    (messages.samplings, codec.sampling_to_pb, codec.sampling_from_pb),
+    (messages.samplings, sampling_codec.sampling_to_pb, sampling_codec.sampling_from_pb),
     (messages.timings, codec.timings_to_pb, codec.timings_from_pb),
     (messages.arenas, codec.arena_to_pb, codec.arena_from_pb),
     (messages.verifier_descriptions, verifier_codec.description_to_pb, verifier_codec.description_from_pb),
@@ -46,31 +46,40 @@ def test_round_trip(case: Any, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("change", [
     {"temperature": -0.1}, {"temperature": math.nan}, {"temperature": math.inf}, {"top_p": 0.0}, {"top_p": 1.1},
-    {"top_p": math.nan}, {"choice": 2**16}, {"choice": -1}, {"top_k": -1}, {"top_k": 2**32},
+    {"top_p": math.nan}, {"choice": 2**16}, {"choice": -1}, {"top_k": -1}, {"top_k": 2**32}, {"min_p": -0.1},
+    {"min_p": 1.1}, {"min_p": math.nan}, {"typical_p": 0.0}, {"typical_p": 1.1}, {"typical_p": math.nan},
+    {"repetition_penalty": 0.0}, {"repetition_penalty": -1.0}, {"repetition_penalty": math.nan},
+    {"repetition_penalty": math.inf}, {"presence_penalty": math.nan}, {"frequency_penalty": math.inf},
+    {"logit_bias": ((1, math.nan),)}, {"logit_bias": ((2, 1.0), (1, 1.0))}, {"logit_bias": ((1, 1.0), (1, 2.0))},
+    {"logit_bias": ((-1, 1.0),)}, {"logit_bias": ((2**32, 1.0),)}, {"min_tokens": -1}, {"min_tokens": 2**32},
+    {"ending_token_ids": (-1,)}, {"ending_token_ids": (2**32,)},
 ])
 def test_sampling_out_of_range(change: dict[str, Any]) -> None:
     with pytest.raises(ContractViolation):
-        codec.sampling_to_pb(replace(Sampling(), **change))
+        sampling_codec.sampling_to_pb(replace(Sampling(), **change))
 
 
 @pytest.mark.parametrize("change", [
     {"temperature": -0.1}, {"temperature": math.nan}, {"top_p": 0.0}, {"choice": 2**16}, {"rule": 0}, {"rule": 99},
+    {"min_p": math.inf}, {"typical_p": 0.0},
+    {"repetition_penalty": 0.0}, {"repetition_penalty": math.inf}, {"presence_penalty": math.nan},
+    {"frequency_penalty": -math.inf},
 ])
 def test_received_sampling_out_of_range(change: dict[str, Any]) -> None:
-    message = codec.sampling_to_pb(Sampling())
+    message = sampling_codec.sampling_to_pb(Sampling())
     for name, value in change.items():
         setattr(message, name, value)
     with pytest.raises(ContractViolation):
-        codec.sampling_from_pb(message)
+        sampling_codec.sampling_from_pb(message)
 
 
 @pytest.mark.parametrize("message", [
     drafter_pb2.DraftRequest(items=[drafter_pb2.DraftItem(committed_len=1, draft_length=1)]),  # no sampling
     drafter_pb2.DraftRequest(items=[
-        drafter_pb2.DraftItem(committed_len=1, sampling=codec.sampling_to_pb(Sampling()))  # draft_length 0
+        drafter_pb2.DraftItem(committed_len=1, sampling=sampling_codec.sampling_to_pb(Sampling()))  # draft_length 0
     ]),
     drafter_pb2.DraftRequest(items=[
-        drafter_pb2.DraftItem(draft_length=1, sampling=codec.sampling_to_pb(Sampling()))  # nothing committed
+        drafter_pb2.DraftItem(draft_length=1, sampling=sampling_codec.sampling_to_pb(Sampling()))  # nothing committed
     ]),
 ])
 def test_bad_draft_request(message: drafter_pb2.DraftRequest) -> None:
@@ -125,3 +134,16 @@ def test_the_wire_needs_no_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("result", [
+    verifier_pb2.VerifyResult(
+        outcome=types_pb2.SLOT_OUTCOME_OK, token_ids=[1, 2], logprobs=[types_pb2.TokenLogprobs()]),
+    verifier_pb2.VerifyResult(
+        outcome=types_pb2.SLOT_OUTCOME_OK, token_ids=[1], logprobs=[types_pb2.TokenLogprobs(top_token_ids=[3])]),
+    verifier_pb2.VerifyResult(
+        outcome=types_pb2.SLOT_OUTCOME_OK, prompt_logprobs=[types_pb2.TokenLogprobs(top_logprobs=[-1.0])]),
+])
+def test_bad_logprobs(result: verifier_pb2.VerifyResult) -> None:
+    with pytest.raises(ContractViolation):
+        verifier_codec.verify_answer_from_pb(verifier_pb2.VerifyResponse(results=[result]))
