@@ -17,6 +17,7 @@ _FINISH_REASONS = {
     FinishReason.STOP_STRING: pb.FINISH_REASON_STOP_STRING,
     FinishReason.STOP_TOKEN: pb.FINISH_REASON_STOP_TOKEN,
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+    FinishReason.DEAD_END: pb.FINISH_REASON_DEAD_END,
 }
 LOGPROBS_AT_ONCE = 1024
 """Prompt tokens whose log-probabilities are in one message."""

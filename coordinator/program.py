@@ -20,6 +20,7 @@ from coordinator.stack import Stack
 from coordinator.start_progress import StartProgress
 from qspec.config import StackConfig
 from qspec.errors import InvalidInput
+from qspec.grammar import Grammars
 from qspec.interfaces import VerifierDescription
 from qspec.lifeline import watch_lifeline
 from qspec.memory.budget import budget_table
@@ -96,6 +97,7 @@ async def _serve(options: Options, directory: Path, status: Status) -> None:
                 "model", f"the verifier's model ({description.model}) has another vocabulary than {config.model}; give "
                          "coordinator and verifier the same --model")
         serving.tokenizer = tokenizer
+        serving.constraints = Grammars(lambda: tokenizer, vocab_size=description.vocab_size)
         engine = Engine(
             SpeculationLoop(), eos_token_ids=tokenizer.eos_token_ids, text_source=lambda: TextStream(tokenizer),
             observer=observer, max_active=description.max_slots + options.max_waiting,

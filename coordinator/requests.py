@@ -9,9 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from coordinator.constraint_fields import ConstraintChecker, constraint_violations
 from coordinator.sampling_fields import resolve_sampling, sampling_violations, token_problem
 from coordinator.valid_request import ValidRequest
 from qspec.errors import FieldViolation, InvalidInput
+from qspec.rpc.constraint_codec import requested_constraint
 from qspec.v1 import generation_pb2 as pb
 
 DEFAULT_MAX_TOKENS = 256
@@ -56,7 +58,9 @@ class RequestLimits:
     """Token ids are below this."""
 
 
-def validate_request(message: pb.GenerateRequest, tokenizer: PromptTokenizer, limits: RequestLimits) -> ValidRequest:
+def validate_request(
+    message: pb.GenerateRequest, tokenizer: PromptTokenizer, limits: RequestLimits, constraints: ConstraintChecker
+) -> ValidRequest:
     """The request, or ``InvalidInput`` naming every offending field at once."""
     violations: list[FieldViolation] = []
     prompt: list[int] = []
@@ -75,6 +79,7 @@ def validate_request(message: pb.GenerateRequest, tokenizer: PromptTokenizer, li
     violations += _flow_violations(message, limits)
     violations += stop_violations(message.stop)
     violations += _stop_token_violations(message, limits.vocab_size)
+    violations += constraint_violations(message, constraints)
     if violations:
         raise InvalidInput(*violations)
     default = max(DEFAULT_MAX_TOKENS, message.min_tokens)
@@ -88,6 +93,7 @@ def validate_request(message: pb.GenerateRequest, tokenizer: PromptTokenizer, li
         ignore_eos=message.ignore_eos,
         choices=message.n if message.HasField("n") else 1,
         echo=message.echo,
+        constraint=requested_constraint(message),
         draft_length=message.draft_length if message.HasField("draft_length") else None,
         request_id=message.request_id if message.HasField("request_id") else None,
         priority=message.priority,

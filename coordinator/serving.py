@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from coordinator.constraint_fields import ConstraintChecker
 from coordinator.engine import Engine
 from coordinator.requests import PromptTokenizer, RequestLimits
 from qspec.interfaces import DrafterDescription, VerifierDescription
@@ -41,6 +42,8 @@ class Serving:
     """What is being loaded, for people."""
     engine: Engine | None = None
     tokenizer: ServingTokenizer | None = None
+    constraints: ConstraintChecker | None = None
+    """Set before the state says that requests are served, as the two above."""
     verifier: VerifierDescription | None = None
     drafter: DrafterDescription | None = None
     """None while no drafter is attached."""

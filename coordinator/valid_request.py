@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from qspec.constraint import Constraint
 from qspec.sampling_options import Sampling
 from qspec.sequence import Sequence
 
@@ -28,6 +29,8 @@ class ValidRequest:
     """Texts to make of the prompt."""
     echo: bool = False
     """Whether the prompt goes ahead of each text."""
+    constraint: Constraint | None = None
+    """What each text has to be."""
     draft_length: int | None
     """Tokens drafted per round; None leaves it to the policy."""
     request_id: str | None = None
@@ -54,4 +57,5 @@ class ValidRequest:
             eos_token_ids=eos,
             draft_length=self.draft_length,
             stop_token_ids=frozenset(self.stop_token_ids),
+            constraint=self.constraint,
         )

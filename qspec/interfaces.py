@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from qspec.constraint import Constraint
 from qspec.sampling_options import AcceptanceRule as AcceptanceRule
 from qspec.sampling_options import Sampling as Sampling
 
@@ -28,6 +29,8 @@ class SlotOutcome(Enum):
     OK = "ok"
     STALE = "stale"
     NO_BLOCKS = "no_blocks"
+    DEAD_END = "dead_end"
+    """Its tokens stand, but the constraint leaves none to follow them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,6 +243,8 @@ class Admission:
     sampling: Sampling
     prompt_len: int = 0
     """Leading tokens that were not generated (after a recovery, the prefilled tokens are more than those)."""
+    constraint: Constraint | None = None
+    """What the generated tokens have to make."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

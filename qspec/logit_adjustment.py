@@ -9,8 +9,8 @@ penalty counts the prompt and what was generated (Keskar et al. 2019, "CTRL", se
 the other two what was generated (OpenAI's completion API; vLLM). Everything is element by element on the few columns
 that a request touches, so a row's bits do not depend on the rows beside it.
 
-A grammar that masks the target alone has its place behind this: in the verifier, between draft and acceptance, row by
-row, with the same histories.
+A grammar masks the target alone, behind this: in the verifier, between draft and acceptance, row by row, with the same
+histories (``qspec.target_mask``).
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from qspec.acceptance_estimate import AcceptanceEstimate
+from qspec.constraint import Constraint
 from qspec.interfaces import Sampling, TokenLogprobs
 
 
@@ -16,6 +17,8 @@ class FinishReason(Enum):
     STOP_STRING = "stop_string"
     STOP_TOKEN = "stop_token"
     LENGTH = "length"
+    DEAD_END = "dead_end"
+    """Nothing that the constraint allows could follow: the text does not satisfy it."""
 
 
 @dataclass(slots=True)
@@ -68,6 +71,8 @@ class Sequence:
     """Tokens to draft per round; None leaves it to the policy."""
     stop_token_ids: frozenset[int] = frozenset()
     """End the text like an end-of-sequence token, which they may be, too."""
+    constraint: Constraint | None = None
+    """What the text has to be."""
 
     tokens: list[int] = field(init=False)
     """Committed tokens: the prompt, then what was generated."""

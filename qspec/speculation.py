@@ -35,7 +35,7 @@ from qspec.interfaces import (
     VerifyBatch,
     VerifyResult,
 )
-from qspec.sequence import Sequence
+from qspec.sequence import FinishReason, Sequence
 from qspec.slot_ledger import SlotLedger
 
 
@@ -275,7 +275,8 @@ class SpeculationLoop:
             slot, lease, tokens = sequence.slot, sequence.lease, sequence.tokens
             if not sequence.admitted:
                 admissions.append(Admission(
-                    slot=slot, lease=lease, sampling=sequence.tenancy_sampling, prompt_len=sequence.prompt_len))
+                    slot=slot, lease=lease, sampling=sequence.tenancy_sampling, prompt_len=sequence.prompt_len,
+                    constraint=sequence.constraint))
             if slot not in ready:
                 missing = tuple(tokens[sequence.cached_len : len(tokens) - 1][: max(rows, 0)])
                 if missing:
@@ -340,7 +341,8 @@ class SpeculationLoop:
         """One sequence's new tokens, if it was decided on."""
         sequence.note_prompt_logprobs(sequence.cached_len, result.prompt_logprobs)
         sequence.cached_len = result.cached_len
-        if not result.token_ids:
+        dead_end = result.outcome is SlotOutcome.DEAD_END
+        if not result.token_ids and not dead_end:
             return []
         drafted = len(this.drafts.get(sequence.slot, ()))
         sequence.stats.record(drafted, result.accepted)
@@ -349,6 +351,8 @@ class SpeculationLoop:
             sequence.acceptance, drafted, result.accepted, this.confidences.get(sequence.slot, ()),
             greedy=sequence.sampling.greedy)
         taken = sequence.commit(result.token_ids, self.description.max_model_len)
+        if dead_end and sequence.finish is None:
+            sequence.finish = FinishReason.DEAD_END
         if sequence.finish is not None:
             self._ledger.vacate(sequence)
         return [Commit(sequence, taken, result.logprobs[: len(taken)])]

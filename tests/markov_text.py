@@ -89,22 +89,28 @@ def write_many(
     return [write(pair, sampling(number), draft_lengths, length, functions) for number in range(count)]
 
 
-def law(pair: MarkovPair, sampling: Sampling, length: int) -> dict[Text, float]:
+def law(
+    pair: MarkovPair, sampling: Sampling, length: int,
+    adjust_target: Callable[[Tensor, Sampling, Tensor, int], Tensor] = adjust,
+) -> dict[Text, float]:
     """The probability of every text of ``length`` tokens under the target alone."""
     probability: dict[Text, float] = {(): 1.0}
     for _ in range(length):
         probability = {
             (*text, token): chance * float(step)
             for text, chance in probability.items()
-            for token, step in enumerate(_next_probs(pair, sampling, text))
+            for token, step in enumerate(_next_probs(pair, sampling, text, adjust_target))
         }
     return probability
 
 
-def _next_probs(pair: MarkovPair, sampling: Sampling, text: Text) -> Tensor:
+def _next_probs(
+    pair: MarkovPair, sampling: Sampling, text: Text,
+    adjust_target: Callable[[Tensor, Sampling, Tensor, int], Tensor],
+) -> Tensor:
     history = torch.tensor([FIRST_TOKEN, *text])
     logits = pair.target[history[-1:]]
-    return token_probs(adjust(logits, sampling, history, PROMPT_LEN), sampling)[0]
+    return token_probs(adjust_target(logits, sampling, history, PROMPT_LEN), sampling)[0]
 
 
 def p_value(texts: Iterable[Text], expected: dict[Text, float]) -> float:

@@ -13,6 +13,7 @@ _FINISH_REASONS = {
     pb.FINISH_REASON_STOP_STRING: "stop_string",
     pb.FINISH_REASON_LENGTH: "length",
     pb.FINISH_REASON_STOP_TOKEN: "stop_token",
+    pb.FINISH_REASON_DEAD_END: "dead_end",
 }
 
 

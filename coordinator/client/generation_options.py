@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from coordinator.client.constraint_options import constraint_field
 from coordinator.client.prompts import check_text
 from coordinator.requests import DEFAULT_MAX_TOKENS, priority_problem, stop_violations, timeout_problem
 from coordinator.sampling_fields import BIAS, RANGES, temperature_problem
@@ -50,6 +52,9 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times")
     add("--stop-token-ids", metavar="ID,...", help="end at one of these tokens")
     add("--ignore-eos", action="store_true", help="go on behind an end-of-sequence token")
+    add("--json-schema", type=Path, metavar="FILE", help="make JSON that the schema in this file admits")
+    add("--regex", metavar="TEXT", help="make a text that this regular expression matches as a whole")
+    add("--grammar", type=Path, metavar="FILE", help="make a text of the grammar in this file (Lark's EBNF)")
     add("--deadline", type=float, metavar="SECONDS", help="time that the server has for each prompt (default: any)")
     add("--priority", type=int, metavar="N", help=(
         "your prompts of the highest priority go first where they wait, from -100 to 100 (default: 0)"))
@@ -79,6 +84,7 @@ def generation_violations(args: argparse.Namespace) -> Iterator[FieldViolation]:
     yield from (FieldViolation("--stop", violation.description) for violation in stop_violations(args.stop))
     yield from _violations_of(lambda: _biases(args.logit_bias))
     yield from _violations_of(lambda: _token_ids(args.stop_token_ids))
+    yield from _violations_of(lambda: constraint_field(args))
     for stop in filter(None, args.stop):
         yield from _violations_of(partial(check_text, stop, "--stop"))
     if args.draft_length != _AUTO:
@@ -96,7 +102,7 @@ def generation_request(args: argparse.Namespace) -> pb.GenerateRequest:
     request = pb.GenerateRequest(
         stop=args.stop, stop_token_ids=_token_ids(args.stop_token_ids), ignore_eos=args.ignore_eos,
         echo=args.echo, logit_bias=_biases(args.logit_bias), timeout_s=args.deadline,
-        **{name: value for name, value in fields.items() if value is not None})
+        **{name: value for name, value in fields.items() if value is not None}, **constraint_field(args))
     if args.draft_length != _AUTO:
         request.draft_length = int(args.draft_length)
     return request

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from qspec.constraint import Constraint
 from qspec.engine.regions import BLOCK_TABLES, SLOT_CACHED, SLOT_LEASES, SLOT_PROMPTS, SLOT_TOKENS
 from qspec.errors import ContractViolation
+from qspec.grammar_matcher import GrammarMatcher
 from qspec.interfaces import Admission, Release, Sampling, TokenLogprobs, VerifyResult
 from qspec.memory.arena import HostArena
 from qspec.memory.kv_blocks import BlockAllocator
@@ -22,6 +24,9 @@ class Tenancy:
     lease: int
     sampling: Sampling
     prompt_len: int = 0
+    constraint: Constraint | None = None
+    matcher: GrammarMatcher | None = None
+    """Follows the generated tokens, once it was needed."""
     blocks: list[int] = field(default_factory=list)
     cached_len: int = 0
     prefilled_from: int = -1
@@ -31,6 +36,11 @@ class Tenancy:
     answered_len: int = 0
     """Committed length that ``answer`` was given for."""
     answer: VerifyResult | None = None
+
+    @property
+    def plain_greedy(self) -> bool:
+        """Whether the model's most probable tokens decide, so that nobody needs its logits."""
+        return self.sampling.plain_greedy and self.constraint is None
 
 
 class SlotTable:
@@ -69,7 +79,8 @@ class SlotTable:
             return False
         if current is not None:
             self.release(Release(slot=admission.slot, lease=current.lease))
-        self._tenancies[admission.slot] = Tenancy(admission.lease, admission.sampling, admission.prompt_len)
+        self._tenancies[admission.slot] = Tenancy(
+            admission.lease, admission.sampling, admission.prompt_len, admission.constraint)
         self._prompts[admission.slot] = admission.prompt_len
         self._leases[admission.slot] = admission.lease
         return True

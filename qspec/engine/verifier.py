@@ -8,12 +8,12 @@ a stream lost after a commit loses nothing.
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import torch
 from torch import Tensor
 
-from qspec.acceptance import Decision, decide, decide_greedy
 from qspec.config import StackConfig
 from qspec.engine.auto_methods import resolve_methods
 from qspec.engine.backend import check_kernels, choose_backend, tell_fallback
@@ -32,31 +32,30 @@ from qspec.engine.regions import (
     arena_memory,
     arena_specs,
 )
+from qspec.engine.row_decision import decide_rows
 from qspec.engine.slots import SlotTable, Tenancy
 from qspec.engine.weight_files import open_weights
 from qspec.engine.weights import weight_memory, weight_regions
 from qspec.engine.worker_forward import verifier_forward
 from qspec.errors import EpochMismatch, InvalidInput
+from qspec.grammar import Grammars
 from qspec.interfaces import (
     Progress,
-    SlotOutcome,
     StageTimings,
     TokenLogprobs,
-    Verification,
     VerifierDescription,
     VerifyAnswer,
     VerifyBatch,
     VerifyResult,
 )
 from qspec.kernels.paged_attention import BlockSpan
-from qspec.logit_adjustment import adjust
 from qspec.memory.arena import HostArena
 from qspec.memory.budget import budget_lines, require_memory
 from qspec.memory.layout import ArenaLayout
 from qspec.models.converted import ConvertedModel, prepare
 from qspec.models.decoder import linear_names
 from qspec.models.layer_weights import LayerWeights
-from qspec.models.tokenizer import vocab_fingerprint
+from qspec.models.tokenizer import Tokenizer, vocab_fingerprint
 from qspec.quant.method_plan import MethodPlan, check_methods, plan_verify
 from qspec.quant.methods import Backend, Role
 from qspec.token_logprobs import token_logprobs
@@ -91,6 +90,8 @@ class LocalVerifier:
             self.arena, model.config, config, plan, self._max_model_len, shapes, progress)
         self._keys, self._values = self.arena.tensor(KV_KEYS), self.arena.tensor(KV_VALUES)
         self._draft_probs = self.arena.tensor(DRAFT_PROBS)
+        self._grammars = Grammars(
+            lambda: Tokenizer.load(model.tokenizer_directory), vocab_size=model.config.vocab_size)
         self._slots = SlotTable(self.arena, config.kv_tokens // config.block_size, config.block_size)
         self._planner = BatchPlanner(self._slots, self.arena.tensor(DRAFT_ROUNDS), BatchLimits(
             max_batch_rows=config.max_batch_rows, max_draft_length=config.max_draft_length,
@@ -222,7 +223,7 @@ class LocalVerifier:
 
     def _targets(self, works: list[Work], hidden: Tensor) -> list[int] | Tensor:
         """What the rows of all ``works`` are decided by: greedy tokens where nothing else is asked for, else logits."""
-        if all(work.tenancy is not None and work.tenancy.sampling.plain_greedy for work in works):
+        if all(work.tenancy is not None and work.tenancy.plain_greedy for work in works):
             return self._forward.greedy(hidden)
         return self._forward.logits(hidden)
 
@@ -235,32 +236,28 @@ class LocalVerifier:
             drafts, length = verification.draft_tokens, verification.committed_len
             rows = targets[first : first + len(drafts) + 1]
             first += len(drafts) + 1
-            decision = self._decision(work, tenancy, verification, rows)
-            tokens = (*drafts[: decision.accepted], decision.next_token)
+            history = self._slots.history(work.slot, length + len(drafts))
+            self._compile_constraint(tenancy)
+            decision = decide_rows(verification, tenancy, history, self._draft_probs[work.slot], rows)
             self._slots.set_cached(work.slot, tenancy, length + decision.accepted)
             work.result = VerifyResult(
                 slot=work.slot,
                 lease=work.lease,
-                outcome=SlotOutcome.OK,
+                outcome=decision.outcome,
                 accepted=decision.accepted,
-                token_ids=tokens,
+                token_ids=decision.token_ids,
                 cached_len=tenancy.cached_len,
                 reserved_len=self._slots.reserved_len(tenancy),
-                logprobs=_logprobs(rows, tokens, tenancy.sampling.logprobs),
+                logprobs=_logprobs(rows, decision.token_ids, tenancy.sampling.logprobs),
                 prompt_logprobs=work.prompt_logprobs,
             )
             tenancy.answered_len, tenancy.answer = length, work.result
 
-    def _decision(
-        self, work: Work, tenancy: Tenancy, verification: Verification, rows: list[int] | Tensor
-    ) -> Decision:
-        """What stands of a sequence's drafts, by its own rows."""
-        drafts, length = verification.draft_tokens, verification.committed_len
-        if isinstance(rows, list):
-            return decide_greedy(drafts, rows)
-        history = self._slots.history(work.slot, length + len(drafts))
-        logits = adjust(rows, tenancy.sampling, history, tenancy.prompt_len)
-        return decide(drafts, self._draft_probs[work.slot], logits, tenancy.sampling, length)
+    def _compile_constraint(self, tenancy: Tenancy) -> None:
+        """Make the matcher that a tenancy needs; without one, which admission refuses already, it is at a dead end."""
+        if tenancy.constraint is not None and tenancy.matcher is None:
+            with contextlib.suppress(InvalidInput):
+                tenancy.matcher = self._grammars.matcher(tenancy.constraint)
 
     def _result(self, work: Work) -> VerifyResult:
         """The result of a slot on which nothing was decided."""

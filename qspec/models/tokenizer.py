@@ -79,6 +79,11 @@ class Tokenizer:
         return cls(backend, eos_token_ids=eos, special_tokens=special, chat_template=source)
 
     @property
+    def definition(self) -> str:
+        """The vocabulary and how text becomes tokens, as the JSON of a ``tokenizer.json``."""
+        return self._backend.to_str()
+
+    @property
     def has_chat_template(self) -> bool:
         """Whether ``encode_chat`` works."""
         return self._template_source is not None

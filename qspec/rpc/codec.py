@@ -33,6 +33,7 @@ _OUTCOMES = {
     SlotOutcome.OK: types_pb2.SLOT_OUTCOME_OK,
     SlotOutcome.STALE: types_pb2.SLOT_OUTCOME_STALE,
     SlotOutcome.NO_BLOCKS: types_pb2.SLOT_OUTCOME_NO_BLOCKS,
+    SlotOutcome.DEAD_END: types_pb2.SLOT_OUTCOME_DEAD_END,
 }
 _BACKENDS = {
     ArenaBackend.HOST_SHM: types_pb2.ARENA_BACKEND_HOST_SHM,

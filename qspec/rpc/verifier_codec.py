@@ -24,6 +24,7 @@ from qspec.rpc.codec import (
     timings_from_pb,
     timings_to_pb,
 )
+from qspec.rpc.constraint_codec import constraint_from_pb, constraint_to_pb
 from qspec.rpc.logprobs_codec import logprobs_from_pb, logprobs_to_pb
 from qspec.rpc.sampling_codec import sampling_from_pb, sampling_to_pb
 from qspec.v1 import verifier_pb2
@@ -65,7 +66,8 @@ def verify_batch_to_pb(batch: VerifyBatch) -> verifier_pb2.VerifyRequest:
         releases=[verifier_pb2.Release(slot=r.slot, lease=r.lease) for r in batch.releases],
         admissions=[
             verifier_pb2.Admission(
-                slot=a.slot, lease=a.lease, sampling=sampling_to_pb(a.sampling), prompt_len=a.prompt_len)
+                slot=a.slot, lease=a.lease, sampling=sampling_to_pb(a.sampling), prompt_len=a.prompt_len,
+                **constraint_to_pb(a.constraint))
             for a in batch.admissions
         ],
         prefill_chunks=[
@@ -91,7 +93,9 @@ def verify_batch_from_pb(message: verifier_pb2.VerifyRequest) -> VerifyBatch:
         epoch=message.epoch, round=message.round,
         releases=tuple(Release(slot=r.slot, lease=r.lease) for r in message.releases),
         admissions=tuple(
-            Admission(slot=a.slot, lease=a.lease, sampling=sampling_from_pb(a.sampling), prompt_len=a.prompt_len)
+            Admission(
+                slot=a.slot, lease=a.lease, sampling=sampling_from_pb(a.sampling), prompt_len=a.prompt_len,
+                constraint=constraint_from_pb(a))
             for a in message.admissions
         ),
         prefill_chunks=tuple(

@@ -19,6 +19,7 @@ class SlotOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SLOT_OUTCOME_OK: _ClassVar[SlotOutcome]
     SLOT_OUTCOME_STALE: _ClassVar[SlotOutcome]
     SLOT_OUTCOME_NO_BLOCKS: _ClassVar[SlotOutcome]
+    SLOT_OUTCOME_DEAD_END: _ClassVar[SlotOutcome]
 
 class ArenaBackend(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -38,6 +39,7 @@ SLOT_OUTCOME_UNSPECIFIED: SlotOutcome
 SLOT_OUTCOME_OK: SlotOutcome
 SLOT_OUTCOME_STALE: SlotOutcome
 SLOT_OUTCOME_NO_BLOCKS: SlotOutcome
+SLOT_OUTCOME_DEAD_END: SlotOutcome
 ARENA_BACKEND_UNSPECIFIED: ArenaBackend
 ARENA_BACKEND_HOST_SHM: ArenaBackend
 ARENA_BACKEND_CUDA_IPC: ArenaBackend

@@ -74,16 +74,22 @@ class Release(_message.Message):
     def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ...) -> None: ...
 
 class Admission(_message.Message):
-    __slots__ = ("slot", "lease", "sampling", "prompt_len")
+    __slots__ = ("slot", "lease", "sampling", "prompt_len", "json_schema", "regex", "grammar")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LEN_FIELD_NUMBER: _ClassVar[int]
+    JSON_SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    REGEX_FIELD_NUMBER: _ClassVar[int]
+    GRAMMAR_FIELD_NUMBER: _ClassVar[int]
     slot: int
     lease: int
     sampling: _types_pb2.Sampling
     prompt_len: int
-    def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ..., sampling: _Optional[_Union[_types_pb2.Sampling, _Mapping]] = ..., prompt_len: _Optional[int] = ...) -> None: ...
+    json_schema: str
+    regex: str
+    grammar: str
+    def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ..., sampling: _Optional[_Union[_types_pb2.Sampling, _Mapping]] = ..., prompt_len: _Optional[int] = ..., json_schema: _Optional[str] = ..., regex: _Optional[str] = ..., grammar: _Optional[str] = ...) -> None: ...
 
 class PrefillChunk(_message.Message):
     __slots__ = ("slot", "lease", "start", "token_ids", "next_token")

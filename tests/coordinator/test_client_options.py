@@ -158,3 +158,25 @@ def test_what_adjusts_logits_reaches_the_request() -> None:
 ])
 def test_what_no_server_accepts_is_named(option: str) -> None:
     assert refused(*SERVER, "--prompt", "hi", option) == [option.partition("=")[0]]
+
+
+def test_a_constraint_reaches_the_request(tmp_path: Path) -> None:
+    file = tmp_path / "constraint"
+    file.write_text('{"enum": ["é"]}', "utf-8")
+    assert parsed("--json-schema", str(file)).request.json_schema == '{"enum": ["é"]}'
+    assert parsed("--grammar", str(file)).request.grammar == '{"enum": ["é"]}'
+    assert parsed("--regex", "[ab]+").request.regex == "[ab]+"
+    assert parsed().request.WhichOneof("constraint") is None
+
+
+def test_a_constraint_that_cannot_be_sent_names_its_option(tmp_path: Path) -> None:
+    long, empty, binary = tmp_path / "long", tmp_path / "empty", tmp_path / "binary"
+    long.write_text("x" * 2**20)
+    empty.write_text("")
+    binary.write_bytes(b"\xff")
+    for file in (long, empty, binary, tmp_path, tmp_path / "nowhere"):
+        assert refused(*SERVER, "--prompt", "hi", "--json-schema", str(file)) == ["--json-schema"]
+        assert refused(*SERVER, "--prompt", "hi", "--grammar", str(file)) == ["--grammar"]
+    assert refused(*SERVER, "--prompt", "hi", "--regex", "x" * 65_537) == ["--regex"]
+    assert refused(*SERVER, "--prompt", "hi", "--regex", "") == ["--regex"]
+    assert refused(*SERVER, "--prompt", "hi", "--regex", "a", "--json-schema", str(long)) == ["--regex"]

@@ -7,16 +7,18 @@ import math
 import pytest
 
 from coordinator.requests import DEFAULT_MAX_TOKENS, MAX_STOP_LENGTH, MAX_STOPS, RequestLimits, validate_request
+from qspec.constraint import MAX_CONSTRAINT_BYTES, Constraint, ConstraintKind
 from qspec.errors import InvalidInput
 from qspec.interfaces import AcceptanceRule
 from qspec.v1 import generation_pb2 as pb
 from tests.coordinator.byte_tokenizer import ByteTokenizer
+from tests.coordinator.fake_constraints import FakeConstraints
 
 LIMITS = RequestLimits(max_model_len=512, max_draft_length=8, vocab_size=257)
 
 
 def validate(message: pb.GenerateRequest, limits: RequestLimits = LIMITS):  # type: ignore[no-untyped-def]
-    return validate_request(message, ByteTokenizer(), limits)
+    return validate_request(message, ByteTokenizer(), limits, FakeConstraints())
 
 
 def offending(message: pb.GenerateRequest) -> list[str]:
@@ -203,3 +205,18 @@ def test_what_ends_a_text_reaches_the_sequence() -> None:
     message.ignore_eos = True
     sequence = validate(message).sequence("1", frozenset({7}))
     assert (sequence.eos_token_ids, sequence.sampling.ending_token_ids) == (frozenset(), (5, 9))
+
+
+@pytest.mark.parametrize("field", ["json_schema", "regex", "grammar"])
+def test_a_constraint_is_taken_or_refused_by_its_field(field: str) -> None:
+    taken = validate(pb.GenerateRequest(text="a", **{field: "good"})).constraint
+    assert taken == Constraint(ConstraintKind(field), "good")
+    assert offending(pb.GenerateRequest(text="a", **{field: "bad"})) == [field]
+    assert offending(pb.GenerateRequest(text="a", ignore_eos=True, **{field: "good"})) == ["ignore_eos"]
+    assert validate(pb.GenerateRequest(text="a", **{field: "x" * MAX_CONSTRAINT_BYTES})).constraint is not None
+    assert offending(pb.GenerateRequest(text="a", **{field: "x" * (MAX_CONSTRAINT_BYTES + 1)})) == [field]
+    assert offending(pb.GenerateRequest(text="a", max_tokens=0, **{field: "é" * 2**19})) == ["max_tokens", field]
+
+
+def test_without_a_constraint_there_is_none() -> None:
+    assert validate(pb.GenerateRequest(text="a")).constraint is None

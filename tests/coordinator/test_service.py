@@ -18,13 +18,17 @@ from coordinator.engine import Engine
 from coordinator.service import GenerationService
 from coordinator.serving import ServerState, Serving
 from qspec.errors import InvalidInput
+from qspec.grammar import Grammars
 from qspec.interfaces import Sampling
+from qspec.models.tokenizer import Tokenizer
 from qspec.rpc.errors import from_rpc_error
 from qspec.rpc.server import RpcServer, Service
 from qspec.v1 import generation_pb2 as pb
 from qspec.v1 import generation_pb2_grpc as pb_grpc
+from tests.coordinator.fake_constraints import FakeConstraints
 from tests.coordinator.stack_in_memory import running_engine
 from tests.fakes import FakeDrafter, FakeVerifier
+from tests.tiny_models import build_tiny_tokenizer
 from tests.toy_model import continue_text
 
 
@@ -52,7 +56,7 @@ async def served(
                  register=lambda s: pb_grpc.add_GenerationServiceServicer_to_server(service, s))], public=True)
     address = await server.start(f"unix:{directory}/coordinator.sock")
     async with running_engine(verifier, drafter, max_active=max_active, **engine_options) as (engine, _):
-        serving.engine, serving.tokenizer = engine, WordTokenizer()
+        serving.engine, serving.tokenizer, serving.constraints = engine, WordTokenizer(), FakeConstraints()
         serving.verifier, serving.state = verifier.describe(), ServerState.SERVING
         try:
             async with grpc.aio.insecure_channel(address, options=list(channel_options)) as channel:
@@ -116,6 +120,31 @@ def test_bad_request_names_every_field_and_the_server_goes_on(tmp_path: Path) ->
             assert engine.active == 0
             good = pb.GenerateRequest(text="1", max_tokens=3)
             assert sum(len(piece.token_ids) for piece in [p async for p in stub.Generate(good)]) == 3
+    run(test)
+
+
+@pytest.mark.parametrize(("field", "text"), [
+    ("regex", "("), ("regex", "(a{1000}){1000}"), ("grammar", "start: nowhere"), ("json_schema", '{"type": "nothing"}'),
+    ("json_schema", "[" * 60_000), ("json_schema", " " * 2**20), ("grammar", "x" * 2**20), ("regex", "(" * 2**20),
+])
+def test_a_constraint_that_cannot_be_followed_is_refused_and_others_go_on(
+    field: str, text: str, tmp_path: Path
+) -> None:
+    tokenizer = Tokenizer(
+        build_tiny_tokenizer().backend_tokenizer, eos_token_ids=frozenset({2}), special_tokens={}, chat_template=None)
+
+    async def test() -> None:
+        async with served(tmp_path, FakeVerifier(delay_s=0.005)) as (stub, serving, engine):
+            serving.constraints = Grammars(lambda: tokenizer, vocab_size=tokenizer.vocab_size)
+            running = aiter(stub.Generate(pb.GenerateRequest(text="1 2 3", max_tokens=200)))
+            made = len((await anext(running)).token_ids)
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await stub.Generate(pb.GenerateRequest(text="1", **{field: text})).read()
+            error = from_rpc_error(raised.value)
+            assert isinstance(error, InvalidInput)
+            assert [violation.field for violation in error.violations] == [field]
+            assert len(str(error)) < 500 and engine.active == 1
+            assert made + sum(len(piece.token_ids) for piece in [p async for p in running]) == 200
     run(test)
 
 

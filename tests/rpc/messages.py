@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
+from qspec.constraint import Constraint, ConstraintKind
 from qspec.interfaces import (
     AcceptanceRule,
     Admission,
@@ -97,7 +98,10 @@ verify_batches = st.builds(
     VerifyBatch, epoch=u64, round=u64,
     releases=st.lists(st.builds(Release, slot=u32, lease=u64), max_size=2).map(tuple),
     admissions=st.lists(
-        st.builds(Admission, slot=u32, lease=u64, sampling=samplings, prompt_len=u32), max_size=2
+        st.builds(
+            Admission, slot=u32, lease=u64, sampling=samplings, prompt_len=u32,
+            constraint=st.none() | st.builds(Constraint, kind=st.sampled_from(ConstraintKind), text=text)),
+        max_size=2,
     ).map(tuple),
     prefill_chunks=st.lists(
         st.builds(PrefillChunk, slot=u32, lease=u64, start=u32, token_ids=tokens, next_token=st.none() | u32),

@@ -1,0 +1,68 @@
+"""What stands of one sequence's drafts, by the rows that were computed for it.
+
+Adjustments first, then the grammar's mask, then filters and the acceptance rule: a row of the target becomes here what
+tokens are drawn from, each with the history that it will have once it is committed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qspec.acceptance import decide, decide_greedy
+from qspec.engine.slots import Tenancy
+from qspec.grammar_matcher import GrammarMatcher
+from qspec.interfaces import SlotOutcome, Verification
+from qspec.logit_adjustment import adjust
+from qspec.target_mask import mask_target
+
+
+@dataclass(frozen=True, slots=True)
+class RowDecision:
+    """``accepted`` drafts stand; ``token_ids`` are these and, but in a dead end, the recovered or bonus token."""
+
+    accepted: int
+    token_ids: tuple[int, ...]
+    outcome: SlotOutcome = SlotOutcome.OK
+
+
+def decide_rows(
+    verification: Verification, tenancy: Tenancy, history: Tensor, draft_probs: Tensor, rows: Sequence[int] | Tensor
+) -> RowDecision:
+    """Decide on k drafts.
+
+    Args:
+        verification: the drafts, and how many tokens were committed before them.
+        tenancy: how its tokens are drawn; with the matcher of its constraint, if it has one.
+        history: int64 ``[committed + k]``, the tokens, drafts included.
+        draft_probs: ``[>= k, vocab]``.
+        rows: the target's logits, ``[k + 1, vocab]``, or its most probable tokens where nothing else is asked for.
+    """
+    drafts, length, sampling = verification.draft_tokens, verification.committed_len, tenancy.sampling
+    if not isinstance(rows, Tensor):
+        greedy = decide_greedy(drafts, rows)
+        return RowDecision(greedy.accepted, (*drafts[: greedy.accepted], greedy.next_token))
+    logits, dead_row = adjust(rows, sampling, history, tenancy.prompt_len), None
+    if tenancy.constraint is not None:
+        if tenancy.matcher is None:
+            return RowDecision(0, (), SlotOutcome.DEAD_END)
+        generated = history[tenancy.prompt_len :].tolist()
+        logits, dead_row = _constrain(logits, rows, tenancy.matcher, generated, len(drafts))
+    if dead_row == 0:
+        return RowDecision(0, (), SlotOutcome.DEAD_END)
+    decision = decide(drafts, draft_probs, logits, sampling, length)
+    if dead_row is not None and decision.accepted >= dead_row:  # as without drafts: what led there stands
+        return RowDecision(dead_row, drafts[:dead_row], SlotOutcome.DEAD_END)
+    return RowDecision(decision.accepted, (*drafts[: decision.accepted], decision.next_token))
+
+
+def _constrain(
+    adjusted: Tensor, logits: Tensor, matcher: GrammarMatcher, generated: list[int], drafted: int
+) -> tuple[Tensor, int | None]:
+    """The masked logits, and the first row that nothing can follow; ``generated`` ends with the drafts."""
+    committed = len(generated) - drafted
+    masks = matcher.masks(generated[:committed], generated[committed:])
+    return mask_target(adjusted, logits, torch.from_numpy(masks.allowed)), masks.dead_row
