@@ -71,6 +71,11 @@ def check_method(method: str, backend: Backend) -> str:
     raise InvalidInput.field("quantization_method", f"{problem}; choose one of: {', '.join(there)}")
 
 
+def computes_alike(pair: tuple[str, str], other: tuple[str, str], backend: Backend) -> bool:
+    """Whether drafters and verifiers of two pairs of methods compute the same, however they were written."""
+    return _kinds(*pair, backend) == _kinds(*other, backend)
+
+
 def describe_gain(
     draft: str, verify: str, backend: Backend, best: tuple[str, str], gain: PairGain | None = None
 ) -> str | None:
@@ -79,7 +84,7 @@ def describe_gain(
     None for the best pair, and where neither the methods nor a predicted ``gain`` say anything. Decoding one text is
     bound by the bytes that a pass reads, so a drafter pays only if it reads fewer.
     """
-    if _kinds(draft, verify, backend) == _kinds(*best, backend):
+    if computes_alike((draft, verify), best, backend):
         return None
     verifier = choose_verify(verify, backend)
     drafter = choose_draft(draft, backend, verify=verifier)

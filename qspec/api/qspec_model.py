@@ -9,7 +9,7 @@ import torch
 
 from qspec.api.auto_pair import auto_pair
 from qspec.api.engines import Engines
-from qspec.api.method_choice import backend_of, check_pair, describe_gain
+from qspec.api.method_choice import backend_of, check_pair, computes_alike, describe_gain
 from qspec.api.quantized_model import DEFAULT_KV_TOKENS, DEFAULT_MAX_DRAFT_LENGTH, QuantizedModel
 from qspec.api.step_costs import measure_costs
 from qspec.config import DEFAULT_MODEL, StackConfig
@@ -61,8 +61,10 @@ class QSPECModel:
         draft, verify = self._engines.config.draft_quantization, self._engines.config.verify_quantization
         self.draft = QuantizedModel.view(self._engines, draft, verifies=False)
         self.verify = QuantizedModel.view(self._engines, verify, verifies=True)
+        if (draft_quantization, verify_quantization) == (AUTO, AUTO):
+            return
         best = auto_pair(name, AUTO, AUTO, str(device))
-        if describe_gain(draft, verify, backend, best) is not None:
+        if not computes_alike((draft, verify), best, backend):
             line = describe_gain(draft, verify, backend, best, predict_gain(measure_costs(self._engines)))
             _log.warning("%s", line)
 

@@ -19,8 +19,10 @@ from qspec.api.loaded_models import MOST_MODELS, loaded_model, loaded_pair, rele
 from qspec.api.method_choice import describe_gain
 from qspec.engine.backend import machine_backend
 from qspec.errors import InvalidInput, ModelError, QspecError
-from qspec.quant.methods import METHODS
+from qspec.pair_choice import candidate_pairs
+from qspec.quant.methods import METHODS, Backend
 from tests.api.conftest import Loader
+from tests.native_kernels import require_native
 from tests.tiny_models import FAMILIES
 
 TOKENS = torch.tensor([[5, 9, 5, 9, 5, 17], [250, 4, 8, 8, 8, 8]])
@@ -138,6 +140,23 @@ def test_a_pair_that_gains_nothing_says_so_and_names_one_that_does(
     best = auto_pair(str(directory_of("llama")), "auto", "auto")
     assert record.message.endswith(f"; {best[0]} -> {best[1]} gains more here")
     assert describe_gain(*best, machine_backend(), best) is None
+
+
+def test_a_pair_that_only_its_steps_speak_against_is_announced_too(
+    directory_of: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Real kernels, a drafter that reads fewer bits, and yet not the pair that promises most."""
+    require_native()
+    name = str(directory_of("llama"))
+    best = auto_pair(name, "auto", "auto")
+    draft, verify = next(
+        each.names for each in candidate_pairs("auto", "auto", Backend.CPU_NATIVE)
+        if each.names != best and describe_gain(*each.names, Backend.CPU_NATIVE, best) is None)
+    with caplog.at_level(logging.WARNING, "qspec"):
+        QSPECModel(name, draft, verify).close()
+    (record,) = caplog.records
+    assert record.message.startswith(f"{draft} -> {verify}: predicted ")
+    assert record.message.endswith(f"; {best[0]} -> {best[1]} gains more here")
 
 
 def test_another_device_is_refused(directory_of: Callable[[str], Path]) -> None:
