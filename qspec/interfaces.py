@@ -23,6 +23,10 @@ Progress = Callable[[str, float | None], None]
 """Told what is being done, and the share of it that is done (0…1; None: unknown)."""
 
 
+def unwatched(_what: str, _share: float | None) -> None:
+    """Progress that nobody watches."""
+
+
 class SlotOutcome(Enum):
     """What became of one slot's part of a batch."""
 

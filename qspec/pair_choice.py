@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from qspec.errors import FieldViolation, InvalidInput
-from qspec.pair_gain import PairCosts, PairGain, predict_gain
+from qspec.pair_gain import PairCosts, predict_gain
 from qspec.quant.expected_acceptance import expected_acceptance
 from qspec.quant.methods import (
     AUTO,
@@ -125,15 +125,15 @@ def choose_pair(candidates: Sequence[Candidate], times: StepTimes) -> PairChoice
     """
     if len(candidates) == 1:
         return PairChoice(*candidates[0].names, reason=f"{_shown(candidates[0])}, the only pair with kernels here")
-    timed = [(candidate, _gain(candidate, times)) for candidate in candidates if _is_timed(candidate, times)]
-    best = max(_rate(gain) for _, gain in timed)
-    close = [(candidate, gain) for candidate, gain in timed if _rate(gain) >= (1 - CLOSE) * best]
-    chosen, gain = min(close, key=lambda each: (each[0].bits_per_weight, -_rate(each[1])))
-    others = [each for each in timed if each[0] is not chosen]
-    reason = f"{_shown(chosen)}, for {_rate(gain):.3g} tokens/s of one text ({1 / _plain(chosen, times):.3g} undrafted)"
+    rated = [(candidate, _rate(candidate, times)) for candidate in candidates if _is_timed(candidate, times)]
+    best = max(rate for _, rate in rated)
+    close = [each for each in rated if each[1] >= (1 - CLOSE) * best]
+    chosen, rate = min(close, key=lambda each: (each[0].bits_per_weight, -each[1]))
+    reason = f"{_shown(chosen)}, for {rate:.3g} tokens/s of one text ({1 / _plain(chosen, times):.3g} undrafted)"
+    others = [each for each in rated if each[0] is not chosen]
     if others:
-        runner_up, its_gain = max(others, key=lambda each: _rate(each[1]))
-        reason += f"; next is {_shown(runner_up)}, for {_rate(its_gain):.3g}"
+        runner_up, its_rate = max(others, key=lambda each: each[1])
+        reason += f"; next is {_shown(runner_up)}, for {its_rate:.3g}"
     return PairChoice(*chosen.names, reason=reason)
 
 
@@ -167,24 +167,20 @@ def _plain(candidate: Candidate, times: StepTimes) -> float:
     return times[kind(candidate.verify)][1] + CALL_S
 
 
-def _gain(candidate: Candidate, times: StepTimes) -> PairGain | float:
-    """What drafting promises; for a verifier alone its tokens per second."""
+def _rate(candidate: Candidate, times: StepTimes) -> float:
+    """Tokens per second: drafting is never made to lose, since a draft length of 0 is always there."""
     plain = _plain(candidate, times)
     if candidate.draft is None:
         return 1 / plain
     passes = times[kind(candidate.verify)]
-    return predict_gain(
+    gain = predict_gain(
         PairCosts(
             plain_step=plain, draft_step=times[kind(candidate.draft)][1],
             verify_passes=tuple((length, passes[length + 1] + 2 * CALL_S) for length in DRAFT_LENGTHS),
         ),
         candidate.acceptance,
     )
-
-
-def _rate(gain: PairGain | float) -> float:
-    """Tokens per second: drafting is never made to lose, since a draft length of 0 is always there."""
-    return gain if isinstance(gain, float) else gain.plain_rate * max(gain.speed_up, 1.0)
+    return gain.plain_rate * max(gain.speed_up, 1.0)
 
 
 def _name(choice: Choice) -> str:

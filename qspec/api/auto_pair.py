@@ -6,6 +6,7 @@ from qspec.api.method_choice import backend_of, check_pair
 from qspec.config import StackConfig
 from qspec.engine.auto_methods import resolve_methods
 from qspec.engine.backend import choose_backend
+from qspec.interfaces import unwatched
 from qspec.models.converted import prepare
 
 
@@ -17,10 +18,6 @@ def auto_pair(name: str, draft: str, verify: str, device: str = "cpu") -> tuple[
     """
     check_pair(draft, verify, backend_of(device))
     config = StackConfig(model=name, draft_quantization=str(draft), verify_quantization=str(verify))
-    model = prepare(name, progress=_quiet)
-    config, _ = resolve_methods(config, model, choose_backend(config, model.config, _quiet), _quiet)
+    model = prepare(name, progress=unwatched)
+    config, _ = resolve_methods(config, model, choose_backend(config, model.config, unwatched), unwatched)
     return config.draft_quantization, config.verify_quantization
-
-
-def _quiet(what: str, share: float | None) -> None:
-    """Progress that nobody watches."""

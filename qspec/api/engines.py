@@ -9,7 +9,7 @@ from qspec.config import StackConfig
 from qspec.engine.drafter import LocalDrafter
 from qspec.engine.verifier import LocalVerifier
 from qspec.errors import QspecError
-from qspec.interfaces import Drafter
+from qspec.interfaces import Drafter, unwatched
 from qspec.models.converted import prepare_tokenizer
 from qspec.models.tokenizer import Tokenizer
 from qspec.speculation import SpeculationLoop
@@ -23,7 +23,7 @@ class Engines:
     """
 
     def __init__(self, config: StackConfig, *, drafting: bool) -> None:
-        self._verifier: LocalVerifier | None = LocalVerifier.load(config, progress=_quiet, epoch=next(_epochs))
+        self._verifier: LocalVerifier | None = LocalVerifier.load(config, progress=unwatched, epoch=next(_epochs))
         self.config = self._verifier.config
         self.loop = SpeculationLoop()
         self.description = self.loop.attach_verifier(self._verifier)
@@ -46,7 +46,7 @@ class Engines:
     @cached_property
     def drafter(self) -> LocalDrafter:
         """The drafter over the verifier's arena. ``InvalidInput`` when the configuration has none."""
-        drafter = LocalDrafter.load(self.config, progress=_quiet)
+        drafter = LocalDrafter.load(self.config, progress=unwatched)
         drafter.attach(self.verifier.describe())
         return drafter
 
@@ -66,7 +66,3 @@ class Engines:
                 self._attached.close()
             self._verifier.close()
             self._verifier, self._attached = None, None
-
-
-def _quiet(what: str, share: float | None) -> None:
-    """Progress that nobody watches."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from qspec.config import StackConfig
 from qspec.engine.step_time_cache import read_step_times, step_times_path, write_step_times
-from qspec.interfaces import Progress
+from qspec.interfaces import Progress, unwatched
 from qspec.kernels.native.loading import INTERFACE, instruction_sets
 from qspec.models.config import DecoderConfig
 from qspec.models.converted import ConvertedModel
@@ -50,7 +50,7 @@ def _times(candidates: Sequence[Candidate], config: StackConfig, model: DecoderC
             wanted[kind] = max(wanted.get(kind, ()), rows, key=len)
     verifiers = {pair_kind(candidate.verify) for candidate in candidates}
     wanted = dict(sorted(wanted.items(), key=lambda item: item[0] not in verifiers))  # all pairs need those
-    threads = native_threads(config.threads, _quiet)
+    threads = native_threads(config.threads, unwatched)
     path = step_times_path(model, _processor(), threads)
     known = read_step_times(path)
     missing = {  # what was once left out (no entries) is left out again, so that every start chooses alike
@@ -60,8 +60,8 @@ def _times(candidates: Sequence[Candidate], config: StackConfig, model: DecoderC
     if missing:
         progress("timing steps of the formats that this machine has kernels for", None)
         started = time.perf_counter()
-        known |= {kind: {} for kind in missing} | measure_step_times(
-            model, missing, shared_threads(threads), least=len(verifiers) + 1)
+        known |= {kind: {} for kind in missing}
+        known |= measure_step_times(model, missing, shared_threads(threads), least=len(verifiers) + 1)
         seconds = time.perf_counter() - started
         kept = f"kept in {path}" if write_step_times(path, known) else "not kept: the cache cannot be written"
         progress(f"timed {len(missing)} formats in {seconds:.1f} s, {kept}", None)
@@ -78,7 +78,3 @@ def _processor() -> str:
     except OSError:
         pass
     return f"{name}|{','.join(instruction_sets())}|{INTERFACE}"
-
-
-def _quiet(_what: str, _share: float | None) -> None:
-    """The worker itself tells how many threads it uses."""

@@ -12,12 +12,10 @@ from pathlib import Path
 
 from qspec.config import cache_directory
 from qspec.models.config import DecoderConfig
-from qspec.pair_choice import Kind
+from qspec.pair_choice import Kind, StepTimes
 
 VERSION = 1
 """Raised whenever the figures come to mean something else."""
-
-StepTimes = dict[Kind, dict[int, float]]
 
 
 def step_times_path(model: DecoderConfig, processor: str, threads: int) -> Path:
@@ -26,7 +24,7 @@ def step_times_path(model: DecoderConfig, processor: str, threads: int) -> Path:
     return cache_directory() / "step-times" / f"{hashlib.sha256(described.encode()).hexdigest()[:16]}.json"
 
 
-def read_step_times(path: Path) -> StepTimes:
+def read_step_times(path: Path) -> dict[Kind, Mapping[int, float]]:
     """What was kept; nothing where there is no file, or not one of ours."""
     try:
         record = json.loads(path.read_text("utf-8"))
@@ -38,7 +36,7 @@ def read_step_times(path: Path) -> StepTimes:
         return {}
 
 
-def write_step_times(path: Path, times: Mapping[Kind, Mapping[int, float]]) -> bool:
+def write_step_times(path: Path, times: StepTimes) -> bool:
     """Keep figures; whether that was possible (a cache may be read-only: then they are taken at every start)."""
     record = {"steps": [[weights, activations, found] for (weights, activations), found in times.items()]}
     try:

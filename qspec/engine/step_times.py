@@ -19,9 +19,9 @@ from qspec.errors import InvalidInput
 from qspec.kernels.native.decoder import NativeDecoder, SequenceRows
 from qspec.kernels.native.threads import Threads
 from qspec.kernels.native.weights import LayerWeights
-from qspec.memory.layout import REGION_ALIGNMENT
+from qspec.memory.layout import ArenaLayout, RegionSpec, region_bytes
 from qspec.models.config import DecoderConfig, Norm, Positions
-from qspec.models.decoder import linear_names
+from qspec.models.decoder import linear_shapes
 from qspec.pair_choice import Kind
 from qspec.quant.codecs import CODECS
 
@@ -49,19 +49,19 @@ def measure_step_times(
     stop = time.perf_counter() + seconds
     sample = _sample(model)
     scale = _weights(model) / _weights(sample)
-    shapes = _shapes(sample)
-    sizes = {each: size for each in wanted if (size := _stored_bytes(each[0], shapes)) is not None}
-    block = torch.full((max(sizes.values(), default=0),), _FILL, dtype=torch.uint8)
+    shapes = linear_shapes(sample)
+    layouts = {each: layout for each in wanted if (layout := _layout(each[0], shapes)) is not None}
+    block = torch.full((max((layout.size for layout in layouts.values()), default=0),), _FILL, dtype=torch.uint8)
     tensors, positions = _small_tensors(sample), min(_BLOCK_SIZE, sample.max_position)
     cache = (sample.num_layers, 1, sample.num_kv_heads, _BLOCK_SIZE, sample.head_dim)
     keys, values = torch.zeros(cache), torch.zeros(cache)
     found: dict[Kind, dict[int, float]] = {}
-    for index, (each, size) in enumerate(sizes.items()):
+    for index, (each, layout) in enumerate(layouts.items()):
         if index >= least and time.perf_counter() > stop:
             break
         decoders = [
             NativeDecoder(sample, tensors, layers, positions, threads)
-            for layers in _placed(each, shapes, block, size)
+            for layers in _placed(each, layout, block)
         ]
 
         def step(call: int, rows: int, decoders: list[NativeDecoder] = decoders) -> None:
@@ -91,58 +91,33 @@ def _sample(model: DecoderConfig) -> DecoderConfig:
 
 def _weights(model: DecoderConfig) -> int:
     """Weights that a step multiplies with."""
-    return sum(outputs * inputs for outputs, inputs in _shapes(model).values())
+    return sum(outputs * inputs for outputs, inputs in linear_shapes(model).values())
 
 
-def _shapes(model: DecoderConfig) -> dict[str, tuple[int, int]]:
-    """``(out, in)`` of every linear layer."""
-    heads, hidden = model.num_heads * model.head_dim, model.hidden_size
-    each = {
-        "qkv": (heads + 2 * model.num_kv_heads * model.head_dim, hidden),
-        "attention_out": (hidden, heads),
-        "mlp_in": (model.intermediate_size * (2 if model.gated_mlp else 1), hidden),
-        "mlp_out": (hidden, model.intermediate_size),
-        "lm_head": (model.vocab_size, hidden),
-    }
-    return {name: each[name.rpartition(".")[2]] for name in linear_names(model)}
-
-
-def _stored_bytes(weights: str, shapes: Mapping[str, tuple[int, int]]) -> int | None:
-    """Bytes of all layers in a format; None where it does not fit one of them."""
+def _layout(weights: str, shapes: Mapping[str, tuple[int, int]]) -> ArenaLayout | None:
+    """Where all layers in a format lie, their parts as ``LAYER/PART``; None where it does not fit one of them."""
     try:
-        return sum(
-            _aligned(_part_bytes(dtype, shape))
+        return ArenaLayout.place([
+            RegionSpec(f"{name}/{part}", dtype, shape)
             for name, (outputs, inputs) in shapes.items()
-            for dtype, shape in CODECS[weights].shapes(outputs, inputs, name).values()
-        )
+            for part, (dtype, shape) in CODECS[weights].shapes(outputs, inputs, name).items()
+        ])
     except InvalidInput:
         return None
 
 
-def _placed(
-    each: Kind, shapes: Mapping[str, tuple[int, int]], block: Tensor, size: int
-) -> Iterator[dict[str, LayerWeights]]:
+def _placed(each: Kind, layout: ArenaLayout, block: Tensor) -> Iterator[dict[str, LayerWeights]]:
     """All layers over bytes of the block, in as many places as it has."""
     weights, activations = each
-    for place in range(min(_MOST_PLACES, len(block) // size)):
-        at = place * size
-        layers = {}
-        for name, (outputs, inputs) in shapes.items():
-            parts = {}
-            for part, (dtype, shape) in CODECS[weights].shapes(outputs, inputs, name).items():
-                length = _part_bytes(dtype, shape)
-                parts[part] = block[at : at + length].view(dtype).view(shape)
-                at += _aligned(length)
-            layers[name] = native_layer(weights, parts, activations)
-        yield layers
-
-
-def _part_bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
-    return torch.Size(shape).numel() * dtype.itemsize
-
-
-def _aligned(length: int) -> int:
-    return -(-length // REGION_ALIGNMENT) * REGION_ALIGNMENT
+    for place in range(min(_MOST_PLACES, len(block) // layout.size)):
+        parts: dict[str, dict[str, Tensor]] = {}
+        for region in layout.regions:
+            at = place * layout.size + region.offset
+            dtype: torch.dtype = getattr(torch, region.dtype)
+            name, _, part = region.name.partition("/")
+            parts.setdefault(name, {})[part] = (
+                block[at : at + region_bytes(region)].view(dtype).view(region.shape))
+        yield {name: native_layer(weights, stored, activations) for name, stored in parts.items()}
 
 
 def _small_tensors(model: DecoderConfig) -> dict[str, Tensor]:

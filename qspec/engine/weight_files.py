@@ -18,7 +18,7 @@ from torch import Tensor
 from qspec.config import cache_directory
 from qspec.engine.weights import WeightRegion
 from qspec.errors import ModelError
-from qspec.interfaces import Progress, Region, RegionWriter
+from qspec.interfaces import Progress, Region, RegionWriter, unwatched
 from qspec.memory.layout import REGION_ALIGNMENT, RegionSpec, region_bytes
 from qspec.memory.mapped_file import MappedFile, MappedRegions
 from qspec.memory.weight_store import StoreDamaged, StoreWriter, WeightStore, open_store, place_regions
@@ -87,7 +87,7 @@ def _open_or_make(
     if (store := _open(path, fingerprint, placed, progress)) is not None:
         return store
     with locked(path, progress, work="writes the weights"):
-        if (store := _open(path, fingerprint, placed, _quiet)) is not None:  # of the process that had the lock
+        if (store := _open(path, fingerprint, placed, unwatched)) is not None:  # of the process that had the lock
             return store
         try:
             with StoreWriter(path, fingerprint, placed) as writer:
@@ -121,10 +121,6 @@ def _map(path: Path) -> MappedFile:
 
 def _unmappable(path: Path, error: OSError) -> ModelError:
     return ModelError(f"{path} cannot be mapped ({error.strerror or error}); make it readable, or delete it")
-
-
-def _quiet(_what: str, _share: float | None) -> None:
-    """Nothing to say: it was said before."""
 
 
 def _store_path(made: Sequence[WeightRegion], placed: Sequence[Region], fingerprint: str) -> Path:

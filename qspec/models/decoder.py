@@ -44,6 +44,19 @@ def linear_names(config: DecoderConfig) -> list[str]:
     return [f"layers.{i}.{name}" for i in range(config.num_layers) for name in per_layer] + ["lm_head"]
 
 
+def linear_shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
+    """``(out, in)`` of every linear layer, by canonical name, in the order of their use."""
+    heads, hidden = config.num_heads * config.head_dim, config.hidden_size
+    shapes = {
+        "qkv": (heads + 2 * config.num_kv_heads * config.head_dim, hidden),
+        "attention_out": (hidden, heads),
+        "mlp_in": (config.intermediate_size * (2 if config.gated_mlp else 1), hidden),
+        "mlp_out": (hidden, config.intermediate_size),
+        "lm_head": (config.vocab_size, hidden),
+    }
+    return {name: shapes[name.rpartition(".")[2]] for name in linear_names(config)}
+
+
 class Decoder:
     """A decoder-only transformer over given kernels.
 

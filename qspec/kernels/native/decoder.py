@@ -20,6 +20,7 @@ from qspec.kernels.native.loading import choose_instruction_set, load
 from qspec.kernels.native.threads import Threads
 from qspec.kernels.native.weights import LayerWeights, native_matrix
 from qspec.models.config import Activation, DecoderConfig, Norm, Positions
+from qspec.models.decoder import linear_shapes
 
 if TYPE_CHECKING:
     from qspec.kernels.native import _native
@@ -83,12 +84,7 @@ class NativeDecoder:
             raise ContractViolation(f"there are {config.max_position} learned positions, not {max_positions}")
         cos, sin = (None, None) if learned else rotary_table(config, max_positions)
         hidden, head_dim = config.hidden_size, config.head_dim
-        shapes = {
-            "qkv": ((config.num_heads + 2 * config.num_kv_heads) * head_dim, hidden),
-            "attention_out": (hidden, config.num_heads * head_dim),
-            "mlp_in": (config.intermediate_size * (2 if config.gated_mlp else 1), hidden),
-            "mlp_out": (hidden, config.intermediate_size),
-        }
+        shapes = linear_shapes(config)
 
         def address(tensor: Tensor | None, *shape: int) -> int:
             if tensor is None:
@@ -103,17 +99,20 @@ class NativeDecoder:
             bias = tensors[name + ".bias"] if config.norm is Norm.LAYER else None
             return _native.Norm(address(tensors[name], hidden), address(bias, hidden))
 
+        def matrix(name: str) -> _native.Matrix:
+            return native_matrix(layers[name], name, shapes[name])
+
         def layer(prefix: str) -> _native.Layer:
             q_norm, k_norm = (tensors[prefix + name] if config.qk_norm else None for name in ("q_norm", "k_norm"))
             return _native.Layer(
-                **{name: native_matrix(layers[prefix + name], prefix + name, shapes[name]) for name in shapes},
+                **{name: matrix(prefix + name) for name in ("qkv", "attention_out", "mlp_in", "mlp_out")},
                 attention_norm=norm(prefix + "attention_norm"),
                 mlp_norm=norm(prefix + "mlp_norm"),
                 q_norm=address(q_norm, head_dim),
                 k_norm=address(k_norm, head_dim),
             )
 
-        lm_head = native_matrix(layers["lm_head"], "lm_head", (config.vocab_size, hidden))
+        lm_head = matrix("lm_head")
         if embedding is None and not (config.tied_embeddings and "embed" not in tensors):
             embedding = LayerWeights("fp32", {"": tensors["embed"]})
         self._kept.append(embedding)
