@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
+from benchmarks.kernels import fastest_ms
 from qspec.kernels.native import NativeUnavailable
 from qspec.kernels.native.threads import Threads
 from qspec.v1 import generation_pb2 as pb
@@ -38,12 +38,7 @@ def measure_bandwidth(threads: int) -> float | None:
     except NativeUnavailable:
         return None
     memory = torch.full((_BYTES,), 1, dtype=torch.uint8)
-    times = []
-    for _ in range(_REPEATS):
-        started = time.perf_counter()
-        pool.read(memory)
-        times.append(time.perf_counter() - started)
-    return _BYTES / min(times)
+    return 1e3 * _BYTES / fastest_ms(lambda: pool.read(memory), _REPEATS)
 
 
 def weight_bytes(budget: Iterable[pb.MemoryLine]) -> int:

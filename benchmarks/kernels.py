@@ -19,7 +19,7 @@ from qspec.kernels.native.decoder import DraftRow, NativeDecoder, SequenceRows
 from qspec.kernels.native.threads import Threads
 from qspec.kernels.native.weights import LayerWeights
 from qspec.models.config import Activation, DecoderConfig, Norm, Positions
-from qspec.models.decoder import linear_names
+from qspec.models.decoder import linear_shapes
 from qspec.quant.codecs import CODECS
 
 SMOLLM2 = DecoderConfig(
@@ -57,17 +57,10 @@ def random_decoder(name: str, threads: Threads, instruction_set: str | None) -> 
     """A decoder over weights of ``name`` (a format, perhaps `` + `` activations), and how many bytes a step reads."""
     weight_format, _, activations = name.partition(" + ")
     config, source = SMOLLM2, torch.Generator().manual_seed(0)
-    hidden, middle = config.hidden_size, config.intermediate_size
-    shapes = {
-        "qkv": ((config.num_heads + 2 * config.num_kv_heads) * config.head_dim, hidden),
-        "attention_out": (hidden, config.num_heads * config.head_dim),
-        "mlp_in": (2 * middle, hidden),
-        "mlp_out": (hidden, middle),
-        "lm_head": (config.vocab_size, hidden),
-    }
+    hidden = config.hidden_size
     layers = {
-        layer: random_layer(weight_format, *shapes[layer.rpartition(".")[2]], activations or "fp32", source)
-        for layer in linear_names(config)
+        layer: random_layer(weight_format, *shape, activations or "fp32", source)
+        for layer, shape in linear_shapes(config).items()
     }
     norms = {f"layers.{index}.{norm}": torch.ones(hidden) for index in range(config.num_layers)
              for norm in ("attention_norm", "mlp_norm")}

@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import psutil
+
+from qspec.v1 import generation_pb2 as pb
+from qspec.v1 import generation_pb2_grpc as pb_grpc
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROMPTS = REPOSITORY / "benchmarks" / "prompts.jsonl"
@@ -94,3 +98,14 @@ def wait_until(condition: Callable[[], bool], timeout: float, what: str) -> None
     while not condition():
         assert time.monotonic() < end, f"not within {timeout} s: {what}"
         time.sleep(0.05)
+
+
+def wait_until_serving(stub: pb_grpc.GenerationServiceStub) -> None:
+    """Ask a server until it says that it serves."""
+    def serving() -> bool:
+        try:
+            return bool(stub.GetServerInfo(pb.GetServerInfoRequest()).state == pb.SERVER_STATE_SERVING)
+        except grpc.RpcError:
+            return False
+
+    wait_until(serving, 90, "the server serves")

@@ -13,7 +13,7 @@ import pytest
 
 from qspec.v1 import generation_pb2 as pb
 from qspec.v1 import generation_pb2_grpc as pb_grpc
-from tests.e2e.client import REPOSITORY, answers, run_client, wait_until
+from tests.e2e.client import REPOSITORY, answers, run_client, wait_until_serving
 from tests.tiny_models import write_tiny_model
 
 pytestmark = pytest.mark.timeout(420)
@@ -126,14 +126,7 @@ def test_server_answers_bad_requests_with_field_violations_and_goes_on_serving(t
     try:
         with grpc.insecure_channel(address) as channel:
             stub = pb_grpc.GenerationServiceStub(channel)
-
-            def serving() -> bool:
-                try:
-                    return bool(stub.GetServerInfo(pb.GetServerInfoRequest()).state == pb.SERVER_STATE_SERVING)
-                except grpc.RpcError:
-                    return False
-
-            wait_until(serving, 90, "the server serves")
+            wait_until_serving(stub)
             bad = pb.GenerateRequest(text="", max_tokens=0, temperature=float("nan"), top_p=2.0, stop=[""])
             with pytest.raises(grpc.RpcError) as refused:
                 list(stub.Generate(bad))

@@ -16,7 +16,7 @@ from qspec.errors import Unavailable
 from qspec.rpc.errors import from_rpc_error
 from qspec.v1 import generation_pb2 as pb
 from qspec.v1 import generation_pb2_grpc as pb_grpc
-from tests.e2e.client import REPOSITORY, wait_until
+from tests.e2e.client import REPOSITORY, wait_until, wait_until_serving
 from tests.tiny_models import write_tiny_model
 
 pytestmark = pytest.mark.timeout(180)
@@ -36,14 +36,7 @@ def test_request_that_cannot_end_is_told_and_nothing_is_left(grace: str, signals
     try:
         with grpc.insecure_channel(address) as channel:
             stub = pb_grpc.GenerationServiceStub(channel)
-
-            def serving() -> bool:
-                try:
-                    return bool(stub.GetServerInfo(pb.GetServerInfoRequest()).state == pb.SERVER_STATE_SERVING)
-                except grpc.RpcError:
-                    return False
-
-            wait_until(serving, 90, "the server serves")
+            wait_until_serving(stub)
             children = psutil.Process(server.pid).children(recursive=True)
             assert len(children) == 1
             children[0].suspend()
