@@ -43,7 +43,7 @@ from qspec.interfaces import (
     StageTimings,
     VerifierDescription,
 )
-from qspec.memory.arena import HostArena
+from qspec.memory.attachment import Arena, open_arena
 from qspec.models.converted import ConvertedModel, prepare
 from qspec.models.tokenizer import vocab_fingerprint
 from qspec.quant.codecs import Parts
@@ -63,7 +63,7 @@ class _Draft:
 class _Attached:
     """An arena, and the model over it."""
 
-    def __init__(self, arena: HostArena, forward: DraftForward, parts: Mapping[str, Parts]) -> None:
+    def __init__(self, arena: Arena, forward: DraftForward, parts: Mapping[str, Parts]) -> None:
         self.arena, self.forward = arena, forward
         self.parts = parts  # the stored weights that the model multiplies with; none where they are packed
         self.cache = DraftCache(*map(arena.tensor, (KV_KEYS, KV_VALUES, TAIL_KEYS, TAIL_VALUES)))
@@ -107,7 +107,7 @@ class LocalDrafter:
         weights = self._prepare(self._settled(verifier))
         if verifier.arena.fingerprint != arena_fingerprint(self._model.fingerprint, verifier.arena.regions):
             raise InvalidInput.field("model", "the arena holds another model or format than the drafter's")
-        arena = HostArena.open(verifier.arena)
+        arena = open_arena(verifier.arena)
         parts = {**weights.private, **shared_parts(arena, weights.shared, weights.methods, weights.store)}
         forward = drafter_forward(
             arena, self._model.config, weights.methods, weights.store, parts, weights.packed, verifier, weights.threads)

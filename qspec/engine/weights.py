@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qspec.errors import InvalidInput
 from qspec.interfaces import MemoryItem
-from qspec.memory.arena import HostArena
+from qspec.memory.attachment import Arena
 from qspec.memory.layout import RegionSpec
 from qspec.models.config import DecoderConfig
 from qspec.quant.codecs import CODECS, Parts
@@ -109,7 +109,7 @@ def _has_own_rows(model: DecoderConfig, plan: MethodPlan) -> bool:
     return native and model.tied_embeddings and plan.weights("lm_head") not in _EMBEDDING_FORMATS
 
 
-def stored_embedding(arena: HostArena, store: MethodPlan) -> StoredEmbedding:
+def stored_embedding(arena: Arena, store: MethodPlan) -> StoredEmbedding:
     """The token embedding, in place, of an arena that was laid out for ``store``."""
     tensors = fp32_tensors(arena)
     if _EMBED in tensors:
@@ -127,7 +127,7 @@ def private_embedding_bytes(model: DecoderConfig, plan: MethodPlan, store: Metho
     return 0 if in_place else 4 * model.vocab_size * model.hidden_size
 
 
-def fp32_tensors(arena: HostArena) -> dict[str, Tensor]:
+def fp32_tensors(arena: Arena) -> dict[str, Tensor]:
     """What the arena holds in fp32, by canonical name."""
     return {name.removeprefix(WEIGHTS): arena.tensor(name) for name in arena.names() if name.startswith(WEIGHTS)}
 

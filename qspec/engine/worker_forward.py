@@ -12,7 +12,7 @@ from qspec.engine.weights import fp32_tensors, shared_parts, stored_embedding
 from qspec.interfaces import Progress, VerifierDescription
 from qspec.kernels.paged_attention import probe_attention_tiles
 from qspec.kernels.row_tiles import CANDIDATE_ROWS
-from qspec.memory.arena import HostArena
+from qspec.memory.attachment import Arena
 from qspec.models.config import DecoderConfig
 from qspec.models.decoder import Decoder, Linear
 from qspec.quant.codecs import CODECS, Parts
@@ -22,7 +22,7 @@ from qspec.threads import native_threads
 
 
 def verifier_forward(
-    arena: HostArena, model: DecoderConfig, config: StackConfig, plan: MethodPlan, max_model_len: int,
+    arena: Arena, model: DecoderConfig, config: StackConfig, plan: MethodPlan, max_model_len: int,
     shapes: Mapping[str, tuple[int, ...]], progress: Progress,
 ) -> tuple[Forward, str]:
     """The verifier's forward over its arena, and its kernels' name; ``shapes``: of the canonical fp32 tensors."""
@@ -45,7 +45,7 @@ def verifier_forward(
 
 
 def drafter_forward(
-    arena: HostArena, model: DecoderConfig, plan: MethodPlan, store: MethodPlan, parts: Mapping[str, Parts],
+    arena: Arena, model: DecoderConfig, plan: MethodPlan, store: MethodPlan, parts: Mapping[str, Parts],
     packed: Mapping[str, Linear], verifier: VerifierDescription, threads: int,
 ) -> DraftForward:
     """The drafter's forward over the verifier's arena, which was laid out for ``store``.
