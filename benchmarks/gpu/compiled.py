@@ -39,7 +39,7 @@ def compile_product(tile: Tile, weights: Weights, *, whole: bool, split: int, fi
     arguments = {**_ARGUMENTS, "high": "*fp16" if weights is Weights.MERGED else "*u8"}
     constants = {
         "SPLIT": split, "FINISH": finish, "WEIGHTS": int(weights), "WHOLE": whole,
-        "ROWS": tile.rows, "OUTPUTS": tile.outputs, "INPUTS": tile.inputs,
+        "ROWS": tile.rows, "OUTPUTS": tile.outputs, "INPUTS": tile.inputs, "OVERLAP": True,
     }  # fmt: skip
     names = plane_product.arg_names
     signature = {name: arguments.get(name, "constexpr") for name in names}
@@ -55,8 +55,8 @@ def compile_product(tile: Tile, weights: Weights, *, whole: bool, split: int, fi
                                text=True, check=True).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found is not None, usage
-    instructions = re.findall(r"wgmma\.mma_async\S*?\.(m\d+)n\d+(k\d+)|mma\.sync\S*?\.(m\d+)n\d+(k\d+)", kernel.asm["ptx"])
-    kinds = sorted({f"wgmma {m}{k}" if m else f"mma.sync {n}{j}" for m, k, n, j in instructions})
+    instructions = re.findall(r"(wgmma|mma)\.(?:mma_async|sync)\S*?\.(m\d+)n\d+(k\d+)", kernel.asm["ptx"])
+    kinds = sorted({f"{kind} {m}{k}" for kind, m, k in instructions})
     return {"tile": str(tile), "weights": weights.name, "whole": whole, "finish": finish, "instructions": kinds,
             "registers": int(found[1]), "spilled_bytes": int(found[2]), "shared_bytes": kernel.metadata.shared}
 

@@ -1,9 +1,9 @@
 """Times of the GPU kernels, their floors, and whether a row's bits depend on the rows beside it.
 
-``python -m benchmarks.gpu.kernels --output DIR [--section NAME …]`` runs sections in order, each under its own limit of
-time; one whose result lies in DIR is not run again, so that an interrupted run goes on where it stopped. ``tune`` writes
-``DIR/hopper.json``, which the sections after it use. Without a GPU it tries itself out on tiny shapes in Triton's
-interpreter (``TRITON_INTERPRET=1``). The last line is JSON.
+``python -m benchmarks.gpu.kernels --output DIR [--section NAME …]`` runs sections in order, each under its own limit
+of time; one whose result lies in DIR is not run again, so that an interrupted run goes on where it stopped. ``tune``
+writes ``DIR/hopper.json``, which the sections after it use. Without a GPU it tries itself out on tiny shapes in
+Triton's interpreter (``TRITON_INTERPRET=1``). The last line is JSON.
 """
 
 from __future__ import annotations

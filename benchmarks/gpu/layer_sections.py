@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.gpu.bench_run import BenchRun
 from benchmarks.gpu.shapes import ModelShape
-from benchmarks.gpu.timing import microseconds
+from benchmarks.gpu.timing import microseconds, over
 from benchmarks.gpu.weights import WeightCopies
 from qspec.kernels.triton.attention import AttentionWorkspace, Context, Rows, attend, plan_tiles
 from qspec.kernels.triton.elementwise import (
@@ -63,7 +64,7 @@ class Batch:
 
 def attention(run: BenchRun) -> Any:
     """Decode and verify rows over contexts of two lengths, in pieces of three sizes."""
-    figures = []
+    figures: list[dict[str, Any]] = []
     gpu = run.device.type == "cuda"
     cases = [(1, 1, 512), (1, 5, 512), (1, 1, 4096), (1, 5, 4096), (8, 1, 2048), (8, 5, 2048), (32, 1, 1024),
              (32, 5, 1024), (1, 256, 1024)] if gpu else [(2, 3, 40)]
@@ -77,47 +78,58 @@ def attention(run: BenchRun) -> Any:
                 batch = Batch.of(model, sequences, queries, length, copies, piece, run.device)
                 rows = sequences * queries
                 workspace = AttentionWorkspace.of(length, rows, model.heads, model.head_dim, run.device, piece)
-                q = torch.randn(rows, model.heads, model.head_dim, device=run.device).half()
-                out = torch.empty(rows, model.heads * model.head_dim, dtype=torch.float16, device=run.device)
-                times[piece] = microseconds([
-                    lambda context=context: attend(q, context, batch.rows, workspace, out, pieces=batch.pieces)
-                    for context in batch.contexts
-                ], run.device)
+                times[piece] = _attention_time(model, batch, workspace, rows, run)
             figures.append({"model": model.name, "sequences": sequences, "queries": queries, "length": length,
                             "kv_bytes": batch.bytes, "us": times})
-            run.tell(f"{model.name}: {sequences} sequences of {length}, {queries} rows each: " + "  ".join(
-                f"pieces of {piece} {time:.1f} µs ({batch.bytes / time / 1e6:.2f} TB/s)" for piece, time in times.items()))
+            shown = "  ".join(f"pieces of {piece} {time:.1f} µs ({batch.bytes / time / 1e6:.2f} TB/s)"
+                              for piece, time in times.items())
+            run.tell(f"{model.name}: {sequences} sequences of {length}, {queries} rows each: {shown}")
     return figures
+
+
+def _attention_time(
+    model: ModelShape, batch: Batch, workspace: AttentionWorkspace, rows: int, run: BenchRun
+) -> float:
+    q = torch.randn(rows, model.heads, model.head_dim, device=run.device).half()
+    out = torch.empty(rows, model.heads * model.head_dim, dtype=torch.float16, device=run.device)
+    calls = over(batch.contexts, lambda context: attend(q, context, batch.rows, workspace, out, pieces=batch.pieces))
+    return microseconds(calls, run.device)
 
 
 def elementwise(run: BenchRun) -> Any:
     """Each kernel between the products, in µs, launch gap of a graph included."""
-    figures = []
+    figures: list[dict[str, Any]] = []
     for model in run.models:
-        batch = Batch.of(model, 1, 1, 64, 1, 256, run.device)
         for rows in (1, 8, 64, 256) if run.device.type == "cuda" else (2,):
             for count in (1, 4):
-                layer = Layer(model, rows, run, None)
-                hidden = Pieces(torch.randn(count, rows, model.hidden, device=run.device), layer.ones(model.hidden))
-                middle = Pieces(
-                    torch.randn(count, rows, 2 * model.intermediate, device=run.device), layer.ones(2 * model.intermediate))
-                qkv = Pieces(torch.randn(count, rows, model.qkv, device=run.device), layer.ones(model.qkv))
-                places = RowPlaces(torch.zeros(rows, device=run.device).int(), torch.zeros(rows, device=run.device).int(),
-                                   batch.places.block_table)
-                weight = layer.ones(model.hidden)
-                context = batch.contexts[0]
-                calls: dict[str, Callable[[], object]] = {
-                    "norm": lambda: rms_norm(layer.residual, hidden, weight, 1e-5, layer.normed),
-                    "norm e4m3": lambda: rms_norm(layer.residual, hidden, weight, 1e-5, layer.normed8),
-                    "silu": lambda: silu_times_up(middle, layer.middle),
-                    "silu e4m3": lambda: silu_times_up(middle, layer.middle8),
-                    "rotary": lambda: rotate_and_store(
-                        qkv, layer.heads, places, layer.queries, context.keys, context.values),
-                }
+                calls = _elementwise_calls(model, rows, count, run)
                 times = {name: microseconds([call], run.device) for name, call in calls.items()}
                 figures.append({"model": model.name, "rows": rows, "pieces": count, "us": times})
-                run.tell(f"{model.name} M={rows}, {count} pieces: " + "  ".join(f"{n} {t:.1f}" for n, t in times.items()))
+                shown = "  ".join(f"{name} {time:.1f}" for name, time in times.items())
+                run.tell(f"{model.name} M={rows}, {count} pieces: {shown}")
     return figures
+
+
+def _elementwise_calls(
+    model: ModelShape, rows: int, count: int, run: BenchRun
+) -> dict[str, Callable[[], object]]:
+    """``count``: pieces of the product before."""
+    device, layer = run.device, Layer(model, rows, run, None)
+
+    def pieces(width: int) -> Pieces:
+        return Pieces(torch.randn(count, rows, width, device=device), layer.ones(width))
+
+    hidden, middle, qkv = pieces(model.hidden), pieces(2 * model.intermediate), pieces(model.qkv)
+    weight, zeros = layer.ones(model.hidden), torch.zeros(rows, dtype=torch.int32, device=device)
+    batch = Batch.of(model, 1, 1, 64, 1, 256, device)
+    places, context = RowPlaces(zeros, zeros, batch.places.block_table), batch.contexts[0]
+    return {
+        "norm": lambda: rms_norm(layer.residual, hidden, weight, 1e-5, layer.normed),
+        "norm e4m3": lambda: rms_norm(layer.residual, hidden, weight, 1e-5, layer.normed8),
+        "silu": lambda: silu_times_up(middle, layer.middle),
+        "silu e4m3": lambda: silu_times_up(middle, layer.middle8),
+        "rotary": lambda: rotate_and_store(qkv, layer.heads, places, layer.queries, context.keys, context.values),
+    }
 
 
 class Layer:
@@ -169,7 +181,8 @@ class Layer:
 
 def layer(run: BenchRun) -> Any:
     """Whole layers in one graph, beside a read of their weights: both planes, the high one, and fp8."""
-    figures, table = [], run.table()
+    figures: list[dict[str, Any]] = []
+    table = run.table()
     gpu = run.device.type == "cuda"
     for model in run.models:
         stacks = {name: WeightCopies.random(*shape, run.device, 4 if gpu else 2)
@@ -190,8 +203,7 @@ def layer(run: BenchRun) -> Any:
                 for copy in range(len(stacks["qkv"].planes)):
                     weights = {part: (stack.high if high else stack.planes)[copy] for part, stack in stacks.items()}
                     context = batch.contexts[copy % 2]
-                    calls.append(lambda buffers=buffers, weights=weights, context=context, fp8=fp8: buffers.run(
-                        weights, batch, context, workspace, fp8=fp8))
+                    calls.append(partial(buffers.run, weights, batch, context, workspace, fp8=fp8))
                 times[name] = microseconds(calls, run.device)
             weight_bytes = sum(outputs * inputs for outputs, inputs in model.linears.values())
             figures.append({"model": model.name, "sequences": sequences, "queries": queries, "length": length,

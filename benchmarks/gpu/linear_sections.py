@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from triton.runtime.errors import OutOfResources
 from benchmarks.gpu.bench_run import BenchRun, relative_error
 from benchmarks.gpu.rows_first import CONFIGS, rows_first
 from benchmarks.gpu.shapes import linear_shapes
-from benchmarks.gpu.timing import microseconds
+from benchmarks.gpu.timing import microseconds, over
 from benchmarks.gpu.tuning import CANDIDATES, tune_shape
 from benchmarks.gpu.weights import WeightCopies, read_all
 from qspec.kernels.triton.elementwise import Activations
@@ -33,9 +34,9 @@ def floor(run: BenchRun) -> Any:
         copies = [torch.randint(0, 255, (mebibytes << 20,), dtype=torch.uint8, device=run.device)
                   for _ in range(max(2, -(-512 // mebibytes)))]
         out = torch.empty((mebibytes << 20) // 16384, dtype=torch.int32, device=run.device)
-        read = microseconds([lambda copy=copy: read_all(copy, out) for copy in copies], run.device)
+        read = microseconds([partial(read_all, copy, out) for copy in copies], run.device)
         target = torch.empty_like(copies[0])
-        copied = microseconds([lambda copy=copy: target.copy_(copy) for copy in copies], run.device)
+        copied = microseconds(over(copies, target.copy_), run.device)
         bytes_ = mebibytes << 20
         figures.append({"bytes": bytes_, "read_us": read, "read_tb_s": bytes_ / read / 1e6,
                         "copy_tb_s": 2 * bytes_ / copied / 1e6})
@@ -61,7 +62,8 @@ def tune(run: BenchRun) -> Any:
 
 def linear(run: BenchRun) -> Any:
     """Every kernel, shape and number of rows."""
-    figures, table = [], run.table()
+    figures: list[dict[str, Any]] = []
+    table = run.table()
     for outputs, inputs in linear_shapes(run.models):
         copies = WeightCopies.random(outputs, inputs, run.device)
         floors = _floors(copies, run)
@@ -72,9 +74,9 @@ def linear(run: BenchRun) -> Any:
             for name, calls in _products(copies, rows, table, run).items():
                 try:
                     times[name] = microseconds(calls, run.device)
-                except (OutOfResources, RuntimeError) as error:
+                except (OutOfResources, RuntimeError) as refused:
                     times[name] = None
-                    run.tell(f"{name}: {type(error).__name__}: {str(error)[:300]}")
+                    run.tell(f"{name}: {type(refused).__name__}: {str(refused)[:300]}")
             error = _error(copies, rows, table, run)
             figures.append({"outputs": outputs, "inputs": inputs, "rows": rows, **floors, "us": times, "error": error})
             base = times["cuBLAS fp16"] or math.nan
@@ -91,9 +93,8 @@ def _floors(copies: WeightCopies, run: BenchRun) -> dict[str, float]:
     numbers = copies.planes[0].high.numel()
     out = torch.empty(-(-numbers // 16384) * 2, dtype=torch.int32, device=run.device)
     pairs = [(plane.high, plane.low) for plane in copies.planes if plane.low is not None]
-    high = microseconds([lambda high=high: read_all(high, out) for high, _ in pairs], run.device)
-    both = microseconds([lambda weight=weight: read_all(weight.view(torch.uint8), out) for weight in copies.fp16],
-                        run.device)
+    high = microseconds([partial(read_all, high, out) for high, _ in pairs], run.device)
+    both = microseconds([partial(read_all, weight.view(torch.uint8), out) for weight in copies.fp16], run.device)
     return {"both_floor_us": both, "high_floor_us": high}
 
 
@@ -109,21 +110,22 @@ def _products(
     out = torch.empty(rows, outputs, dtype=torch.float16, device=device)
     workspace = Workspace(pieces, torch.zeros(1 << 16, dtype=torch.int32, device=device))
     calls: dict[str, list[Callable[[], object]]] = {
-        "cuBLAS fp16": [lambda weight=weight: functional.linear(natural, weight) for weight in copies.fp16],
-        "both": [lambda w=w: product_pieces(x, w, entry.split, tile, pieces) for w in copies.planes],
-        "both, finished": [lambda w=w: product(x, w, entry.split, tile, out, workspace) for w in copies.planes],
-        "high, 16-bit": [lambda w=w: product_pieces(x, w, entry.split, tile, pieces) for w in copies.high],
+        "cuBLAS fp16": over(copies.fp16, partial(functional.linear, natural)),
+        "both": over(copies.planes, lambda weight: product_pieces(x, weight, entry.split, tile, pieces)),
+        "both, finished": over(copies.planes, lambda weight: product(x, weight, entry.split, tile, out, workspace)),
+        "high, 16-bit": over(copies.high, lambda weight: product_pieces(x, weight, entry.split, tile, pieces)),
     }
     chunk = piece_length(inputs, entry.split)
     if rows <= 64 and chunk % 128 == 0 and inputs % 128 == 0:
         for config in CONFIGS[:2] if rows <= 32 else CONFIGS[3:]:
             calls[f"rows first {config[0]}x{config[1]}"] = [
-                lambda w=w, config=config: rows_first(natural, w.high, w.low, pieces, chunk, config)
-                for w in copies.planes]
+                partial(rows_first, natural, weight.high, weight.low, pieces, chunk, config)
+                for weight in copies.planes if weight.low is not None
+            ]
     if device.type == "cuda":
         one = torch.ones((), device=device)
         activations = Activations(natural.to(torch.float8_e4m3fn), None)
-        calls["fp8"] = [lambda w=w: fp8_product(activations, w.high, one) for w in copies.planes]
+        calls["fp8"] = over(copies.planes, lambda weight: fp8_product(activations, weight.high, one))
     if rows >= 128:
         scratch = torch.empty(outputs, inputs, dtype=torch.float16, device=device)
         merged = PlaneWeight(scratch, None, copies.planes[0].scales)
@@ -133,7 +135,7 @@ def _products(
             merge_into(weight.high, weight.low, scratch, rearrange=False)
             return functional.linear(natural, scratch)
 
-        calls["merge, cuBLAS"] = [lambda w=w: merge_and_library(w) for w in copies.planes]
+        calls["merge, cuBLAS"] = over(copies.planes, merge_and_library)
         large = Tile(rows=256 if rows >= 256 else 128, outputs=128, inputs=64, warps=8, stages=4)
         calls["merged alone"] = [lambda: product_pieces(x, merged, entry.split, large, pieces)]
     return calls
@@ -156,7 +158,7 @@ def _error(copies: WeightCopies, rows: int, table: TunedTable, run: BenchRun) ->
 
 def invariance(run: BenchRun) -> Any:
     """Rows computed in batches of many sizes, at many places, by every tile, against one row alone."""
-    results = []
+    results: list[dict[str, Any]] = []
     shapes = [(4096, 4096), (28672, 4096), (4032, 10752)] if run.device.type == "cuda" else [(128, 192)]
     numbers = (1, 2, 3, 4, 5, 8, 16, 17, 32, 64, 128, 256) if run.device.type == "cuda" else (1, 2, 5)
     tiles = [tile for tiles in CANDIDATES.values() for tile in tiles] if run.device.type == "cuda" else [Tile(rows=16)]
@@ -185,7 +187,8 @@ def invariance(run: BenchRun) -> Any:
                     differing += int((out[:same] != alone[:same]).sum())
             results.append({"outputs": outputs, "inputs": inputs, "split": split, "variant": name,
                             "differing": differing})
-            run.tell(f"{outputs}x{inputs} split {split} {name}: {'SAME BITS' if not differing else f'{differing} DIFFER'}")
+            verdict = f"{differing} DIFFER" if differing else "SAME BITS"
+            run.tell(f"{outputs}x{inputs} split {split} {name}: {verdict}")
         x16 = torch.randn(32, inputs, device=run.device).half()
         library = functional.linear(x16, scratch)
         differing = sum(

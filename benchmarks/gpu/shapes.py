@@ -46,6 +46,6 @@ TRIAL = ModelShape(
 
 def linear_shapes(models: tuple[ModelShape, ...]) -> list[tuple[int, int]]:
     """All shapes of the models, the most telling first."""
-    shapes = [shape for model in models for name in ("mlp_in", "mlp_out", "attention_out", "qkv")
-              if (shape := model.linears[name])]
+    names = ("mlp_in", "mlp_out", "attention_out", "qkv")
+    shapes = [model.linears[name] for model in models for name in names]
     return [*shapes, *((model.vocabulary, model.hidden) for model in models)]

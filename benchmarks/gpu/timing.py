@@ -1,17 +1,26 @@
-"""Times on a GPU: calls inside a CUDA graph, over copies of their inputs, so that neither launches nor the cache count."""
+"""Times on a GPU: calls inside a CUDA graph, over copies of their inputs, so that launches and caches do not count."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import TypeVar
 
 import torch
+
+_Copy = TypeVar("_Copy")
 
 _CALLS = 8
 """Calls in a graph, at least."""
 _REPLAYS = 12
 _WARM_UP = 3
+
+
+def over(copies: Iterable[_Copy], call: Callable[[_Copy], object]) -> list[Callable[[], object]]:
+    """``call`` for each of some copies, to be timed."""
+    return [partial(call, copy) for copy in copies]
 
 
 def microseconds(calls: Sequence[Callable[[], object]], device: torch.device) -> float:
@@ -32,7 +41,7 @@ def microseconds(calls: Sequence[Callable[[], object]], device: torch.device) ->
         for _ in range(rounds):
             for call in calls:
                 call()
-    times = []
+    times: list[float] = []
     for _ in range(_WARM_UP + _REPLAYS):
         start_event, end_event = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start_event.record()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from triton.runtime.errors import OutOfResources
@@ -75,10 +76,10 @@ def tune_shape(
 
     complete = [split for split in times if set(times[split]) == set(candidates)]
     split = min(complete, key=loss)
-    tiles = {up_to: _best(of_tiles) for up_to, of_tiles in times[split].items()}
-    for up_to, tile in tiles.items():
+    chosen_tiles = {up_to: _best(of_tiles) for up_to, of_tiles in times[split].items()}
+    for up_to, tile in chosen_tiles.items():
         tell(f"{outputs}x{inputs} split {split} up to {up_to}: {tile} {times[split][up_to][tile]}")
-    return LinearTuning(outputs=outputs, inputs=inputs, split=split, tiles=tiles), figures
+    return LinearTuning(outputs=outputs, inputs=inputs, split=split, tiles=chosen_tiles), figures
 
 
 def _measure(
@@ -91,11 +92,7 @@ def _measure(
         for rows in MEASURED_ROWS[up_to]:
             x = arrange(torch.randn(rows, inputs, device=device).half())
             pieces = torch.empty(split, rows, outputs, device=device)
-
-            def call(copy: int, x: torch.Tensor = x, pieces: torch.Tensor = pieces, tile: Tile = tile) -> None:
-                product_pieces(x, copies.planes[copy], split, tile, pieces)
-
-            calls = [lambda copy=copy, call=call: call(copy) for copy in range(len(copies.planes))]
+            calls = [partial(product_pieces, x, weight, split, tile, pieces) for weight in copies.planes]
             try:
                 time = microseconds(calls, device)
             except (OutOfResources, RuntimeError) as error:  # too much shared memory for this GPU

@@ -35,7 +35,8 @@ class WeightCopies:
         high, low = split_fp16(scaled.rows, "weight")
         scales = scaled.scales.squeeze(1)
         return cls(tuple(
-            PlaneWeight(high.view(torch.uint8).roll(copy, 0), low.roll(copy, 0), scales.roll(copy)) for copy in range(copies)
+            PlaneWeight(high.view(torch.uint8).roll(copy, 0), low.roll(copy, 0), scales.roll(copy))
+            for copy in range(copies)
         ))
 
     @cached_property

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from qspec.errors import InvalidInput
 from qspec.kernels.triton.input_order import arranged
+from qspec.kernels.triton.overlap import launch_options, wait_for_inputs
 
 PIECE = 256
 """Positions of a piece, if nothing else is asked for. Part of what defines a row's bits: one value for a stack."""
@@ -37,9 +38,10 @@ def _attend(
     queries, keys, values, tail_keys, tail_values, tiles, positions, committed, block_table, sums, maxima, totals,
     rows, table_stride, scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr,
-    PIECE: tl.constexpr, INNER: tl.constexpr, TILE: tl.constexpr,
+    PIECE: tl.constexpr, INNER: tl.constexpr, TILE: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One tile over one piece. ``TAIL``: entries of a tail, whose piece is the last one; 0: the blocks hold all."""
+    wait_for_inputs(OVERLAP)
     tile, kv_head, piece = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     first, count, slot = tl.load(tiles + tile * 3), tl.load(tiles + tile * 3 + 1), tl.load(tiles + tile * 3 + 2)
     group: tl.constexpr = HEADS // KV_HEADS
@@ -94,9 +96,10 @@ def _attend(
 def _merge(
     sums, maxima, totals, positions, slots, committed, out, rows, pieces,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, TAIL: tl.constexpr, PIECE: tl.constexpr, AT_ONCE: tl.constexpr,
-    ARRANGE: tl.constexpr,
+    ARRANGE: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """A row's pieces of one head."""
+    wait_for_inputs(OVERLAP)
     row, head, d = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, HEAD_DIM)
     slot = tl.load(slots + row)
     if slot >= 0:
@@ -194,7 +197,7 @@ def attend(
     queries: Tensor, context: Context, rows: Rows, workspace: AttentionWorkspace, out: Tensor, *,
     rearrange: bool = True, pieces: int | None = None,
 ) -> None:  # fmt: skip
-    """Attend ``queries`` ``[M, heads, D]`` (D a power of two from 16) over their contexts, into ``out`` ``[M, heads·D]``.
+    """Attend ``queries`` ``[M, heads, D]`` (D a power of two from 16) over their contexts: ``out`` ``[M, heads·D]``.
 
     A row sees the positions up to its own; in a draft step the committed ones and its tail. With ``rearrange`` the
     result is in the order of ``input_order``. ``pieces``: of the longest context (a graph's bucket); None: all that the
@@ -213,10 +216,11 @@ def attend(
         queries, context.keys, context.values, tail_keys, tail_values, rows.tiles, rows.positions, committed,
         context.block_table, workspace.sums, workspace.maxima, workspace.totals, count, context.block_table.shape[1],
         head_dim**-0.5 * math.log2(math.e), HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, BLOCK=block,
-        TAIL=tail_keys.shape[2] if tails else 0, PIECE=workspace.piece, INNER=_INNER, TILE=TILE, num_warps=4, num_stages=2,
+        TAIL=tail_keys.shape[2] if tails else 0, PIECE=workspace.piece, INNER=_INNER, TILE=TILE, num_warps=4,
+        num_stages=2, **launch_options(),
     )  # fmt: skip
     _merge[(count, heads)](
         workspace.sums, workspace.maxima, workspace.totals, rows.positions, rows.slots, committed, out, count, pieces,
         HEADS=heads, HEAD_DIM=head_dim, TAIL=tails, PIECE=workspace.piece, AT_ONCE=_MERGED_AT_ONCE, ARRANGE=rearrange,
-        num_warps=4,
+        num_warps=4, **launch_options(),
     )  # fmt: skip

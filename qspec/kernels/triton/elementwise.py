@@ -1,4 +1,4 @@
-"""What lies between the linear layers, fused: residual, norms, activation, rotary positions, and writing keys and values.
+"""What lies between the linear layers, fused: residual, norms, activation, rotary positions, writing keys and values.
 
 Every kernel reads the fp32 pieces of the product before it (``plane_linear``), adds them up from the first to the last,
 scales them, and writes what the next product reads: fp16 in the order of ``input_order``, or e4m3 with a scale per
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from qspec.errors import InvalidInput
 from qspec.kernels.triton.input_order import arranged
+from qspec.kernels.triton.overlap import launch_options, wait_for_inputs
 from qspec.kernels.triton.planes import INTERPRETED
 from qspec.quant.planes import HIGH_SCALE
-
 
 _PLANE_SCALE = tl.constexpr(HIGH_SCALE)
 
@@ -50,8 +50,7 @@ def _to_e4m3(y):
         below = (tl.abs(y) * 512.0 + 12582912.0).to(tl.int32, bitcast=True) & 0xFF  # rounds at 2⁻⁹
         code = tl.where(magnitude >= 121 << 23, normal, below) | ((bits >> 24) & 0x80)
         return code.to(tl.uint8).to(tl.float8e4nv, bitcast=True)
-    else:
-        return y.to(tl.float8e4nv)
+    return y.to(tl.float8e4nv)
 
 
 @triton.jit
@@ -70,7 +69,9 @@ def _store_activations(y, row, width, out, out_scales, at, mask, QUANTISE: tl.co
 def _norm_kernel(
     residual, pieces, scales, token_scales, weight, out, out_scales, M, width, eps,
     PIECES: tl.constexpr, TOKENS: tl.constexpr, QUANTISE: tl.constexpr, BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
+    wait_for_inputs(OVERLAP)
     row, at = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     mask = at < width
     x = tl.load(residual + row * width + at, mask=mask, other=0.0).to(tl.float32)
@@ -85,7 +86,9 @@ def _norm_kernel(
 def _silu_kernel(
     pieces, scales, token_scales, out, out_scales, M, width,
     PIECES: tl.constexpr, TOKENS: tl.constexpr, QUANTISE: tl.constexpr, BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
+    wait_for_inputs(OVERLAP)
     row, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = at < width
     gate = _read_product(pieces, scales, token_scales, row, at, 2 * width, M, mask, PIECES, TOKENS)
@@ -96,12 +99,14 @@ def _silu_kernel(
 
 @triton.jit(do_not_specialize=["M"])
 def _rotary_kernel(
-    pieces, scales, token_scales, bias, head_norms, cos, sin, positions, slots, committed, block_table, queries, keys, values,
-    M, table_stride, eps,
+    pieces, scales, token_scales, bias, head_norms, cos, sin, positions, slots, committed, block_table, queries, keys,
+    values, M, table_stride, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr,
     PIECES: tl.constexpr, TOKENS: tl.constexpr, BIASED: tl.constexpr, NORMED: tl.constexpr, TAIL: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One head of one row. ``BLOCK``: entries in a KV block, or with ``TAIL`` in a tail."""
+    wait_for_inputs(OVERLAP)
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     half: tl.constexpr = HEAD_DIM // 2
     width: tl.constexpr = (HEADS + 2 * KV_HEADS) * HEAD_DIM
@@ -182,6 +187,7 @@ def rms_norm(residual: Tensor, added: Pieces | None, weight: Tensor, eps: float,
         residual, *pointers, weight, out.values, _scales(out), rows, width, eps,
         PIECES=0 if added is None else added.count, TOKENS=added is not None and added.token_scales is not None,
         QUANTISE=out.scales is not None, BLOCK=triton.next_power_of_2(width), num_warps=8,
+        **launch_options(),
     )  # fmt: skip
 
 
@@ -194,6 +200,7 @@ def silu_times_up(gate_up: Pieces, out: Activations) -> None:
     _silu_kernel[(rows, triton.cdiv(width, block))](
         *gate_up.pointers(), out.values, _scales(out), rows, width, PIECES=gate_up.count,
         TOKENS=gate_up.token_scales is not None, QUANTISE=whole_row, BLOCK=block, num_warps=16 if whole_row else 4,
+        **launch_options(),
     )  # fmt: skip
 
 
@@ -244,7 +251,8 @@ def rotate_and_store(
         qkv.scales if inputs.norms is None else inputs.norms, inputs.cos, inputs.sin, places.positions, places.slots,
         committed, places.block_table, queries, keys, values, rows, places.block_table.shape[1], inputs.eps,
         HEADS=heads, KV_HEADS=inputs.kv_heads, HEAD_DIM=head_dim, BLOCK=keys.shape[2], PIECES=qkv.count,
-        TOKENS=qkv.token_scales is not None, BIASED=inputs.bias is not None, NORMED=inputs.norms is not None, TAIL=places.committed is not None, num_warps=1,
+        TOKENS=qkv.token_scales is not None, BIASED=inputs.bias is not None, NORMED=inputs.norms is not None,
+        TAIL=places.committed is not None, num_warps=1, **launch_options(),
     )  # fmt: skip
 
 

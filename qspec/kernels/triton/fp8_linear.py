@@ -15,6 +15,7 @@ from torch import Tensor
 
 from qspec.errors import InvalidInput
 from qspec.kernels.triton.elementwise import Activations
+from qspec.kernels.triton.overlap import launch_options, wait_for_inputs
 from qspec.quant.planes import HIGH_SCALE
 
 _ALIGNMENT = 16
@@ -22,7 +23,10 @@ _ALIGNMENT = 16
 
 
 @triton.jit(do_not_specialize=["M"])
-def _scale_kernel(numbers, token_scales, scales, out, M, width, plane_scale, BLOCK: tl.constexpr):
+def _scale_kernel(
+    numbers, token_scales, scales, out, M, width, plane_scale, BLOCK: tl.constexpr, OVERLAP: tl.constexpr
+):  # fmt: skip
+    wait_for_inputs(OVERLAP)
     row, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = at < width
     scale = tl.load(scales + at, mask=mask, other=0.0) * (tl.load(token_scales + row) * plane_scale)
@@ -40,7 +44,8 @@ def apply_scales(numbers: Tensor, activations: Activations, scales: Tensor, out:
     rows, width = numbers.shape
     block = 1024
     _scale_kernel[(rows, triton.cdiv(width, block))](
-        numbers, activations.scales, scales, out, rows, width, HIGH_SCALE, BLOCK=block, num_warps=4)
+        numbers, activations.scales, scales, out, rows, width, HIGH_SCALE, BLOCK=block, num_warps=4,
+        **launch_options())
 
 
 def fp8_product(activations: Activations, high: Tensor, one: Tensor) -> Tensor:

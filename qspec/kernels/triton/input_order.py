@@ -29,7 +29,7 @@ def arranged(inputs):
 
 @triton.jit
 def arrange_weights(weights, ROWS: tl.constexpr, INPUTS: tl.constexpr):
-    """A tile ``[ROWS, INPUTS]`` of weights with its inputs in that order: no instruction, only which thread has what."""
+    """A tile ``[ROWS, INPUTS]`` with its inputs in that order: no instruction, only which thread has what."""
     split = weights.reshape(ROWS, INPUTS // 64, 4, 4, 2, 2)  # group, thread, step, high, low
     return split.permute(0, 1, 3, 4, 2, 5).reshape(ROWS, INPUTS)
 

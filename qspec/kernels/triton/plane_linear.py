@@ -5,10 +5,11 @@
 into the instruction, and each weight is merged once however many rows there are, as long as they fit one tile.
 
 **One reduction tree.** A row's bits depend on its own inputs alone. Each output is a chain over 16 inputs at a time,
-ascending, within each of ``split`` equal pieces of the inputs; the pieces are added from the first to the last. ``split``
-is a property of the weight's shape (``tuned``), never of the number of rows; every other number (tile sizes, warps,
-stages) only says which chains run side by side. Nothing is added by atomics. Merged weights (``Weights.MERGED``) in the
-same order give the same bits, so long prefills may merge a matrix once and use larger tiles.
+ascending, within each of ``split`` equal pieces of the inputs; the pieces are added from the first to the last.
+``split`` is a property of the weight's shape (``tuned``), never of the number of rows; every other number (tile sizes,
+warps, stages) only says which chains run side by side. Nothing is added by atomics. Merged weights
+(``Weights.MERGED``) in the same order give the same bits, so long prefills may merge a matrix once and use larger
+tiles.
 
 **Split products** leave fp32 pieces ``[split, M, N]``, which the next operation adds up as it reads them
 (``elementwise``), or which the last program of a tile to arrive adds up (``finish``).
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from qspec.errors import InvalidInput
 from qspec.kernels.triton.input_order import GROUP, arrange_weights
+from qspec.kernels.triton.overlap import launch_options, wait_for_inputs
 from qspec.kernels.triton.planes import merge_planes, widen_plane
 
 
@@ -63,12 +65,13 @@ class Tile:
 def plane_product(
     x, high, low, scales, out, pieces, arrived, M, N, K, chunk,
     SPLIT: tl.constexpr, FINISH: tl.constexpr, WEIGHTS: tl.constexpr, WHOLE: tl.constexpr,
-    ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,
+    ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One tile of one piece. ``WHOLE``: every read of ``INPUTS`` inputs lies inside its piece.
 
     ``SPLIT``: how many pieces there are, where they are added up here (``FINISH``).
     """
+    wait_for_inputs(OVERLAP)
     tile_m, tile_n, piece = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     rows, columns = tile_m * ROWS + tl.arange(0, ROWS), tile_n * OUTPUTS + tl.arange(0, OUTPUTS)
     depth = tl.arange(0, INPUTS)
@@ -159,7 +162,7 @@ class PlaneWeight:
 
 def piece_length(inputs: int, split: int) -> int:
     """Inputs of each of ``split`` pieces (the last may be shorter): a multiple of 64."""
-    return triton.cdiv(inputs // GROUP, split) * GROUP
+    return -(-inputs // GROUP // split) * GROUP
 
 
 def product_pieces(x: Tensor, weight: PlaneWeight, split: int, tile: Tile, pieces: Tensor) -> None:
@@ -176,8 +179,9 @@ def product(x: Tensor, weight: PlaneWeight, split: int, tile: Tile, out: Tensor,
 
 
 def _launch(
-    x: Tensor, weight: PlaneWeight, split: int, tile: Tile, out: Tensor, pieces: Tensor, arrived: Tensor, *, finish: bool
-) -> None:
+    x: Tensor, weight: PlaneWeight, split: int, tile: Tile, out: Tensor, pieces: Tensor, arrived: Tensor, *,
+    finish: bool,
+) -> None:  # fmt: skip
     (rows, inputs), outputs = x.shape, weight.high.shape[0]
     chunk = piece_length(inputs, split)
     if chunk * (split - 1) >= inputs:
@@ -189,4 +193,5 @@ def _launch(
         SPLIT=split if finish else 1, FINISH=finish, WEIGHTS=int(weight.reads),
         WHOLE=chunk % tile.inputs == 0 and inputs % tile.inputs == 0,
         ROWS=tile.rows, OUTPUTS=tile.outputs, INPUTS=tile.inputs, num_warps=tile.warps, num_stages=tile.stages,
+        **launch_options(),
     )  # fmt: skip

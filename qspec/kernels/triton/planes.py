@@ -58,8 +58,7 @@ def merge_planes(high, low):
         upper = ((word & 0x7F) >> 1) - ((below >> 7) & ~word & 1)
         merged = ((word & 0x80) << 8) | (upper << 8) | below
         return merged.to(tl.float16, bitcast=True)
-    else:
-        return tl.inline_asm_elementwise(_MERGE, "=r,=r,r,r", [high, low], dtype=tl.float16, is_pure=True, pack=4)
+    return tl.inline_asm_elementwise(_MERGE, "=r,=r,r,r", [high, low], dtype=tl.float16, is_pure=True, pack=4)
 
 
 @triton.jit
@@ -68,8 +67,7 @@ def widen_plane(high):
     if INTERPRETED:
         word = high.to(tl.int16)
         return (((word & 0x80) << 8) | ((word & 0x7F) << 7)).to(tl.float16, bitcast=True)
-    else:
-        return tl.inline_asm_elementwise(_WIDEN, "=r,=r,r", [high], dtype=tl.float16, is_pure=True, pack=4)
+    return tl.inline_asm_elementwise(_WIDEN, "=r,=r,r", [high], dtype=tl.float16, is_pure=True, pack=4)
 
 
 @triton.jit

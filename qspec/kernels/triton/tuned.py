@@ -1,8 +1,8 @@
 """Which tiles the products over planes use, measured once per GPU generation and checked in.
 
-Nothing is tuned while requests wait. An entry is a weight's shape: ``split``, which is part of what defines a row's bits
-and so the same for every number of rows, and a tile for each number of rows, which changes no bit. A shape without an
-entry takes the nearest one's and says so once. ``python -m benchmarks.gpu.kernels --section tune`` measures a table.
+Nothing is tuned while requests wait. An entry is a weight's shape: ``split``, which is part of what defines a row's
+bits and so the same for every number of rows, and a tile for each number of rows, which changes no bit. A shape without
+an entry takes the nearest one's and says so once. ``python -m benchmarks.gpu.kernels --section tune`` measures a table.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def table_for(capability: tuple[int, int]) -> TunedTable:
     generation = _GENERATIONS.get(capability[0])
     if generation is None:
         generation = "hopper"
-        _tell_once(f"no tuned kernels for compute capability {capability[0]}.{capability[1]}: using those of {generation}")
+        major, minor = capability
+        _tell_once(f"no tuned kernels for compute capability {major}.{minor}: using those of {generation}")
     return TunedTable.parse(json.loads((_FOLDER / f"{generation}.json").read_text("utf-8")))
 
 

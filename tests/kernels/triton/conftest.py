@@ -26,9 +26,7 @@ def _interpret() -> None:
     interpreter._patch_lang_tensor = patch_with_index
 
 
-if importlib.util.find_spec("triton") is None:
-    collect_ignore_glob = ["test_*.py"]
-elif not torch.cuda.is_available():
+if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
     _interpret()
 
 

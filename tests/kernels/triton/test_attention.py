@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+pytest.importorskip("triton")
+
 from qspec.errors import InvalidInput
 from qspec.kernels import reference
 from qspec.kernels.triton.attention import AttentionWorkspace, Context, Rows, attend, plan_tiles

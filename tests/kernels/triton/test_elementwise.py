@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+pytest.importorskip("triton")
+
 from qspec.errors import InvalidInput
 from qspec.kernels import elementwise, reference
 from qspec.kernels.triton.elementwise import (

@@ -3,12 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+pytest.importorskip("triton")
+
 from qspec.errors import InvalidInput
 from qspec.kernels import reference
 from qspec.kernels.triton.input_order import arrange
 from qspec.kernels.triton.plane_linear import PlaneWeight, Tile, Workspace, piece_length, product, product_pieces
 from qspec.kernels.triton.planes import merge_into
-from qspec.quant.planes import HIGH_SCALE, merge_fp16, split_fp16
+from qspec.quant.planes import HIGH_SCALE, split_fp16
 from tests.kernels.triton.weights import random_planes
 
 TILES = (Tile(rows=16, inputs=64), Tile(rows=32, inputs=128), Tile(rows=64, outputs=128, inputs=64, warps=8))

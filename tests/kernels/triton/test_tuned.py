@@ -4,6 +4,8 @@ import logging
 
 import pytest
 
+pytest.importorskip("triton")
+
 from qspec.errors import InvalidInput
 from qspec.kernels.triton.plane_linear import Tile, piece_length
 from qspec.kernels.triton.tuned import LinearTuning, TunedTable, table_for
