@@ -75,9 +75,9 @@ def plane_product(
     tile_m, tile_n, piece = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     rows, columns = tile_m * ROWS + tl.arange(0, ROWS), tile_n * OUTPUTS + tl.arange(0, OUTPUTS)
     depth = tl.arange(0, INPUTS)
-    # Rows and outputs past the end repeat the last one and are not stored.
+    # Outputs past the end repeat the last one, rows are zeros that nobody has to fetch; neither is stored.
     weight_at = tl.minimum(columns, N - 1)[:, None] * K + depth[None, :]
-    x_at = tl.minimum(rows, M - 1)[None, :] * K + depth[:, None]
+    x_at, of_row = rows[None, :] * K + depth[:, None], (rows < M)[None, :]
     total = tl.zeros((OUTPUTS, ROWS), tl.float32)
     start = piece * chunk
     stop = tl.minimum(start + chunk, K)
@@ -85,12 +85,12 @@ def plane_product(
         if WHOLE:
             first = tl.load(high + weight_at + k)
             second = tl.load(low + weight_at + k) if WEIGHTS == 0 else first
-            activations = tl.load(x + x_at + k)
+            activations = tl.load(x + x_at + k, mask=of_row, other=0.0)
         else:
             inside = depth < stop - k
             first = tl.load(high + weight_at + k, mask=inside[None, :], other=0)
             second = tl.load(low + weight_at + k, mask=inside[None, :], other=0) if WEIGHTS == 0 else first
-            activations = tl.load(x + x_at + k, mask=inside[:, None], other=0.0)
+            activations = tl.load(x + x_at + k, mask=inside[:, None] & of_row, other=0.0)
         if WEIGHTS == _MERGED:
             weights = first
         elif WEIGHTS == _HIGH:
