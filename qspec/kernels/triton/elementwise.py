@@ -26,7 +26,7 @@ _PLANE_SCALE = tl.constexpr(HIGH_SCALE)
 
 
 @triton.jit
-def _read_product(
+def read_product(
     pieces, scales, token_scales, row, column, width, rows, mask, PIECES: tl.constexpr, TOKENS: tl.constexpr
 ):  # fmt: skip
     """Some outputs of a product ``[rows, width]``: its pieces added up from the first to the last, and scaled."""
@@ -76,7 +76,7 @@ def _norm_kernel(
     mask = at < width
     x = tl.load(residual + row * width + at, mask=mask, other=0.0).to(tl.float32)
     if PIECES > 0:
-        x += _read_product(pieces, scales, token_scales, row, at, width, M, mask, PIECES, TOKENS)
+        x += read_product(pieces, scales, token_scales, row, at, width, M, mask, PIECES, TOKENS)
         tl.store(residual + row * width + at, x, mask=mask)
     y = x * tl.rsqrt(tl.sum(x * x, 0) / width + eps) * tl.load(weight + at, mask=mask, other=0.0)
     _store_activations(y, row, width, out, out_scales, at, mask, QUANTISE)
@@ -91,8 +91,8 @@ def _silu_kernel(
     wait_for_inputs(OVERLAP)
     row, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = at < width
-    gate = _read_product(pieces, scales, token_scales, row, at, 2 * width, M, mask, PIECES, TOKENS)
-    up = _read_product(pieces, scales, token_scales, row, at + width, 2 * width, M, mask, PIECES, TOKENS)
+    gate = read_product(pieces, scales, token_scales, row, at, 2 * width, M, mask, PIECES, TOKENS)
+    up = read_product(pieces, scales, token_scales, row, at + width, 2 * width, M, mask, PIECES, TOKENS)
     y = gate / (1.0 + tl.exp(-gate)) * up
     _store_activations(y, row, width, out, out_scales, at, mask, QUANTISE)
 
@@ -112,8 +112,8 @@ def _rotary_kernel(
     width: tl.constexpr = (HEADS + 2 * KV_HEADS) * HEAD_DIM
     d = tl.arange(0, half)
     column, everywhere = head * HEAD_DIM + d, d >= 0
-    first = _read_product(pieces, scales, token_scales, row, column, width, M, everywhere, PIECES, TOKENS)
-    second = _read_product(pieces, scales, token_scales, row, column + half, width, M, everywhere, PIECES, TOKENS)
+    first = read_product(pieces, scales, token_scales, row, column, width, M, everywhere, PIECES, TOKENS)
+    second = read_product(pieces, scales, token_scales, row, column + half, width, M, everywhere, PIECES, TOKENS)
     if BIASED:
         first += tl.load(bias + column)
         second += tl.load(bias + column + half)
