@@ -39,7 +39,7 @@ def compile_product(tile: Tile, weights: Weights, *, whole: bool, split: int, fi
     arguments = {**_ARGUMENTS, "high": "*fp16" if weights is Weights.MERGED else "*u8"}
     constants = {
         "SPLIT": split, "FINISH": finish, "WEIGHTS": int(weights), "WHOLE": whole,
-        "ROWS": tile.rows, "OUTPUTS": tile.outputs, "INPUTS": tile.inputs, "OVERLAP": True,
+        "ROWS": tile.rows, "OUTPUTS": tile.outputs, "INPUTS": tile.inputs, "AHEAD": tile.ahead, "OVERLAP": 2,
     }  # fmt: skip
     names = plane_product.arg_names
     signature = {name: arguments.get(name, "constexpr") for name in names}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -135,9 +135,11 @@ def _elementwise_calls(
 class Layer:
     """One decoder layer's launches over given weights, all buffers provided for."""
 
-    def __init__(self, model: ModelShape, rows: int, run: BenchRun, table: TunedTable | None) -> None:
+    def __init__(
+        self, model: ModelShape, rows: int, run: BenchRun, table: TunedTable | None, ahead: int | None = None
+    ) -> None:
         device = self._device = run.device
-        self.model, self._rows, self._table = model, rows, table
+        self.model, self._rows, self._table, self._ahead = model, rows, table, ahead
         self.residual = torch.randn(rows, model.hidden, device=device)
         self.normed = empty_activations(rows, model.hidden, device, quantised=False)
         self.normed8 = empty_activations(rows, model.hidden, device, quantised=True)
@@ -175,8 +177,19 @@ class Layer:
         entry = self._table.linear(*weight.high.shape)
         if name not in self._numbers:
             self._numbers[name] = torch.empty(entry.split, self._rows, weight.high.shape[0], device=self._device)
-        product_pieces(x.values, weight, entry.split, entry.tile(self._rows), self._numbers[name])
+        tile = entry.tile(self._rows)
+        if self._ahead is not None:
+            tile = replace(tile, ahead=self._ahead)
+        product_pieces(x.values, weight, entry.split, tile, self._numbers[name])
         return Pieces(self._numbers[name], weight.scales)
+
+
+LAYERS = (
+    ("both", False, False, 0), ("both, 4 ahead", False, False, 4), ("both, 8 ahead", False, False, 8),
+    ("high", True, False, 0), ("high, 4 ahead", True, False, 4), ("high, 8 ahead", True, False, 8),
+    ("fp8", True, True, 0),
+)  # fmt: skip
+"""Name, whether the high plane alone, whether e4m3 activations, lines of weights fetched ahead."""
 
 
 def layer(run: BenchRun) -> Any:
@@ -193,12 +206,12 @@ def layer(run: BenchRun) -> Any:
             batch = Batch.of(model, sequences, queries, length, 2, 256, run.device)
             workspace = AttentionWorkspace.of(length, rows, model.heads, model.head_dim, run.device)
             times = {}
-            for name, high, fp8 in (("both", False, False), ("high, 16-bit", True, False), ("fp8", True, True)):
+            for name, high, fp8, ahead in LAYERS:
                 if run.time_is_up(f"{model.name} {sequences}x{queries} {name}"):
                     return figures
                 if fp8 and not gpu:
                     continue
-                buffers = Layer(model, rows, run, table)
+                buffers = Layer(model, rows, run, table, ahead)
                 calls = []
                 for copy in range(len(stacks["qkv"].planes)):
                     weights = {part: (stack.high if high else stack.planes)[copy] for part, stack in stacks.items()}
@@ -209,7 +222,7 @@ def layer(run: BenchRun) -> Any:
             figures.append({"model": model.name, "sequences": sequences, "queries": queries, "length": length,
                             "weights": weight_bytes, "us": times})
             run.tell(f"{model.name} layer, {sequences} sequences, {queries} rows each: " + "  ".join(
-                f"{name} {time:.1f} µs ({weight_bytes * (2 if name == 'both' else 1) / time / 1e6:.2f} TB/s)"
+                f"{name} {time:.1f} µs ({weight_bytes * (2 if name.startswith('both') else 1) / time / 1e6:.2f} TB/s)"
                 for name, time in times.items()))
         del stacks
     return figures

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from qspec.errors import InvalidInput
 from qspec.kernels.triton.input_order import GROUP, arrange_weights
-from qspec.kernels.triton.overlap import launch_options, wait_for_inputs
+from qspec.kernels.triton.overlap import fetch_ahead, launch_options, wait_for_inputs
 from qspec.kernels.triton.planes import merge_planes, widen_plane
 
 
@@ -59,27 +59,36 @@ class Tile:
     """4 (or 8, where there are at least 128 outputs)."""
     stages: int = 4
     """Reads in flight."""
+    ahead: int = 0
+    """Lines of 128 bytes of each row of a plane that are asked for before the inputs are there; 0 or a power of two."""
 
 
 @triton.jit(do_not_specialize=["M"])
 def plane_product(
     x, high, low, scales, out, pieces, arrived, M, N, K, chunk,
     SPLIT: tl.constexpr, FINISH: tl.constexpr, WEIGHTS: tl.constexpr, WHOLE: tl.constexpr,
-    ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, OVERLAP: tl.constexpr,
+    ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, AHEAD: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One tile of one piece. ``WHOLE``: every read of ``INPUTS`` inputs lies inside its piece.
 
     ``SPLIT``: how many pieces there are, where they are added up here (``FINISH``).
     """
-    wait_for_inputs(OVERLAP)
     tile_m, tile_n, piece = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     rows, columns = tile_m * ROWS + tl.arange(0, ROWS), tile_n * OUTPUTS + tl.arange(0, OUTPUTS)
     depth = tl.arange(0, INPUTS)
     # Outputs past the end repeat the last one, rows are zeros that nobody has to fetch; neither is stored.
     weight_at = tl.minimum(columns, N - 1)[:, None] * K + depth[None, :]
     x_at, of_row = rows[None, :] * K + depth[:, None], (rows < M)[None, :]
-    total = tl.zeros((OUTPUTS, ROWS), tl.float32)
     start = piece * chunk
+    if OVERLAP > 0 and AHEAD > 0:
+        size: tl.constexpr = high.dtype.element_ty.primitive_bitwidth // 8
+        line = tl.minimum(start + tl.arange(0, AHEAD) * (128 // size), K - 1)
+        line = tl.minimum(columns, N - 1)[:, None] * K + line[None, :]
+        fetch_ahead(high + line)
+        if WEIGHTS == 0:
+            fetch_ahead(low + line)
+    wait_for_inputs(OVERLAP)
+    total = tl.zeros((OUTPUTS, ROWS), tl.float32)
     stop = tl.minimum(start + chunk, K)
     for k in range(start, stop, INPUTS):
         if WHOLE:
@@ -192,6 +201,6 @@ def _launch(
         x, weight.high, low, weight.scales, out, pieces, arrived, rows, outputs, inputs, chunk,
         SPLIT=split if finish else 1, FINISH=finish, WEIGHTS=int(weight.reads),
         WHOLE=chunk % tile.inputs == 0 and inputs % tile.inputs == 0,
-        ROWS=tile.rows, OUTPUTS=tile.outputs, INPUTS=tile.inputs, num_warps=tile.warps, num_stages=tile.stages,
-        **launch_options(),
+        ROWS=tile.rows, OUTPUTS=tile.outputs, INPUTS=tile.inputs, AHEAD=tile.ahead, num_warps=tile.warps,
+        num_stages=tile.stages, **launch_options(),
     )  # fmt: skip
