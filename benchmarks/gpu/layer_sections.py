@@ -151,6 +151,8 @@ class Layer:
         self.heads = HeadInputs(heads=model.heads, kv_heads=model.kv_heads, cos=angles.cos(), sin=angles.sin())
         self._norm, self._one = self.ones(model.hidden), torch.ones((), device=device)
         self._numbers: dict[str, Tensor] = {}
+        for normed in (self.normed, self.normed8):
+            rms_norm(self.residual, None, self._norm, 1e-5, normed)
 
     def ones(self, count: int) -> Tensor:
         """Norm weights and scales."""
@@ -158,9 +160,8 @@ class Layer:
 
     def run(self, weights: dict[str, PlaneWeight], batch: Batch, context: Context, workspace: AttentionWorkspace,
             *, fp8: bool) -> None:
-        """The whole layer; with ``fp8`` its products have e4m3 activations, but for attention's output."""
+        """The whole layer, from its first norm's output to the next one's; ``fp8``: e4m3 but for attention's output."""
         normed, middle = (self.normed8, self.middle8) if fp8 else (self.normed, self.middle)
-        rms_norm(self.residual, None, self._norm, 1e-5, normed)
         qkv = self._product("qkv", weights["qkv"], normed)
         rotate_and_store(qkv, self.heads, batch.places, self.queries, context.keys, context.values)
         attend(self.queries, context, batch.rows, workspace, self.attended, pieces=batch.pieces)
@@ -168,7 +169,7 @@ class Layer:
         rms_norm(self.residual, added, self._norm, 1e-5, normed)
         silu_times_up(self._product("mlp_in", weights["mlp_in"], normed), middle)
         added = self._product("mlp_out", weights["mlp_out"], middle)
-        rms_norm(self.residual, added, self._norm, 1e-5, normed)  # the next layer's first norm, counted here
+        rms_norm(self.residual, added, self._norm, 1e-5, normed)
 
     def _product(self, name: str, weight: PlaneWeight, x: Activations) -> Pieces:
         if x.scales is not None:
