@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.shapes import LLAMA_8B, SMOLLM2_7, TRIAL, ModelShape
+from benchmarks.gpu.shapes import LLAMA_8B, ROWS, SMOLLM2_7, TRIAL, ModelShape
 from qspec.kernels.triton.tuned import TunedTable, table_for
 
 
@@ -32,7 +32,7 @@ class BenchRun:
     @property
     def rows(self) -> tuple[int, ...]:
         """Numbers of rows."""
-        return (1, 4, 8, 16, 32, 64, 128, 256) if self.device.type == "cuda" else (1, 5)
+        return ROWS if self.device.type == "cuda" else (1, 5)
 
     def table(self) -> TunedTable:
         """The table that a section ``tune`` of this run wrote, or the checked-in one."""

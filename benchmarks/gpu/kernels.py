@@ -21,6 +21,7 @@ import torch
 from benchmarks.environment import describe_environment
 from benchmarks.gpu import layer_sections, linear_sections
 from benchmarks.gpu.bench_run import BenchRun
+from benchmarks.gpu.summary import linear_summary
 
 SECTIONS: dict[str, Callable[[BenchRun], Any]] = {
     "floor": linear_sections.floor,
@@ -65,6 +66,8 @@ def main() -> int:
     results = {name: json.loads((options.output / f"{name}.json").read_text("utf-8"))
                for name in SECTIONS if (options.output / f"{name}.json").exists()}
     (options.output / "all.json").write_text(json.dumps({"environment": environment, **results}) + "\n", "utf-8")
+    for line in linear_summary(results.get("linear", [])):
+        print(line)
     print(json.dumps({"environment": environment, "sections": list(results), "failed": failed}))
     return 1 if failed else 0
 

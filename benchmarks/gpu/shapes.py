@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-ROWS = (1, 4, 8, 16, 32, 64, 128, 256)
+ROWS = (1, 4, 8, 16, 32, 64, 128, 256, 1024)
+"""Numbers of rows; the last is a chunk of a prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -199,9 +199,9 @@ def attend(
 ) -> None:  # fmt: skip
     """Attend ``queries`` ``[M, heads, D]`` (D a power of two from 16) over their contexts: ``out`` ``[M, heads·D]``.
 
-    A row sees the positions up to its own; in a draft step the committed ones and its tail. With ``rearrange`` the
-    result is in the order of ``input_order``. ``pieces``: of the longest context (a graph's bucket); None: all that the
-    workspace holds, tail included. Padding rows of ``out`` are left as they are.
+    A row sees the positions up to its own; in a draft step, with one row a sequence, the committed ones and its tail.
+    With ``rearrange`` the result is in the order of ``input_order``. ``pieces``: of the longest context (a graph's
+    bucket); None: all that the workspace holds, tail included. Padding rows of ``out`` are left as they are.
     """
     count, heads, head_dim = queries.shape
     kv_heads, block = context.keys.shape[1:3]
