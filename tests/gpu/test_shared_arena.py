@@ -101,7 +101,11 @@ def test_another_gpus_uuid_is_refused() -> None:
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="takes root and unshare")
 def test_equal_pids_in_separate_namespaces_are_told_with_the_remedy() -> None:
     with Peer(own_pid_namespace=True) as verifier, Peer(own_pid_namespace=True) as drafter:
-        assert [peer.ask("about")["pid"] for peer in (verifier, drafter)] == [1, 1]
+        try:
+            about = [peer.ask("about") for peer in (verifier, drafter)]
+        except PeerRefused as refused:  # some sandboxes: cudaErrorOperatingSystem
+            pytest.skip(f"NOT TESTED: the GPU cannot be counted in a PID namespace of one's own here: {refused}")
+        assert [each["pid"] for each in about] == [1, 1]
         with pytest.raises(PeerRefused, match="InvalidInput: device: .*error 201.*shareProcessNamespace: true"):
             drafter.ask("open", descriptor=create(verifier))
 

@@ -1,0 +1,119 @@
+"""Chooses split and tiles for each shape of weight, for the checked-in table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from triton.runtime.errors import OutOfResources
+
+from benchmarks.gpu.timing import microseconds
+from benchmarks.gpu.weights import WeightCopies
+from qspec.kernels.triton.input_order import arrange
+from qspec.kernels.triton.plane_linear import Tile, piece_length, product_pieces
+from qspec.kernels.triton.tuned import LinearTuning
+
+CANDIDATES: dict[int, tuple[Tile, ...]] = {
+    16: (
+        Tile(rows=16), Tile(rows=16, stages=6), Tile(rows=16, inputs=64, stages=8),
+        Tile(rows=16, outputs=128, warps=8), Tile(rows=16, outputs=128, stages=3),
+    ),
+    32: (Tile(rows=32), Tile(rows=32, inputs=64, stages=6), Tile(rows=32, outputs=128, warps=8, stages=3)),
+    64: (
+        Tile(rows=64), Tile(rows=64, inputs=64, stages=5), Tile(rows=64, outputs=128, inputs=64, warps=8),
+        Tile(rows=64, outputs=128, warps=8, stages=3),
+    ),
+    128: (
+        Tile(rows=128, inputs=64), Tile(rows=128, outputs=128, inputs=64, warps=8),
+        Tile(rows=128, outputs=128, inputs=64, warps=4),
+    ),
+    256: (
+        Tile(rows=256, inputs=64), Tile(rows=256, outputs=128, inputs=64, warps=8, stages=3),
+        Tile(rows=256, outputs=128, inputs=64, warps=8, stages=4), Tile(rows=128, outputs=128, inputs=64, warps=8),
+    ),
+}  # fmt: skip
+"""Up to how many rows → tiles to try. Every one multiplies with ``wgmma``."""
+MEASURED_ROWS = {16: (1, 8), 32: (32,), 64: (64,), 128: (128,), 256: (256,)}
+SHARE = {1: 4.0, 8: 3.0, 32: 2.0, 64: 1.0, 128: 1.0, 256: 1.0}
+"""How much a number of rows counts in the choice of the split, each relative to the best time it has."""
+_PIECE_BYTES_PER_US = 3e6
+"""What reading a piece again costs the next operation: cached, at about this rate."""
+
+
+def split_candidates(outputs: int, inputs: int) -> tuple[int, ...]:
+    """Fewer pieces where outputs fill the GPU by themselves."""
+    if outputs >= 16384:
+        return (1, 2)
+    return (2, 4, 8) if inputs > 8192 else (1, 2, 4)
+
+
+def tune_shape(
+    outputs: int, inputs: int, device: torch.device, tell: Callable[[str], None],
+    candidates: dict[int, tuple[Tile, ...]] = CANDIDATES,
+) -> tuple[LinearTuning, list[dict[str, object]]]:  # fmt: skip
+    """The best entry under one split for all rows, and every time that was measured."""
+    copies = WeightCopies.random(outputs, inputs, device)
+    figures: list[dict[str, object]] = []
+    times: dict[int, _Times] = {}  # by split
+    for split in split_candidates(outputs, inputs):
+        if piece_length(inputs, split) * (split - 1) >= inputs:
+            continue
+        times[split] = {}
+        for up_to, tiles in candidates.items():
+            for tile, rows, time in _measure(copies, split, up_to, tiles, device, tell):
+                times[split].setdefault(up_to, {}).setdefault(tile, {})[rows] = time
+                figures.append({
+                    "outputs": outputs, "inputs": inputs, "split": split, "rows": rows, "tile": str(tile), "us": time})
+    best_of_all = {rows: min(_each(times, rows)) for up_to in candidates for rows in MEASURED_ROWS[up_to]}
+
+    def loss(split: int) -> float:
+        total = 0.0
+        for up_to, of_tiles in times[split].items():
+            chosen = of_tiles[_best(of_tiles)]
+            total += sum(SHARE[rows] * chosen[rows] / best_of_all[rows] for rows in MEASURED_ROWS[up_to])
+        return total
+
+    complete = [split for split in times if set(times[split]) == set(candidates)]
+    split = min(complete, key=loss)
+    chosen_tiles = {up_to: _best(of_tiles) for up_to, of_tiles in times[split].items()}
+    for up_to, tile in chosen_tiles.items():
+        tell(f"{outputs}x{inputs} split {split} up to {up_to}: {tile} {times[split][up_to][tile]}")
+    return LinearTuning(outputs=outputs, inputs=inputs, split=split, tiles=chosen_tiles), figures
+
+
+def _measure(
+    copies: WeightCopies, split: int, up_to: int, tiles: tuple[Tile, ...], device: torch.device,
+    tell: Callable[[str], None],
+) -> Iterator[tuple[Tile, int, float]]:  # fmt: skip
+    outputs, inputs = copies.planes[0].high.shape
+    for tile in tiles:
+        found = []
+        for rows in MEASURED_ROWS[up_to]:
+            x = arrange(torch.randn(rows, inputs, device=device).half())
+            pieces = torch.empty(split, rows, outputs, device=device)
+            calls = [partial(product_pieces, x, weight, split, tile, pieces) for weight in copies.planes]
+            try:
+                time = microseconds(calls, device)
+            except (OutOfResources, RuntimeError) as error:  # too much shared memory for this GPU
+                tell(f"{outputs}x{inputs} split {split} rows {rows} {tile}: {type(error).__name__}: {error}"[:300])
+                break
+            found.append((tile, rows, time + (split - 1) * rows * outputs * 4 / _PIECE_BYTES_PER_US))
+        else:
+            yield from found
+
+
+_Times = dict[int, dict[Tile, dict[int, float]]]
+"""Up to how many rows → tile → rows → µs."""
+
+
+def _best(of_tiles: dict[Tile, dict[int, float]]) -> Tile:
+    return min(of_tiles, key=lambda tile: sum(SHARE[rows] * time for rows, time in of_tiles[tile].items()))
+
+
+def _each(times: dict[int, _Times], rows: int) -> Iterator[float]:
+    for of_split in times.values():
+        for of_tiles in of_split.values():
+            for of_rows in of_tiles.values():
+                if rows in of_rows:
+                    yield of_rows[rows]
