@@ -16,9 +16,10 @@ from torch import Tensor
 
 from qspec.acceptance import draft_token
 from qspec.config import StackConfig
+from qspec.device import configured_backend
 from qspec.engine.backend import check_kernels, choose_backend
 from qspec.engine.draft_weights import DraftWeights
-from qspec.engine.forward import DraftCache, DraftContext, DraftForward
+from qspec.engine.forward import DraftCache, DraftContext, DraftForward, DraftPass, GreedyDraftPass
 from qspec.engine.regions import (
     BLOCK_TABLES,
     DRAFT_PROBS,
@@ -31,6 +32,7 @@ from qspec.engine.regions import (
     TAIL_VALUES,
     arena_fingerprint,
 )
+from qspec.engine.stores import gpu_context
 from qspec.engine.weights import shared_parts
 from qspec.engine.worker_forward import drafter_forward
 from qspec.errors import ContractViolation, EpochMismatch, InvalidInput
@@ -83,6 +85,7 @@ class LocalDrafter:
         self._model, self._config, self._backend, self._progress = model, config, backend, progress
         self._vocab_fingerprint = vocab_fingerprint(model.tokenizer_directory)
         self._attached: _Attached | None = None
+        self._context = (gpu_context(),) if backend is Backend.CUDA else ()
         self._prepared: DraftWeights | None = None
         if AUTO not in (config.draft_quantization, config.verify_quantization):
             self._prepare(config)
@@ -91,7 +94,7 @@ class LocalDrafter:
     def load(cls, config: StackConfig, *, progress: Progress) -> LocalDrafter:
         """Convert the model if need be and prepare private weights; needs no arena yet. ``InvalidInput``."""
         for role in (Role.VERIFY, Role.DRAFT):
-            check_methods(config, role, Backend.CPU)  # before a conversion that takes long
+            check_methods(config, role, configured_backend(config))  # before a conversion that takes long
         check_kernels(config)
         if config.draft_quantization == NO_DRAFTER:
             raise InvalidInput.field("draft_quantization", "a drafter needs a method; 'off' means to start none")
@@ -113,7 +116,8 @@ class LocalDrafter:
             arena, self._model.config, weights.methods, weights.store, parts, weights.packed, verifier, weights.threads)
         self._attached = _Attached(arena, forward, parts)
         return DrafterDescription(
-            epoch=verifier.epoch, method=weights.methods.label, kernel=weights.kernel_name(), memory=weights.memory
+            epoch=verifier.epoch, method=weights.methods.label, kernel=weights.kernel_name(),
+            memory=(*weights.memory, *self._context),
         )
 
     def _settled(self, verifier: VerifierDescription) -> StackConfig:
@@ -163,7 +167,8 @@ class LocalDrafter:
         draft_pass = attached.forward.draft_pass([draft.context for draft in drafts.values()], attached.cache)
         prepared = time.perf_counter_ns()
         sampling_ns = 0
-        for step in range(max((item.draft_length for item in batch.items), default=0)):
+        drafted = _draft_at_once(draft_pass, list(drafts.values()))
+        for step in range(0 if drafted else max((item.draft_length for item in batch.items), default=0)):
             active = [draft for draft in drafts.values() if draft.item.draft_length > step]
             if not active:
                 break
@@ -223,3 +228,19 @@ class LocalDrafter:
         if sampling.needs_draft_probs:
             attached.draft_probs[draft.item.slot, step] = probs[0]
         draft.tokens.append(token)
+
+
+def _draft_at_once(draft_pass: DraftPass, drafts: list[_Draft]) -> bool:
+    """Draft all tokens in one go, where all are greedy and the pass can; whether it was done.
+
+    Steps beyond a sequence's own draft length cost nothing and are dropped.
+    """
+    if not drafts or not isinstance(draft_pass, GreedyDraftPass) or not all(
+        draft.item.sampling.greedy for draft in drafts
+    ):
+        return False
+    longest = max(draft.item.draft_length for draft in drafts)
+    tokens = draft_pass.greedy_steps({draft.item.slot: draft.item.pending_token for draft in drafts}, longest)
+    for draft in drafts:
+        draft.tokens += tokens[draft.item.slot][: draft.item.draft_length]
+    return True

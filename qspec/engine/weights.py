@@ -2,8 +2,8 @@
 
 The arena has every tensor that is not a linear layer in fp32 (norms, embeddings, biases; a tied ``lm_head`` too, as
 the embedding that it is), and each linear layer as the parts of its format. Layers may differ in format
-(``qspec.quant.method_plan``). For the native kernels a tied embedding lies row by row: in the parts of ``lm_head``
-where those are precise enough, else in fp32. A drafter whose format of a layer is the verifier's, or a plane of it,
+(``qspec.quant.method_plan``). For the native kernels and on a GPU a tied embedding lies row by row: in the parts of
+``lm_head`` where those are precise enough, else by itself, in fp32 (on a GPU: fp16). A drafter whose format of a layer is the verifier's, or a plane of it,
 uses those very bytes. All of them lie in files that are mapped (``qspec.engine.weight_files``).
 """
 
@@ -31,6 +31,8 @@ QUANTISED = "quantised/"
 """Prefix of every part of a linear layer in another format; then the format, the canonical name and the part."""
 
 _EMBED = "embed"
+_ROW_BY_ROW = (Backend.CPU_NATIVE, Backend.CUDA)
+"""Backends that look an embedding up where each token's lies by itself."""
 _EMBEDDING_FORMATS = ("fp32-rows", "fp16-planes")
 """Formats of ``lm_head`` in which a tied embedding may be read, token by token, by the native kernels."""
 
@@ -67,13 +69,18 @@ def weight_regions(model: DecoderConfig, shapes: Mapping[str, tuple[int, ...]], 
     ``shapes``: of the canonical fp32 tensors by name. ``InvalidInput`` naming a layer that cannot be cut into groups.
     """
     fp32 = [
-        WeightRegion(RegionSpec(WEIGHTS + name, torch.float32, shapes[name]), name, "fp32", "")
+        WeightRegion(RegionSpec(WEIGHTS + name, _dtype(name, plan), shapes[name]), name, "fp32", "")
         for name in kept_in_fp32(model, shapes, plan)
     ]
     if _has_own_rows(model, plan):
-        rows = RegionSpec(WEIGHTS + _EMBED, torch.float32, shapes["lm_head"][::-1])
+        rows = RegionSpec(WEIGHTS + _EMBED, _dtype(_EMBED, plan), shapes["lm_head"][::-1])
         fp32.append(WeightRegion(rows, "lm_head", "fp32-rows", "rows"))
     return fp32 + layer_regions(quantised_layers(plan), shapes, plan)
+
+
+def _dtype(name: str, plan: MethodPlan) -> torch.dtype:
+    """What a tensor that is no linear layer is kept in."""
+    return torch.float16 if plan.backend is Backend.CUDA and name == _EMBED else torch.float32
 
 
 def layer_regions(
@@ -98,15 +105,15 @@ def quantised_layers(plan: MethodPlan) -> list[str]:
 def kept_in_fp32(model: DecoderConfig, names: Iterable[str], plan: MethodPlan) -> list[str]:
     """Canonical names of what the arena holds in fp32."""
     quantised = set(quantised_layers(plan))
-    if model.tied_embeddings and plan.backend is not Backend.CPU_NATIVE:
+    if model.tied_embeddings and plan.backend not in _ROW_BY_ROW:
         quantised.discard("lm_head")  # the embedding, too: its look-up stays in fp32
     return [name for name in sorted(names) if name not in quantised]
 
 
 def _has_own_rows(model: DecoderConfig, plan: MethodPlan) -> bool:
     """Whether a tied embedding lies beside ``lm_head``, row by row."""
-    native = plan.backend is Backend.CPU_NATIVE
-    return native and model.tied_embeddings and plan.weights("lm_head") not in _EMBEDDING_FORMATS
+    own = plan.backend in _ROW_BY_ROW
+    return own and model.tied_embeddings and plan.weights("lm_head") not in _EMBEDDING_FORMATS
 
 
 def stored_embedding(arena: Arena, store: MethodPlan) -> StoredEmbedding:

@@ -11,7 +11,7 @@ from qspec.memory.arena import HostArena
 
 
 class Arena(Protocol):
-    """What the workers' insides know of an arena (``HostArena``, ``qspec.memory.cuda_arena.CudaArena``)."""
+    """What the workers' insides know of an arena (``HostArena``, ``qspec.memory.device_arena.DeviceArena``)."""
 
     @property
     def descriptor(self) -> ArenaDescriptor:
@@ -37,9 +37,10 @@ class Arena(Protocol):
 
 
 def open_arena(descriptor: ArenaDescriptor) -> Arena:
-    """Map an arena as the drafter. Raises as ``HostArena.open`` and ``CudaArena.open``."""
+    """Map an arena as the drafter. Raises as ``HostArena.open`` and ``DeviceArena.open``."""
     if descriptor.backend is ArenaBackend.CUDA_IPC:
         from qspec.memory.cuda_arena import CudaArena
+        from qspec.memory.device_arena import DeviceArena
 
-        return CudaArena.open(descriptor)
+        return DeviceArena.open(descriptor) if descriptor.file_sizes else CudaArena.open(descriptor)
     return HostArena.open(descriptor)
