@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -53,6 +54,28 @@ class WidenedWeights:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._original.__exit__(kind, error, trace)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WidenedModel(ConvertedModel):
+    """A converted model, widened as it is loaded: for a GPU, into whose arena its tensors are streamed."""
+
+    original: ConvertedModel
+    factor: int
+    device: str
+    """Where tensors are made."""
+
+    @classmethod
+    def of(cls, original: ConvertedModel, factor: int, device: str) -> WidenedModel:
+        """``original``, ``factor`` times as wide."""
+        with WidenedWeights(original, factor, device=device) as widened:
+            return cls(
+                directory=original.directory, config=widened.config, fingerprint=widened.fingerprint,
+                original=original, factor=factor, device=device)
+
+    def open_layers(self) -> WidenedWeights:  # type: ignore[override]
+        """See ``ConvertedModel``; nothing is kept."""
+        return WidenedWeights(self.original, self.factor, device=self.device)
 
 
 def write_widened(

@@ -88,7 +88,7 @@ class CudaDecoder:
         self.device = next(iter(tensors.values())).device
         self._check(tensors)
         linears = {name: self._linear(plan, name, stored) for name, stored in parts.items()}
-        shapes = {name: tuple(linear.weight.high.shape[::-1]) for name, linear in linears.items()}
+        shapes = {name: (linear.weight.high.shape[1], linear.weight.high.shape[0]) for name, linear in linears.items()}
         self.buffers = PassBuffers(config, limits, shapes, self.device)
         self._embedding = _embedding(embedding)
         cos, sin = (table.to(self.device) for table in rotary_table(config, limits.positions))

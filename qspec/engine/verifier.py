@@ -107,7 +107,11 @@ class LocalVerifier:
         """Convert the model if need be, map its weights and allocate the arena. ``InvalidInput``, ``OutOfMemory``."""
         check_methods(config, Role.VERIFY, configured_backend(config))  # before a conversion that takes long
         check_kernels(config)
-        model = prepare(config.model, progress=progress)
+        return cls.over(prepare(config.model, progress=progress), config, progress=progress, epoch=epoch)
+
+    @classmethod
+    def over(cls, model: ConvertedModel, config: StackConfig, *, progress: Progress, epoch: int) -> LocalVerifier:
+        """The same for a model that is there already, whatever ``config`` calls it."""
         backend = choose_backend(config, model.config, progress)
         config, reason = resolve_methods(config, model, backend, progress)
         plan = plan_verify(config, linear_names(model.config), backend, stored=model.stored)

@@ -3,8 +3,9 @@
 The arena has every tensor that is not a linear layer in fp32 (norms, embeddings, biases; a tied ``lm_head`` too, as
 the embedding that it is), and each linear layer as the parts of its format. Layers may differ in format
 (``qspec.quant.method_plan``). For the native kernels and on a GPU a tied embedding lies row by row: in the parts of
-``lm_head`` where those are precise enough, else by itself, in fp32 (on a GPU: fp16). A drafter whose format of a layer is the verifier's, or a plane of it,
-uses those very bytes. All of them lie in files that are mapped (``qspec.engine.weight_files``).
+``lm_head`` where those are precise enough, else by itself, in fp32 (on a GPU: fp16). A drafter whose format of a layer
+is the verifier's, or a plane of it, uses those very bytes. On a CPU all of them lie in files that are mapped
+(``qspec.engine.weight_files``), on a GPU in the arena (``qspec.engine.device_weights``).
 """
 
 from __future__ import annotations

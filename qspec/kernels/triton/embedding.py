@@ -1,4 +1,4 @@
-"""Token embeddings as the residual stream's first rows: out of both planes of a tied ``lm_head``, or out of fp16 rows."""
+"""Token embeddings as the residual stream's first rows: out of both planes of a tied ``lm_head``, or of fp16 rows."""
 
 from __future__ import annotations
 
