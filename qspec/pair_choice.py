@@ -121,7 +121,7 @@ def choose_pair(candidates: Sequence[Candidate], times: StepTimes) -> PairChoice
     The choice among several needs times of at least one. A single candidate needs none.
     """
     if len(candidates) == 1:
-        return PairChoice(*candidates[0].names, reason=f"{_shown(candidates[0])}, the pair with kernels here")
+        return PairChoice(*candidates[0].names, reason=f"{_shown(candidates[0])}, the only pair with kernels here")
     timed = [(candidate, _gain(candidate, times)) for candidate in candidates if _is_timed(candidate, times)]
     best = max(_rate(gain) for _, gain in timed)
     close = [(candidate, gain) for candidate, gain in timed if _rate(gain) >= (1 - CLOSE) * best]

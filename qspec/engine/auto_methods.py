@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -39,6 +40,8 @@ def resolve_methods(
         candidates = _without_times(candidates)
     times = _times(candidates, config, model.config, progress) if len(candidates) > 1 else {}
     choice = choose_pair(candidates, times)
+    if backend is Backend.CUDA:
+        choice = replace(choice, reason=f"{choice.draft} drafting for {choice.verify}, which reads the fewest bytes here")
     return config.settled(draft=choice.draft, verify=choice.verify), choice.reason
 
 

@@ -49,7 +49,7 @@ class StagedInputs:
         rows, table = limits.rows, limits.sequences * limits.blocks
         sizes = {"token_ids": rows, "positions": rows, "slots": rows, "step": 1, "committed": limits.sequences,
                  "tiles": 3 * self._most_tiles, "table": table}
-        total = sum(sizes.values())
+        total = sum(map(_aligned, sizes.values()))
         on_gpu = device.type == "cuda"
         self._host = torch.zeros(total, dtype=torch.int32, pin_memory=on_gpu)
         self._device = torch.zeros(total, dtype=torch.int32, device=device)
@@ -60,7 +60,7 @@ class StagedInputs:
         for name, size in sizes.items():
             self._host_parts[name] = self._host[first : first + size].numpy()
             self._parts[name] = self._device[first : first + size]
-            first += size
+            first += _aligned(size)
 
     def upload(
         self, token_ids: Sequence[int], positions: Sequence[int], counts: Sequence[tuple[int, int]],
@@ -109,3 +109,8 @@ class StagedInputs:
     def _tile_count(self, rows: int) -> int:
         """Tiles that any pass of so many rows can need."""
         return min(rows, -(-rows // self._per_tile) + self._limits.sequences)
+
+
+def _aligned(count: int) -> int:
+    """Integers up to the next one at a multiple of 256 bytes, as vector loads like it."""
+    return -(-count // 64) * 64

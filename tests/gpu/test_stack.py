@@ -1,0 +1,31 @@
+"""The whole stack on a GPU, as processes: the client's text does not depend on speculation."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.e2e.client import answers, run_client
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(420)]
+
+OPTIONS = ("--model", os.environ.get("QSPEC_TEST_MODEL", "smollm2"), "--device", "cuda", "--max-tokens", "48",
+           "--prompt", "Why is the sky blue?")
+
+
+@pytest.mark.parametrize("sampling", [(), ("--temperature", "0.8", "--seed", "5")], ids=["greedy", "seeded"])
+def test_drafts_change_no_text(sampling: tuple[str, ...]) -> None:
+    texts = []
+    for length in ("0", "4"):
+        found = answers(*OPTIONS, *sampling, "--draft-length", length)
+        print(found)
+        texts.append([answer["text"] for answer in found])
+    assert texts[0] == texts[1]
+    assert all(texts[0])
+
+
+def test_a_method_without_a_kernel_is_refused_by_name() -> None:
+    done = run_client(*OPTIONS, "--draft-quantization", "w8a8")
+    assert done.returncode == 2
+    assert "w8a8 has no kernel on cuda; choose one of: none, fp8, auto, off" in done.stderr
