@@ -41,7 +41,7 @@ def resolve_methods(
     times = _times(candidates, config, model.config, progress) if len(candidates) > 1 else {}
     choice = choose_pair(candidates, times)
     if backend is Backend.CUDA:
-        choice = replace(choice, reason=f"{choice.draft} drafting for {choice.verify}, which reads the fewest bytes here")
+        choice = replace(choice, reason=f"{choice.draft} drafting for {choice.verify}, which reads least")
     return config.settled(draft=choice.draft, verify=choice.verify), choice.reason
 
 
