@@ -28,7 +28,7 @@ from qspec.kernels.triton.tuned import table_for
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _ARGUMENTS = {
     "x": "*fp16", "low": "*u8", "scales": "*fp32", "out": "*fp16", "pieces": "*fp32", "arrived": "*i32",
-    "M": "i32", "N": "i32", "K": "i32", "chunk": "i32",
+    "M": "i32", "N": "i32", "K": "i32", "stride": "i32", "chunk": "i32",
 }  # fmt: skip
 SHARED_MEMORY = 227 << 10
 """What a Hopper program may have."""
@@ -39,7 +39,7 @@ def compile_product(tile: Tile, weights: Weights, *, whole: bool, split: int, fi
     arguments = {**_ARGUMENTS, "high": "*fp16" if weights is Weights.MERGED else "*u8"}
     constants = {
         "SPLIT": split, "FINISH": finish, "WEIGHTS": int(weights), "WHOLE": whole,
-        "ROWS": tile.rows, "OUTPUTS": tile.outputs, "INPUTS": tile.inputs, "AHEAD": tile.ahead, "OVERLAP": 2,
+        "ROWS": tile.rows, "OUTPUTS": tile.outputs, "INPUTS": tile.inputs, "OVERLAP": 1,
     }  # fmt: skip
     names = plane_product.arg_names
     signature = {name: arguments.get(name, "constexpr") for name in names}
@@ -65,17 +65,19 @@ def main() -> int:
     """Compile and print; 1 when a variant would take another instruction, or more shared memory than there is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--candidates", action="store_true", help="all tiles that the tuning tries")
-    parser.add_argument("--quick", action="store_true", help="both planes alone, not finished")
+    parser.add_argument("--quick", action="store_true", help="both planes and the high one alone, not finished")
     options = parser.parse_args()
     if options.candidates:
         tiles = {tile for tiles in CANDIDATES.values() for tile in tiles}
     else:
-        tiles = {tile for entry in table_for((9, 0)).linears for tile in entry.tiles.values()}
+        tiles = {tile for entry in table_for((9, 0)).linears
+                 for cut in (entry.both, entry.high) for tile in cut.tiles.values()}
     found = []
     for tile in sorted(tiles, key=str):
-        for weights in (Weights.BOTH,) if options.quick else Weights:
+        for weights in (Weights.BOTH, Weights.HIGH) if options.quick else Weights:
             for finish in (False,) if options.quick else (False, True):
-                result = compile_product(tile, weights, whole=True, split=4 if finish else 1, finish=finish)
+                result = compile_product(
+                    tile, weights, whole=weights is not Weights.BOTH, split=4 if finish else 1, finish=finish)
                 found.append(result)
                 print(result, flush=True)
     print(json.dumps(found))
