@@ -2,8 +2,8 @@
 
 A row's bits depend on the kind of matrix instruction, which Triton chooses by the tile's size and warps. For each tile
 of the table (or with ``--candidates`` of the tuning) and each kind of weight this prints the instructions, registers,
-bytes of local memory (spills) and shared memory of the machine code. The last line is JSON. Needs no
-``TRITON_INTERPRET`` in the environment.
+bytes of local memory (spills) and shared memory of the machine code, and whether the assembler makes each matrix
+instruction wait for the one before. The last line is JSON. Needs no ``TRITON_INTERPRET`` in the environment.
 """
 
 from __future__ import annotations
@@ -53,16 +53,22 @@ def compile_product(tile: Tile, weights: Weights, *, whole: bool, split: int, fi
         file.flush()
         usage = subprocess.run([str(_TOOLS / "cuobjdump"), "--dump-resource-usage", file.name], capture_output=True,
                                text=True, check=True).stdout
+    with tempfile.NamedTemporaryFile(suffix=".ptx", mode="w") as source:
+        source.write(kernel.asm["ptx"])
+        source.flush()
+        said = subprocess.run([str(_TOOLS / "ptxas"), "-v", "--gpu-name=sm_90a", source.name, "-o", "/dev/null"],
+                              capture_output=True, text=True, check=True).stderr
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found is not None, usage
     instructions = re.findall(r"(wgmma|mma)\.(?:mma_async|sync)\S*?\.(m\d+)n\d+(k\d+)", kernel.asm["ptx"])
     kinds = sorted({f"{kind} {m}{k}" for kind, m, k in instructions})
     return {"tile": str(tile), "weights": weights.name, "whole": whole, "finish": finish, "instructions": kinds,
-            "registers": int(found[1]), "spilled_bytes": int(found[2]), "shared_bytes": kernel.metadata.shared}
+            "registers": int(found[1]), "spilled_bytes": int(found[2]), "shared_bytes": kernel.metadata.shared,
+            "serialised": "are serialized" in said}
 
 
 def main() -> int:
-    """Compile and print; 1 when a variant would take another instruction, or more shared memory than there is."""
+    """Compile and print; 1 when a variant takes another instruction, too much shared memory, or one at a time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--candidates", action="store_true", help="all tiles that the tuning tries")
     parser.add_argument("--quick", action="store_true", help="both planes and the high one alone, not finished")
@@ -81,7 +87,8 @@ def main() -> int:
                 found.append(result)
                 print(result, flush=True)
     print(json.dumps(found))
-    fine = all(each["instructions"] == ["wgmma m64k16"] and each["shared_bytes"] <= SHARED_MEMORY for each in found)
+    fine = all(each["instructions"] == ["wgmma m64k16"] and each["shared_bytes"] <= SHARED_MEMORY
+               and not each["serialised"] for each in found)
     return 0 if fine else 1
 
 

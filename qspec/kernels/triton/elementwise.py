@@ -173,11 +173,11 @@ def _rotary_kernel(
         kept = there & (head >= HEADS)[:, None]
         kv_head = (head - HEADS) % KV_HEADS
         at = ((block * KV_HEADS + kv_head) * BLOCK + entry)[:, None] * HEAD_DIM + d[None, :]
-        first, second = first.to(keys.dtype.element_ty), second.to(keys.dtype.element_ty)
-        tl.store(keys + at, first, mask=kept & turned)
-        tl.store(keys + at + half, second, mask=kept & turned)
-        tl.store(values + at, first, mask=kept & (head >= HEADS + KV_HEADS)[:, None])
-        tl.store(values + at + half, second, mask=kept & (head >= HEADS + KV_HEADS)[:, None])
+        is_key, is_value = kept & turned, kept & (head >= HEADS + KV_HEADS)[:, None]
+        tl.store(keys + at, first.to(keys.dtype.element_ty), mask=is_key)
+        tl.store(keys + at + half, second.to(keys.dtype.element_ty), mask=is_key)
+        tl.store(values + at, first.to(values.dtype.element_ty), mask=is_value)
+        tl.store(values + at + half, second.to(values.dtype.element_ty), mask=is_value)
 
 
 @dataclass(frozen=True, slots=True)

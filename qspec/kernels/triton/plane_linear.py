@@ -32,7 +32,7 @@ from torch import Tensor
 from qspec.errors import InvalidInput
 from qspec.kernels.triton.input_order import GROUP, arrange_weights
 from qspec.kernels.triton.overlap import launch_options, wait_for_inputs
-from qspec.kernels.triton.planes import merge_planes, widen_plane
+from qspec.kernels.triton.planes import INTERPRETED, merge_planes, widen_plane
 from qspec.quant.planes import HIGH_SCALE
 
 
@@ -69,6 +69,20 @@ class Tile:
     """Reads in flight."""
 
 
+@triton.jit
+def finish_sums(total):
+    """The same sums, finished: matrix instructions that read registers must not run on while those are rewritten.
+
+    Left to itself Triton has those of one step run into the next, where PTX allows no writing to their weights; and
+    the assembler, once it sees anything else that sets the sums before they are finished (such as zeros after a loop
+    of no steps, hence ``tl.assume``), makes each instruction wait for the one before, at a third of the speed. With
+    one use of the sums at the end of each step they run back to back and are waited for once.
+    """
+    if INTERPRETED:
+        return total
+    return tl.inline_asm_elementwise("// $0", "=f,0", [total], dtype=tl.float32, is_pure=True, pack=1)
+
+
 @triton.jit(do_not_specialize=["M"])
 def plane_product(
     x, high, low, scales, out, pieces, arrived, M, N, K, stride, chunk,
@@ -89,6 +103,7 @@ def plane_product(
     wait_for_inputs(OVERLAP)
     total = tl.zeros((OUTPUTS, ROWS), tl.float32)
     stop = tl.minimum(start + chunk, K)
+    tl.assume(start < stop)
     for k in range(start, stop, INPUTS):
         if WHOLE:
             first = tl.load(high + weight_at + k)
@@ -106,6 +121,8 @@ def plane_product(
         else:
             weights = arrange_weights(merge_planes(first, second), OUTPUTS, INPUTS)
         total = tl.dot(weights, activations, total)
+        if WEIGHTS != _MERGED:
+            total = finish_sums(total)
     if WEIGHTS == _HIGH:
         total *= _PLANE_SCALE
     inside = (rows[None, :] < M) & (columns[:, None] < N)
