@@ -71,7 +71,7 @@ def attention(run: BenchRun) -> Any:
     for model in run.models:
         for sequences, queries, length in cases:
             times = {}
-            for piece in (128, 256, 512) if gpu else (64,):
+            for piece in ((256,) if run.quick else (128, 256, 512)) if gpu else (64,):
                 if run.time_is_up(f"{model.name} {sequences}x{queries} at {length}"):
                     return figures
                 copies = max(2, min(8, (256 << 20) // (4 * sequences * length * model.kv_heads * model.head_dim)))
@@ -192,7 +192,7 @@ def layer(run: BenchRun) -> Any:
     for model in run.models:
         stacks = {name: WeightCopies.random(*shape, run.device, 4 if gpu else 2)
                   for name, shape in model.linears.items()}
-        cases = [(1, 1), (1, 5), (8, 1), (8, 5), (32, 1), (32, 5)] if gpu else [(2, 2)]
+        cases = [(1, 1), (1, 5), (8, 1), (8, 5), (32, 1), (32, 5)][: 5 if run.quick else 6] if gpu else [(2, 2)]
         for sequences, queries in cases:
             length, rows = 512 if gpu else 32, sequences * queries
             batch = Batch.of(model, sequences, queries, length, 2, 256, run.device)

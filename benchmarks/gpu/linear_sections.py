@@ -119,7 +119,7 @@ def _products(
             copies.high, lambda weight: product_pieces(x, weight, high.split, high.tile(rows), high_pieces)),
     }
     chunk = piece_length(inputs, cut.split)
-    if rows <= 64 and chunk % 128 == 0 and inputs % 128 == 0:
+    if not run.quick and rows <= 64 and chunk % 128 == 0 and inputs % 128 == 0:
         for config in CONFIGS[:2] if rows <= 32 else CONFIGS[3:]:
             calls[f"rows first {config[0]}x{config[1]}"] = [
                 partial(rows_first, natural, weight.high, weight.low, pieces, chunk, config)
@@ -129,7 +129,7 @@ def _products(
         one = torch.ones((), device=device)
         activations = Activations(natural.to(torch.float8_e4m3fn), None)
         calls["fp8"] = over(copies.planes, lambda weight: fp8_product(activations, weight.high, one))
-    if rows >= 128:
+    if not run.quick and rows >= 128:
         scratch = torch.empty(outputs, inputs, dtype=torch.float16, device=device)
         merged = PlaneWeight(scratch, None, copies.planes[0].scales)
 

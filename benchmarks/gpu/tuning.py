@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -42,6 +43,10 @@ _PIECE_BYTES_PER_US = 3e6
 """What reading a piece again costs the next operation: cached, at about this rate."""
 
 
+_MOST_HIGH_ROWS = 64
+"""Beyond, e4m3 activations are faster: the high plane takes the tiles of both."""
+
+
 def split_candidates(outputs: int, inputs: int) -> tuple[int, ...]:
     """Fewer pieces where outputs fill the GPU by themselves."""
     if outputs >= 16384:
@@ -56,8 +61,11 @@ def tune_shape(
     """The best entry, for both planes and for the high one, and every time that was measured."""
     copies = WeightCopies.random(outputs, inputs, device)
     figures: list[dict[str, object]] = []
-    cuts = [_best_cut(weights, candidates, device, tell, figures) for weights in (copies.planes, copies.high)]
-    return LinearTuning(outputs=outputs, inputs=inputs, both=cuts[0], high=cuts[1]), figures
+    both = _best_cut(copies.planes, candidates, device, tell, figures)
+    few_rows = {up_to: tiles for up_to, tiles in candidates.items() if up_to <= _MOST_HIGH_ROWS}
+    high = _best_cut(copies.high, few_rows, device, tell, figures)
+    high = replace(high, tiles={**both.tiles, **high.tiles})
+    return LinearTuning(outputs=outputs, inputs=inputs, both=both, high=high), figures
 
 
 def _best_cut(

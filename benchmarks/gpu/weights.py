@@ -35,8 +35,7 @@ class WeightCopies:
         high, low = split_fp16(scaled.rows, "weight")
         scales = scaled.scales.squeeze(1)
         return cls(tuple(
-            PlaneWeight(_in_lines(high.view(torch.uint8).roll(copy, 0)), _in_lines(low.roll(copy, 0)), scales.roll(copy))
-            for copy in range(copies)
+            PlaneWeight(_in_lines(high, copy), _in_lines(low, copy), scales.roll(copy)) for copy in range(copies)
         ))
 
     @cached_property
@@ -54,11 +53,11 @@ class WeightCopies:
         return self.fp16[copy].double() * self.planes[copy].scales.double()[:, None]
 
 
-def _in_lines(plane: Tensor) -> Tensor:
-    """The same numbers, each row at the beginning of a line of memory; what lies between rows must not matter."""
+def _in_lines(plane: Tensor, shift: int) -> Tensor:
+    """The rows rotated by ``shift``, each beginning with a line of memory; what lies between them must not matter."""
     rows, inputs = plane.shape
-    padded = torch.full((rows, row_stride(inputs)), 0x7F, dtype=plane.dtype, device=plane.device)
-    padded[:, :inputs] = plane
+    padded = torch.full((rows, row_stride(inputs)), 0x7F, dtype=torch.uint8, device=plane.device)
+    padded[:, :inputs] = plane.view(torch.uint8).roll(shift, 0)
     return padded[:, :inputs]
 
 

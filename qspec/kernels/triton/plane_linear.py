@@ -91,7 +91,8 @@ def plane_product(
 ):  # fmt: skip
     """One tile of one piece. ``WHOLE``: every read of ``INPUTS`` inputs lies inside its piece.
 
-    ``stride``: from a weight's row to the next. ``SPLIT``: how many pieces there are, where they are added up here (``FINISH``).
+    ``stride``: from a weight's row to the next. ``SPLIT``: how many pieces there are, where they are added up here
+    (``FINISH``).
     """
     tile_m, tile_n, piece = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     rows, columns = tile_m * ROWS + tl.arange(0, ROWS), tile_n * OUTPUTS + tl.arange(0, OUTPUTS)
@@ -181,8 +182,8 @@ class PlaneWeight:
                                                "outputs of 16")
         strides = self.high.stride()
         if strides[1] != 1 or strides[0] % 16 or (self.low is not None and self.low.stride() != strides):
-            raise InvalidInput.field("weight", f"has strides {strides}; rows must be adjacent inputs, begin at multiples "
-                                               "of 16 and lie alike in both planes")
+            raise InvalidInput.field("weight", f"has strides {strides}; rows must be adjacent inputs, begin at "
+                                               "multiples of 16 and lie alike in both planes")
         if outputs * strides[0] >= 1 << 31:
             raise InvalidInput.field("weight", "has 2³¹ elements or more")
 

@@ -102,8 +102,8 @@ class TunedTable:
             "generation": self.generation,
             "measured_on": self.measured_on,
             "linears": [
-                {"outputs": entry.outputs, "inputs": entry.inputs, "both": asdict(entry.both), "high": asdict(entry.high)}
-                for entry in self.linears
+                {"outputs": each.outputs, "inputs": each.inputs, "both": asdict(each.both), "high": asdict(each.high)}
+                for each in self.linears
             ],
         }
 
