@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.shapes import LLAMA_8B, ROWS, SMOLLM2_7, TRIAL, ModelShape
+from benchmarks.gpu.shapes import LLAMA_8B, QUICK_ROWS, ROWS, SMOLLM2_7, TRIAL, ModelShape
 from qspec.kernels.triton.tuned import TunedTable, table_for
 
 
@@ -22,6 +22,8 @@ class BenchRun:
     output: Path
     seconds: float
     """For each section: what is left undone after it is named."""
+    quick: bool = False
+    """Fewer numbers of rows, fewer cases, and only kernels that are in use."""
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -32,7 +34,9 @@ class BenchRun:
     @property
     def rows(self) -> tuple[int, ...]:
         """Numbers of rows."""
-        return ROWS if self.device.type == "cuda" else (1, 5)
+        if self.device.type != "cuda":
+            return (1, 5)
+        return QUICK_ROWS if self.quick else ROWS
 
     def table(self) -> TunedTable:
         """The table that a section ``tune`` of this run wrote, or the checked-in one."""

@@ -21,7 +21,7 @@ import torch
 from benchmarks.environment import describe_environment
 from benchmarks.gpu import layer_sections, linear_sections
 from benchmarks.gpu.bench_run import BenchRun
-from benchmarks.gpu.summary import linear_summary
+from benchmarks.gpu.summary import comparison, linear_summary
 
 SECTIONS: dict[str, Callable[[BenchRun], Any]] = {
     "floor": linear_sections.floor,
@@ -41,11 +41,13 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("gpu-results"), help="folder of the results")
     parser.add_argument("--again", action="store_true", help="run sections that have a result, too")
     parser.add_argument("--seconds", type=float, default=150.0, help="limit of each section")
+    parser.add_argument("--quick", action="store_true", help="fewer rows and cases, only kernels that are in use")
+    parser.add_argument("--against", type=Path, help="results to print these ones beside, such as those checked in")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     cuda = torch.cuda.is_available()
-    run = BenchRun(torch.device("cuda" if cuda else "cpu"), options.output, options.seconds)
+    run = BenchRun(torch.device("cuda" if cuda else "cpu"), options.output, options.seconds, options.quick)
     environment = {**describe_environment(), "gpu": torch.cuda.get_device_name() if cuda else None,
                    "torch_cuda": torch.version.cuda}
     run.tell(f"{environment['gpu']}, torch {environment['torch']}, CUDA {environment['torch_cuda']}")
@@ -67,6 +69,8 @@ def main() -> int:
                for name in SECTIONS if (options.output / f"{name}.json").exists()}
     (options.output / "all.json").write_text(json.dumps({"environment": environment, **results}) + "\n", "utf-8")
     for line in linear_summary(results.get("linear", [])):
+        print(line)
+    for line in comparison(json.loads(options.against.read_text("utf-8")), results) if options.against else ():
         print(line)
     print(json.dumps({"environment": environment, "sections": list(results), "failed": failed}))
     return 1 if failed else 0

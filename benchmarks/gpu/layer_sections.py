@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -71,7 +71,7 @@ def attention(run: BenchRun) -> Any:
     for model in run.models:
         for sequences, queries, length in cases:
             times = {}
-            for piece in (128, 256, 512) if gpu else (64,):
+            for piece in ((256,) if run.quick else (128, 256, 512)) if gpu else (64,):
                 if run.time_is_up(f"{model.name} {sequences}x{queries} at {length}"):
                     return figures
                 copies = max(2, min(8, (256 << 20) // (4 * sequences * length * model.kv_heads * model.head_dim)))
@@ -135,11 +135,9 @@ def _elementwise_calls(
 class Layer:
     """One decoder layer's launches over given weights, all buffers provided for."""
 
-    def __init__(
-        self, model: ModelShape, rows: int, run: BenchRun, table: TunedTable | None, ahead: int | None = None
-    ) -> None:
+    def __init__(self, model: ModelShape, rows: int, run: BenchRun, table: TunedTable | None) -> None:
         device = self._device = run.device
-        self.model, self._rows, self._table, self._ahead = model, rows, table, ahead
+        self.model, self._rows, self._table = model, rows, table
         self.residual = torch.randn(rows, model.hidden, device=device)
         self.normed = empty_activations(rows, model.hidden, device, quantised=False)
         self.normed8 = empty_activations(rows, model.hidden, device, quantised=True)
@@ -175,22 +173,15 @@ class Layer:
         if x.scales is not None:
             return Pieces(fp8_product(x, weight.high, self._one)[None], weight.scales, x.scales)
         assert self._table is not None
-        entry = self._table.linear(*weight.high.shape)
+        cut = self._table.linear(*weight.high.shape).cut(weight.reads)
         if name not in self._numbers:
-            self._numbers[name] = torch.empty(entry.split, self._rows, weight.high.shape[0], device=self._device)
-        tile = entry.tile(self._rows)
-        if self._ahead is not None:
-            tile = replace(tile, ahead=self._ahead)
-        product_pieces(x.values, weight, entry.split, tile, self._numbers[name])
+            self._numbers[name] = torch.empty(cut.split, self._rows, weight.high.shape[0], device=self._device)
+        product_pieces(x.values, weight, cut.split, cut.tile(self._rows), self._numbers[name])
         return Pieces(self._numbers[name], weight.scales)
 
 
-LAYERS = (
-    ("both", False, False, 0), ("both, 4 ahead", False, False, 4), ("both, 8 ahead", False, False, 8),
-    ("high", True, False, 0), ("high, 4 ahead", True, False, 4), ("high, 8 ahead", True, False, 8),
-    ("fp8", True, True, 0),
-)  # fmt: skip
-"""Name, whether the high plane alone, whether e4m3 activations, lines of weights fetched ahead."""
+LAYERS = (("both", False, False), ("high", True, False), ("fp8", True, True))
+"""Name, whether the high plane alone, whether e4m3 activations."""
 
 
 def layer(run: BenchRun) -> Any:
@@ -201,18 +192,18 @@ def layer(run: BenchRun) -> Any:
     for model in run.models:
         stacks = {name: WeightCopies.random(*shape, run.device, 4 if gpu else 2)
                   for name, shape in model.linears.items()}
-        cases = [(1, 1), (1, 5), (8, 1), (8, 5), (32, 1), (32, 5)] if gpu else [(2, 2)]
+        cases = [(1, 1), (1, 5), (8, 1), (8, 5), (32, 1), (32, 5)][: 5 if run.quick else 6] if gpu else [(2, 2)]
         for sequences, queries in cases:
             length, rows = 512 if gpu else 32, sequences * queries
             batch = Batch.of(model, sequences, queries, length, 2, 256, run.device)
             workspace = AttentionWorkspace.of(length, rows, model.heads, model.head_dim, run.device)
             times = {}
-            for name, high, fp8, ahead in LAYERS:
+            for name, high, fp8 in LAYERS:
                 if run.time_is_up(f"{model.name} {sequences}x{queries} {name}"):
                     return figures
                 if fp8 and not gpu:
                     continue
-                buffers = Layer(model, rows, run, table, ahead)
+                buffers = Layer(model, rows, run, table)
                 calls = []
                 for copy in range(len(stacks["qkv"].planes)):
                     weights = {part: (stack.high if high else stack.planes)[copy] for part, stack in stacks.items()}

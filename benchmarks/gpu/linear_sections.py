@@ -17,7 +17,7 @@ from benchmarks.gpu.rows_first import CONFIGS, rows_first
 from benchmarks.gpu.shapes import linear_shapes
 from benchmarks.gpu.timing import microseconds, over
 from benchmarks.gpu.tuning import CANDIDATES, tune_shape
-from benchmarks.gpu.weights import WeightCopies, read_all
+from benchmarks.gpu.weights import WeightCopies, memory_of, read_all
 from qspec.kernels.triton.elementwise import Activations
 from qspec.kernels.triton.fp8_linear import fp8_product
 from qspec.kernels.triton.input_order import arrange
@@ -93,7 +93,7 @@ def _floors(copies: WeightCopies, run: BenchRun) -> dict[str, float]:
     numbers = copies.planes[0].high.numel()
     out = torch.empty(-(-numbers // 16384) * 2, dtype=torch.int32, device=run.device)
     pairs = [(plane.high, plane.low) for plane in copies.planes if plane.low is not None]
-    high = microseconds([partial(read_all, high, out) for high, _ in pairs], run.device)
+    high = microseconds([partial(read_all, memory_of(high), out) for high, _ in pairs], run.device)
     both = microseconds([partial(read_all, weight.view(torch.uint8), out) for weight in copies.fp16], run.device)
     return {"both_floor_us": both, "high_floor_us": high}
 
@@ -102,21 +102,24 @@ def _products(
     copies: WeightCopies, rows: int, table: TunedTable, run: BenchRun
 ) -> dict[str, list[Callable[[], object]]]:
     outputs, inputs = copies.planes[0].high.shape
-    entry, device = table.linear(outputs, inputs), run.device
-    tile = entry.tile(rows)
+    device, entry = run.device, table.linear(outputs, inputs)
+    cut, high = entry.both, entry.high
+    tile = cut.tile(rows)
     natural = torch.randn(rows, inputs, device=device).half()
     x = arrange(natural)
-    pieces = torch.empty(entry.split, rows, outputs, device=device)
+    pieces = torch.empty(cut.split, rows, outputs, device=device)
+    high_pieces = torch.empty(high.split, rows, outputs, device=device)
     out = torch.empty(rows, outputs, dtype=torch.float16, device=device)
     workspace = Workspace(pieces, torch.zeros(1 << 16, dtype=torch.int32, device=device))
     calls: dict[str, list[Callable[[], object]]] = {
         "cuBLAS fp16": over(copies.fp16, partial(functional.linear, natural)),
-        "both": over(copies.planes, lambda weight: product_pieces(x, weight, entry.split, tile, pieces)),
-        "both, finished": over(copies.planes, lambda weight: product(x, weight, entry.split, tile, out, workspace)),
-        "high, 16-bit": over(copies.high, lambda weight: product_pieces(x, weight, entry.split, tile, pieces)),
+        "both": over(copies.planes, lambda weight: product_pieces(x, weight, cut.split, tile, pieces)),
+        "both, finished": over(copies.planes, lambda weight: product(x, weight, cut.split, tile, out, workspace)),
+        "high, 16-bit": over(
+            copies.high, lambda weight: product_pieces(x, weight, high.split, high.tile(rows), high_pieces)),
     }
-    chunk = piece_length(inputs, entry.split)
-    if rows <= 64 and chunk % 128 == 0 and inputs % 128 == 0:
+    chunk = piece_length(inputs, cut.split)
+    if not run.quick and rows <= 64 and chunk % 128 == 0 and inputs % 128 == 0:
         for config in CONFIGS[:2] if rows <= 32 else CONFIGS[3:]:
             calls[f"rows first {config[0]}x{config[1]}"] = [
                 partial(rows_first, natural, weight.high, weight.low, pieces, chunk, config)
@@ -126,7 +129,7 @@ def _products(
         one = torch.ones((), device=device)
         activations = Activations(natural.to(torch.float8_e4m3fn), None)
         calls["fp8"] = over(copies.planes, lambda weight: fp8_product(activations, weight.high, one))
-    if rows >= 128:
+    if not run.quick and rows >= 128:
         scratch = torch.empty(outputs, inputs, dtype=torch.float16, device=device)
         merged = PlaneWeight(scratch, None, copies.planes[0].scales)
 
@@ -137,18 +140,18 @@ def _products(
 
         calls["merge, cuBLAS"] = over(copies.planes, merge_and_library)
         large = Tile(rows=256 if rows >= 256 else 128, outputs=128, inputs=64, warps=8, stages=4)
-        calls["merged alone"] = [lambda: product_pieces(x, merged, entry.split, large, pieces)]
+        calls["merged alone"] = [lambda: product_pieces(x, merged, cut.split, large, pieces)]
     return calls
 
 
 def _error(copies: WeightCopies, rows: int, table: TunedTable, run: BenchRun) -> float:
     """Of the finished product of both planes in fp32 output, with fresh inputs and a poisoned output."""
     outputs, inputs = copies.planes[1].high.shape
-    entry = table.linear(outputs, inputs)
+    cut = table.linear(outputs, inputs).both
     x = torch.randn(rows, inputs, device=run.device).half()
     out = torch.full((rows, outputs), math.nan, device=run.device)
-    workspace = Workspace.of(entry.split * rows * outputs, 1 << 16, run.device)
-    product(arrange(x), copies.planes[1], entry.split, entry.tile(rows), out, workspace)
+    workspace = Workspace.of(cut.split * rows * outputs, 1 << 16, run.device)
+    product(arrange(x), copies.planes[1], cut.split, cut.tile(rows), out, workspace)
     if outputs * inputs > 1 << 28:  # lm_head: float64 of it is gigabytes, so some outputs
         copies = WeightCopies(tuple(PlaneWeight(p.high[:4096], None if p.low is None else p.low[:4096], p.scales[:4096])
                                     for p in copies.planes[:2]))
@@ -163,7 +166,7 @@ def invariance(run: BenchRun) -> Any:
     numbers = (1, 2, 3, 4, 5, 8, 16, 17, 32, 64, 128, 256) if run.device.type == "cuda" else (1, 2, 5)
     tiles = [tile for tiles in CANDIDATES.values() for tile in tiles] if run.device.type == "cuda" else [Tile(rows=16)]
     for outputs, inputs in shapes:
-        split = run.table().linear(outputs, inputs).split
+        split = run.table().linear(outputs, inputs).both.split
         weight = WeightCopies.random(outputs, inputs, run.device, 2).planes[0]
         assert weight.low is not None
         scratch = torch.empty(outputs, inputs, dtype=torch.float16, device=run.device)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 ROWS = (1, 4, 8, 16, 32, 64, 128, 256, 1024)
 """Numbers of rows; the last is a chunk of a prompt."""
+QUICK_ROWS = (1, 8, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The products' times as a short table: for people, and for terminals that keep the last lines only."""
+"""The times as short tables: for people, and for terminals that keep the last lines only."""
 
 from __future__ import annotations
 
@@ -29,3 +29,36 @@ def linear_summary(figures: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def _time(figure: Mapping[str, Any], name: str) -> float:
     time = figure["us"].get(name)
     return math.nan if time is None else float(time)
+
+
+_COMPARED = ("both", "high, 16-bit")
+
+
+def comparison(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """What two runs both have, before → after: products relative to the library's in their own run, the rest in µs."""
+    then = {(each["outputs"], each["inputs"], each["rows"]): each for each in before.get("linear", [])}
+    now = [each for each in after.get("linear", []) if (each["outputs"], each["inputs"], each["rows"]) in then]
+    for shape in dict.fromkeys((each["outputs"], each["inputs"]) for each in now):
+        for name in _COMPARED:
+            parts = []
+            for each in now:
+                if (each["outputs"], each["inputs"]) == shape:
+                    case = (*shape, each["rows"])
+                    old = then[case]
+                    ratios = (_time(run, name) / _time(run, _BASE) for run in (old, each))
+                    parts.append(f"{each['rows']}: " + "→".join(f"{ratio:.2f}" for ratio in ratios))
+            yield f"{shape[0]}x{shape[1]} {name:<13} " + "  ".join(parts)
+    for section in ("attention", "elementwise", "layer"):
+        old_cases = {_case(each): each["us"] for each in before.get(section, [])}
+        for each in after.get(section, []):
+            old_times = old_cases.get(_case(each), {})
+            shown = "  ".join(f"{name} {old_times[name]:.1f}→{time:.1f}" for name, time in each["us"].items()
+                              if name in old_times)
+            if shown:
+                yield f"{section}, {_case(each)}: {shown}"
+
+
+def _case(figure: Mapping[str, Any]) -> str:
+    """Everything that tells a measured case from the others."""
+    return " ".join(f"{name} {figure[name]}" for name in ("model", "rows", "pieces", "sequences", "queries", "length")
+                    if name in figure)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qspec.kernels.triton.plane_linear import PlaneWeight
+from qspec.kernels.triton.plane_linear import PlaneWeight, row_stride
 from qspec.quant.planes import merge_fp16, scale_rows, split_fp16
 
 _BYTES = 320 << 20
@@ -35,8 +35,7 @@ class WeightCopies:
         high, low = split_fp16(scaled.rows, "weight")
         scales = scaled.scales.squeeze(1)
         return cls(tuple(
-            PlaneWeight(high.view(torch.uint8).roll(copy, 0), low.roll(copy, 0), scales.roll(copy))
-            for copy in range(copies)
+            PlaneWeight(_in_lines(high, copy), _in_lines(low, copy), scales.roll(copy)) for copy in range(copies)
         ))
 
     @cached_property
@@ -52,6 +51,20 @@ class WeightCopies:
     def exact(self, copy: int) -> Tensor:
         """What a copy stands for, float64."""
         return self.fp16[copy].double() * self.planes[copy].scales.double()[:, None]
+
+
+def _in_lines(plane: Tensor, shift: int) -> Tensor:
+    """The rows rotated by ``shift``, each beginning with a line of memory; what lies between them must not matter."""
+    rows, inputs = plane.shape
+    padded = torch.full((rows, row_stride(inputs)), 0x7F, dtype=torch.uint8, device=plane.device)
+    padded[:, :inputs] = plane.view(torch.uint8).roll(shift, 0)
+    return padded[:, :inputs]
+
+
+def memory_of(plane: Tensor) -> Tensor:
+    """All bytes that a plane lies in, those between its rows included."""
+    rows, between = plane.shape[0], plane.stride(0)
+    return plane.as_strided((rows * between,), (1,))
 
 
 @triton.jit

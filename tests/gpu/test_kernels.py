@@ -27,16 +27,17 @@ def _error(out: torch.Tensor, exact: torch.Tensor) -> float:
 def test_products_by_the_tuned_table(outputs: int, inputs: int, device: torch.device) -> None:
     copies = WeightCopies.random(outputs, inputs, device, 2)
     entry = table_for(torch.cuda.get_device_capability()).linear(outputs, inputs)
+    both, alone = entry.both, entry.high
     weight, exact = copies.planes[1], copies.exact(1)
     for rows, dtype, bound in ((1, torch.float32, 1e-4), (64, torch.float16, 5e-4), (300, torch.float32, 1e-4)):
         x = torch.randn(rows, inputs, device=device).half()
-        workspace = Workspace.of(entry.split * rows * outputs, 1 << 16, device)
+        workspace = Workspace.of(max(both.split, alone.split) * rows * outputs, 1 << 16, device)
         out = torch.full((rows, outputs), float("nan"), dtype=dtype, device=device)
-        product(arrange(x), weight, entry.split, entry.tile(rows), out, workspace)
+        product(arrange(x), weight, both.split, both.tile(rows), out, workspace)
         assert _error(out, x.double() @ exact.t()) < bound
     only_high = PlaneWeight(weight.high, None, weight.scales)
     out.fill_(float("nan"))
-    product(arrange(x), only_high, entry.split, entry.tile(rows), out, workspace)
+    product(arrange(x), only_high, alone.split, alone.tile(rows), out, workspace)
     high = weight.high.view(torch.float8_e4m3fn)
     assert _error(out, reference.linear_fp8_plane(x, high, weight.scales[:, None], None)) < 1e-4
 
@@ -84,14 +85,14 @@ def test_long_contexts(heads: int, kv_heads: int, head_dim: int, device: torch.d
 
 def test_graphs_replay_products_and_their_counters(device: torch.device) -> None:
     weight = WeightCopies.random(4096, 4096, device, 2)
-    entry = table_for(torch.cuda.get_device_capability()).linear(4096, 4096)
+    cut = table_for(torch.cuda.get_device_capability()).linear(4096, 4096).both
     x, out = torch.randn(5, 4096, device=device).half(), torch.empty(5, 4096, device=device)
     arranged, workspace = arrange(x), Workspace.of(8 * 5 * 4096, 4096, device)
-    product(arranged, weight.planes[0], entry.split, entry.tile(5), out, workspace)
+    product(arranged, weight.planes[0], cut.split, cut.tile(5), out, workspace)
     first = out.clone()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        product(arranged, weight.planes[0], entry.split, entry.tile(5), out, workspace)
+        product(arranged, weight.planes[0], cut.split, cut.tile(5), out, workspace)
     for _ in range(50):
         out.fill_(float("nan"))
         graph.replay()

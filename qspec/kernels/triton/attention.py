@@ -217,7 +217,7 @@ def attend(
         context.block_table, workspace.sums, workspace.maxima, workspace.totals, count, context.block_table.shape[1],
         head_dim**-0.5 * math.log2(math.e), HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, BLOCK=block,
         TAIL=tail_keys.shape[2] if tails else 0, PIECE=workspace.piece, INNER=_INNER, TILE=TILE, num_warps=4,
-        num_stages=2, **launch_options(),
+        num_stages=3, **launch_options(),
     )  # fmt: skip
     _merge[(count, heads)](
         workspace.sums, workspace.maxima, workspace.totals, rows.positions, rows.slots, committed, out, count, pieces,

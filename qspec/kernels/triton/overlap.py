@@ -2,9 +2,9 @@
 
 A decoder layer is nine launches of a few microseconds each at small batch, and the gap between two is about one. From
 Hopper on, a kernel can be launched before its predecessor is done, if it waits by itself before it touches memory.
-Every kernel here does so first of all; a product may ask for its first weights before (``fetch_ahead``), since weights
-never change, so that memory is busy while small kernels run. ``QSPEC_GPU_OVERLAP`` in the environment is for measuring:
-0 turns overlapping off, 1 lets the next kernel come once this one's inputs are there, 2 (the default) at once.
+Every kernel here does so first of all. ``QSPEC_GPU_OVERLAP`` in the environment is for measuring: 0 turns overlapping
+off, 1 (the default) lets the next kernel come once this one's inputs are there, 2 at once, which lets kernels that wait
+take room from those that work. Asking for weights before the inputs are there has cost more than it gave.
 """
 
 from __future__ import annotations
@@ -29,17 +29,10 @@ def wait_for_inputs(OVERLAP: tl.constexpr):
         gdc_launch_dependents()
 
 
-@triton.jit
-def fetch_ahead(bytes_):
-    """Ask for the lines of memory that some pointers point into, to be in the L2 cache when they are read."""
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [bytes_.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1)
-
-
 @lru_cache(maxsize=1)
 def launch_options() -> dict[str, int | bool]:
     """What every launch of a kernel that begins with ``wait_for_inputs`` is given."""
     interpreted = bool(triton.knobs.runtime.interpret)
     able = not interpreted and torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
-    overlap = int(os.environ.get("QSPEC_GPU_OVERLAP", "2")) if able else 0
+    overlap = int(os.environ.get("QSPEC_GPU_OVERLAP", "1")) if able else 0
     return {"OVERLAP": overlap, "launch_pdl": overlap > 0}

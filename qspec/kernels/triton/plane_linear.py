@@ -11,6 +11,10 @@ warps, stages) only says which chains run side by side. Nothing is added by atom
 (``Weights.MERGED``) in the same order give the same bits, so long prefills may merge a matrix once and use larger
 tiles.
 
+**Whole lines.** Memory is read in lines of 128 bytes, and reads of half a line reach half the bandwidth (measured:
+``benchmarks/gpu/NOTES.md``). So a tile reads 128 inputs or more of each row of a plane at a time, and rows begin at
+multiples of 128 bytes (``row_stride``), which 4032 inputs without padding do not.
+
 **Split products** leave fp32 pieces ``[split, M, N]``, which the next operation adds up as it reads them
 (``elementwise``), or which the last program of a tile to arrive adds up (``finish``).
 """
@@ -27,8 +31,9 @@ from torch import Tensor
 
 from qspec.errors import InvalidInput
 from qspec.kernels.triton.input_order import GROUP, arrange_weights
-from qspec.kernels.triton.overlap import fetch_ahead, launch_options, wait_for_inputs
-from qspec.kernels.triton.planes import merge_planes, widen_plane
+from qspec.kernels.triton.overlap import launch_options, wait_for_inputs
+from qspec.kernels.triton.planes import INTERPRETED, merge_planes, widen_plane
+from qspec.quant.planes import HIGH_SCALE
 
 
 class Weights(IntEnum):
@@ -43,6 +48,9 @@ class Weights(IntEnum):
 
 
 _HIGH, _MERGED = tl.constexpr(1), tl.constexpr(2)
+_PLANE_SCALE = tl.constexpr(HIGH_SCALE)
+LINE = 128
+"""Bytes that memory is read in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,42 +62,49 @@ class Tile:
     outputs: int = 64
     """Outputs in a program: 64 or a multiple."""
     inputs: int = 128
-    """Inputs read at a time: 64 or 128."""
+    """Inputs read at a time: 128 (64 reads half lines of planes), or 256."""
     warps: int = 4
     """4 (or 8, where there are at least 128 outputs)."""
     stages: int = 4
     """Reads in flight."""
-    ahead: int = 0
-    """Lines of 128 bytes of each row of a plane that are asked for before the inputs are there; 0 or a power of two."""
+
+
+@triton.jit
+def finish_sums(total):
+    """The same sums, finished: matrix instructions that read registers must not run on while those are rewritten.
+
+    Left to itself Triton has those of one step run into the next, where PTX allows no writing to their weights; and
+    the assembler, once it sees anything else that sets the sums before they are finished (such as zeros after a loop
+    of no steps, hence ``tl.assume``), makes each instruction wait for the one before, at a third of the speed. With
+    one use of the sums at the end of each step they run back to back and are waited for once.
+    """
+    if INTERPRETED:
+        return total
+    return tl.inline_asm_elementwise("// $0", "=f,0", [total], dtype=tl.float32, is_pure=True, pack=1)
 
 
 @triton.jit(do_not_specialize=["M"])
 def plane_product(
-    x, high, low, scales, out, pieces, arrived, M, N, K, chunk,
+    x, high, low, scales, out, pieces, arrived, M, N, K, stride, chunk,
     SPLIT: tl.constexpr, FINISH: tl.constexpr, WEIGHTS: tl.constexpr, WHOLE: tl.constexpr,
-    ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, AHEAD: tl.constexpr, OVERLAP: tl.constexpr,
+    ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One tile of one piece. ``WHOLE``: every read of ``INPUTS`` inputs lies inside its piece.
 
-    ``SPLIT``: how many pieces there are, where they are added up here (``FINISH``).
+    ``stride``: from a weight's row to the next. ``SPLIT``: how many pieces there are, where they are added up here
+    (``FINISH``).
     """
     tile_m, tile_n, piece = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     rows, columns = tile_m * ROWS + tl.arange(0, ROWS), tile_n * OUTPUTS + tl.arange(0, OUTPUTS)
     depth = tl.arange(0, INPUTS)
     # Outputs past the end repeat the last one, rows are zeros that nobody has to fetch; neither is stored.
-    weight_at = tl.minimum(columns, N - 1)[:, None] * K + depth[None, :]
+    weight_at = tl.minimum(columns, N - 1)[:, None] * stride + depth[None, :]
     x_at, of_row = rows[None, :] * K + depth[:, None], (rows < M)[None, :]
     start = piece * chunk
-    if OVERLAP > 0 and AHEAD > 0:
-        size: tl.constexpr = high.dtype.element_ty.primitive_bitwidth // 8
-        line = tl.minimum(start + tl.arange(0, AHEAD) * (128 // size), K - 1)
-        line = tl.minimum(columns, N - 1)[:, None] * K + line[None, :]
-        fetch_ahead(high + line)
-        if WEIGHTS == 0:
-            fetch_ahead(low + line)
     wait_for_inputs(OVERLAP)
     total = tl.zeros((OUTPUTS, ROWS), tl.float32)
     stop = tl.minimum(start + chunk, K)
+    tl.assume(start < stop)
     for k in range(start, stop, INPUTS):
         if WHOLE:
             first = tl.load(high + weight_at + k)
@@ -107,6 +122,10 @@ def plane_product(
         else:
             weights = arrange_weights(merge_planes(first, second), OUTPUTS, INPUTS)
         total = tl.dot(weights, activations, total)
+        if WEIGHTS != _MERGED:
+            total = finish_sums(total)
+    if WEIGHTS == _HIGH:
+        total *= _PLANE_SCALE
     inside = (rows[None, :] < M) & (columns[:, None] < N)
     at = rows[None, :] * N + columns[:, None]
     if FINISH and SPLIT == 1:
@@ -144,7 +163,10 @@ class Workspace:
 
 @dataclass(frozen=True, slots=True)
 class PlaneWeight:
-    """A weight as a kernel reads it; ``[N, K]`` with K a multiple of 64 and N of 16."""
+    """A weight as a kernel reads it; ``[N, K]`` with K a multiple of 64 and N of 16, adjacent in a row.
+
+    Rows may lie further apart than K: ``row_stride`` says how far they should.
+    """
 
     high: Tensor
     """The high plane (uint8), or the merged weight (fp16)."""
@@ -158,7 +180,11 @@ class PlaneWeight:
         if inputs % GROUP or outputs % 16:
             raise InvalidInput.field("weight", f"has shape {outputs}×{inputs}; inputs must be a multiple of {GROUP}, "
                                                "outputs of 16")
-        if outputs * inputs >= 1 << 31:
+        strides = self.high.stride()
+        if strides[1] != 1 or strides[0] % 16 or (self.low is not None and self.low.stride() != strides):
+            raise InvalidInput.field("weight", f"has strides {strides}; rows must be adjacent inputs, begin at "
+                                               "multiples of 16 and lie alike in both planes")
+        if outputs * strides[0] >= 1 << 31:
             raise InvalidInput.field("weight", "has 2³¹ elements or more")
 
     @property
@@ -167,6 +193,11 @@ class PlaneWeight:
         if self.high.dtype is torch.float16:
             return Weights.MERGED
         return Weights.HIGH if self.low is None else Weights.BOTH
+
+
+def row_stride(inputs: int) -> int:
+    """From one row of a plane to the next, so that every row begins with a line of memory: at most 64 bytes more."""
+    return -(-inputs // LINE) * LINE
 
 
 def piece_length(inputs: int, split: int) -> int:
@@ -198,9 +229,10 @@ def _launch(
     low = weight.high if weight.low is None else weight.low
     grid = (triton.cdiv(rows, tile.rows), triton.cdiv(outputs, tile.outputs), split)
     plane_product[grid](
-        x, weight.high, low, weight.scales, out, pieces, arrived, rows, outputs, inputs, chunk,
+        x, weight.high, low, weight.scales, out, pieces, arrived, rows, outputs, inputs,
+        weight.high.stride(0), chunk,
         SPLIT=split if finish else 1, FINISH=finish, WEIGHTS=int(weight.reads),
         WHOLE=chunk % tile.inputs == 0 and inputs % tile.inputs == 0,
-        ROWS=tile.rows, OUTPUTS=tile.outputs, INPUTS=tile.inputs, AHEAD=tile.ahead, num_warps=tile.warps,
+        ROWS=tile.rows, OUTPUTS=tile.outputs, INPUTS=tile.inputs, num_warps=tile.warps,
         num_stages=tile.stages, **launch_options(),
     )  # fmt: skip

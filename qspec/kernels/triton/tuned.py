@@ -1,8 +1,9 @@
 """Which tiles the products over planes use, measured once per GPU generation and checked in.
 
-Nothing is tuned while requests wait. An entry is a weight's shape: ``split``, which is part of what defines a row's
-bits and so the same for every number of rows, and a tile for each number of rows, which changes no bit. A shape without
-an entry takes the nearest one's and says so once. ``python -m benchmarks.gpu.kernels --section tune`` measures a table.
+Nothing is tuned while requests wait. An entry is a weight's shape: for both planes and for the high one alone a
+``split``, which is part of what defines a row's bits and so the same for every number of rows, and a tile for each
+number of rows, which changes no bit. A shape without an entry takes the nearest one's and says so once.
+``python -m benchmarks.gpu.kernels --section tune`` measures a table.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ import json
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from qspec.errors import InvalidInput
 from qspec.kernels.triton.input_order import GROUP
-from qspec.kernels.triton.plane_linear import Tile, piece_length
+from qspec.kernels.triton.plane_linear import Tile, Weights, piece_length
 
 _LOGGER = logging.getLogger(__name__)
 _FOLDER = Path(__file__).parent
@@ -27,11 +28,9 @@ _GENERATIONS = {9: "hopper"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LinearTuning:
-    """One weight shape's entry."""
+class Cut:
+    """How products of one kind over one shape of weight are cut up."""
 
-    outputs: int
-    inputs: int
     split: int
     """Pieces of the inputs (``plane_linear``)."""
     tiles: Mapping[int, Tile]
@@ -40,12 +39,29 @@ class LinearTuning:
     def __post_init__(self) -> None:
         if not self.tiles or list(self.tiles) != sorted(self.tiles):
             raise InvalidInput.field("tiles", "must be given for ascending numbers of rows")
-        if not 1 <= self.split <= most_pieces(self.inputs, self.split):
-            raise InvalidInput.field("split", f"{self.split} pieces of {self.inputs} inputs: one would be empty")
 
     def tile(self, rows: int) -> Tile:
         """The tile for a product of ``rows`` rows."""
         return next((tile for up_to, tile in self.tiles.items() if rows <= up_to), list(self.tiles.values())[-1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearTuning:
+    """One weight shape's entry."""
+
+    outputs: int
+    inputs: int
+    both: Cut
+    high: Cut
+
+    def __post_init__(self) -> None:
+        for cut in (self.both, self.high):
+            if not 1 <= cut.split <= most_pieces(self.inputs, cut.split):
+                raise InvalidInput.field("split", f"{cut.split} pieces of {self.inputs} inputs: one would be empty")
+
+    def cut(self, weights: Weights) -> Cut:
+        """How a product that reads ``weights`` is cut up; merged weights have the pieces of both planes."""
+        return self.high if weights is Weights.HIGH else self.both
 
 
 def most_pieces(inputs: int, wanted: int) -> int:
@@ -77,8 +93,8 @@ class TunedTable:
             f"no tuned kernel for weights of {outputs}×{inputs} on {self.generation}: using the entry of "
             f"{nearest.outputs}×{nearest.inputs}"
         )
-        split = most_pieces(inputs, nearest.split)
-        return LinearTuning(outputs=outputs, inputs=inputs, split=split, tiles=nearest.tiles)
+        both, high = (replace(cut, split=most_pieces(inputs, cut.split)) for cut in (nearest.both, nearest.high))
+        return LinearTuning(outputs=outputs, inputs=inputs, both=both, high=high)
 
     def to_json(self) -> dict[str, Any]:
         """What ``parse`` reads."""
@@ -86,16 +102,19 @@ class TunedTable:
             "generation": self.generation,
             "measured_on": self.measured_on,
             "linears": [
-                {**asdict(entry), "tiles": {str(rows): asdict(tile) for rows, tile in entry.tiles.items()}}
-                for entry in self.linears
+                {"outputs": each.outputs, "inputs": each.inputs, "both": asdict(each.both), "high": asdict(each.high)}
+                for each in self.linears
             ],
         }
 
     @classmethod
     def parse(cls, table: Mapping[str, Any]) -> TunedTable:
         """The table of a parsed file; ``InvalidInput`` or ``TypeError`` where it has other fields."""
+        def cut(fields: Mapping[str, Any]) -> Cut:
+            return Cut(**{**fields, "tiles": {int(rows): Tile(**tile) for rows, tile in fields["tiles"].items()}})
+
         linears = tuple(
-            LinearTuning(**{**entry, "tiles": {int(rows): Tile(**tile) for rows, tile in entry["tiles"].items()}})
+            LinearTuning(**{**entry, "both": cut(entry["both"]), "high": cut(entry["high"])})
             for entry in table["linears"]
         )
         return cls(table["generation"], table["measured_on"], linears)

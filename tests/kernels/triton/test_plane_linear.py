@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,7 +10,15 @@ pytest.importorskip("triton")
 from qspec.errors import InvalidInput
 from qspec.kernels import reference
 from qspec.kernels.triton.input_order import arrange
-from qspec.kernels.triton.plane_linear import PlaneWeight, Tile, Workspace, piece_length, product, product_pieces
+from qspec.kernels.triton.plane_linear import (
+    PlaneWeight,
+    Tile,
+    Workspace,
+    piece_length,
+    product,
+    product_pieces,
+    row_stride,
+)
 from qspec.kernels.triton.planes import merge_into
 from qspec.quant.planes import HIGH_SCALE, split_fp16
 from tests.kernels.triton.weights import random_planes
@@ -93,6 +103,32 @@ def test_a_row_does_not_see_its_neighbours(tile: Tile, device: torch.device, sou
     assert torch.equal(out[0], out[17])
     assert torch.equal(out[0], out[34])
     assert _relative_error(out[:1], x[:1].double() @ exact.t()) < 1e-5
+
+
+def test_rows_may_lie_apart(device: torch.device, source: torch.Generator) -> None:
+    weight, _ = random_planes(80, 192, source, device)
+    assert weight.low is not None
+    assert [row_stride(inputs) for inputs in (64, 128, 192, 4032)] == [128, 128, 256, 4096]
+
+    def apart(plane: torch.Tensor) -> torch.Tensor:
+        wide = torch.full((80, row_stride(192)), 0x7F, dtype=torch.uint8, device=device)  # NaN, where it is read
+        wide[:, :192] = plane
+        return wide[:, :192]
+
+    padded = PlaneWeight(apart(weight.high), apart(weight.low), weight.scales)
+    x = arrange(torch.randn(3, 192, generator=source).half()).to(device)
+    for adjacent, wide in ((weight, padded), (replace(weight, low=None), replace(padded, low=None))):
+        expected, pieces = torch.full((2, 2, 3, 80), float("nan"), device=device)
+        product_pieces(x, adjacent, 2, TILES[1], expected)
+        product_pieces(x, wide, 2, TILES[1], pieces)
+        assert torch.equal(pieces, expected)
+    merged, expected = torch.empty(2, 80, 192, dtype=torch.float16, device=device)
+    assert padded.low is not None
+    merge_into(padded.high, padded.low, merged, rearrange=True)
+    merge_into(weight.high, weight.low, expected, rearrange=True)
+    assert torch.equal(merged, expected)
+    with pytest.raises(InvalidInput, match="lie alike in both planes"):
+        PlaneWeight(padded.high, weight.low, weight.scales)
 
 
 def test_pieces_are_whole_groups() -> None:
