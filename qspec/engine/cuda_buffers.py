@@ -127,7 +127,7 @@ def _sizes(
     rows, hidden, middle = limits.rows, model.hidden_size, model.intermediate_size
     attended = model.num_heads * model.head_dim
     numbers = max(
-        table.linear(outputs, inputs).split * outputs * (limits.decided_rows if name == "lm_head" else rows)
+        _most_pieces(table, outputs, inputs) * outputs * (limits.decided_rows if name == "lm_head" else rows)
         for name, (inputs, outputs) in linears.items())
     pieces = (attention_pieces(limits.positions) + 1) * rows * model.num_heads
     half, single, quarter = torch.float16, torch.float32, torch.float8_e4m3fn
@@ -148,3 +148,9 @@ def _sizes(
         "totals": (pieces, single),
         "chosen": (rows, torch.int32),
     }
+
+
+def _most_pieces(table: TunedTable, outputs: int, inputs: int) -> int:
+    """Of a product over both planes or over one."""
+    tuning = table.linear(outputs, inputs)
+    return max(tuning.both.split, tuning.high.split)

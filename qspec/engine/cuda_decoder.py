@@ -31,7 +31,7 @@ from qspec.kernels.triton.elementwise import (
 from qspec.kernels.triton.embedding import embed
 from qspec.kernels.triton.fp8_linear import fp8_product
 from qspec.kernels.triton.plane_linear import PlaneWeight, product_pieces
-from qspec.kernels.triton.tuned import LinearTuning
+from qspec.kernels.triton.tuned import Cut
 from qspec.models.config import DecoderConfig
 from qspec.quant.codecs import Parts
 from qspec.quant.method_plan import MethodPlan
@@ -58,7 +58,7 @@ class PassCache:
 @dataclass(frozen=True, slots=True)
 class _Linear:
     weight: PlaneWeight
-    tuning: LinearTuning
+    cut: Cut
     quantised: bool
     """Whether its input is e4m3."""
 
@@ -90,7 +90,7 @@ class CudaDecoder:
         linears = {name: self._linear(plan, name, stored) for name, stored in parts.items()}
         shapes = {name: (linear.weight.high.shape[1], linear.weight.high.shape[0]) for name, linear in linears.items()}
         self.buffers = PassBuffers(config, limits, shapes, self.device)
-        self._embedding = _embedding(embedding)
+        self._embedding = _embedding(embedding, config.hidden_size)
         cos, sin = (table.to(self.device) for table in rotary_table(config, limits.positions))
         self._layers = [
             self._layer(tensors, linears, f"layers.{index}.", cos, sin) for index in range(config.num_layers)]
@@ -146,16 +146,16 @@ class CudaDecoder:
         weight = linear.weight
         if x.scales is not None:
             return Pieces(fp8_product(x, weight.high, self._one)[None], weight.scales, x.scales)
-        rows, tuning = x.values.shape[0], linear.tuning
-        pieces = self.buffers.pieces(tuning.split, rows, weight.high.shape[0])
-        product_pieces(x.values, weight, tuning.split, tuning.tile(rows), pieces)
+        rows, cut = x.values.shape[0], linear.cut
+        pieces = self.buffers.pieces(cut.split, rows, weight.high.shape[0])
+        product_pieces(x.values, weight, cut.split, cut.tile(rows), pieces)
         return Pieces(pieces, weight.scales)
 
     def _linear(self, plan: MethodPlan, name: str, stored: Parts) -> _Linear:
-        weight = _plane_weight(stored)
+        weight = _plane_weight(stored, _inputs(self.config, name))
         # Attention writes fp16: a scale per token would need a whole row in one program.
         quantised = plan.layers[name].variant.activations == _QUANTISED and not name.endswith("attention_out")
-        return _Linear(weight, gpu_table().linear(*weight.high.shape), quantised)
+        return _Linear(weight, gpu_table().linear(*weight.high.shape).cut(weight.reads), quantised)
 
     def _layer(
         self, tensors: Mapping[str, Tensor], linears: Mapping[str, _Linear], prefix: str, cos: Tensor, sin: Tensor
@@ -179,9 +179,20 @@ class CudaDecoder:
                 "device", f"the model has biases that the kernels for GPUs do not add ({biases[0]}); use --device cpu")
 
 
-def _plane_weight(stored: Parts) -> PlaneWeight:
-    return PlaneWeight(stored["high"].view(torch.uint8), stored.get("low"), stored["scales"].view(-1))
+def _inputs(config: DecoderConfig, name: str) -> int:
+    """How many inputs a linear layer has; its rows in the arena may be longer."""
+    kind = name.rpartition(".")[2]
+    if kind == "attention_out":
+        return config.num_heads * config.head_dim
+    return config.intermediate_size if kind == "mlp_out" else config.hidden_size
 
 
-def _embedding(stored: StoredEmbedding) -> PlaneWeight | Tensor:
-    return stored.parts["rows"] if stored.format == "fp32-rows" else _plane_weight(stored.parts)
+def _plane_weight(stored: Parts, inputs: int) -> PlaneWeight:
+    low = stored.get("low")
+    return PlaneWeight(
+        stored["high"].view(torch.uint8)[:, :inputs], None if low is None else low[:, :inputs],
+        stored["scales"].view(-1))
+
+
+def _embedding(stored: StoredEmbedding, width: int) -> PlaneWeight | Tensor:
+    return stored.parts["rows"] if stored.format == "fp32-rows" else _plane_weight(stored.parts, width)

@@ -86,7 +86,7 @@ def _encode(layer: str, weights: str, places: Mapping[str, Tensor], tensor: Tens
         weight = tensor[:, rows].to(device).t().float().contiguous()  # [rows, in]
         parts = codec.encode(weight, layer)
         for part, place in places.items():
-            place[rows].copy_(parts[part])
+            place[rows][:, : parts[part].shape[1]].copy_(parts[part])  # places of rows may be longer
         if WEIGHT_FORMATS[weights].counts_rounding:
             rounded += int((codec.decode(parts) != weight).sum())
     return rounded

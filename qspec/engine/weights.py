@@ -34,6 +34,9 @@ QUANTISED = "quantised/"
 _EMBED = "embed"
 _ROW_BY_ROW = (Backend.CPU_NATIVE, Backend.CUDA)
 """Backends that look an embedding up where each token's lies by itself."""
+_PLANES = ("high", "low")
+GPU_LINE = 128
+"""Bytes that a GPU's memory is read in."""
 _EMBEDDING_FORMATS = ("fp32-rows", "fp16-planes")
 """Formats of ``lm_head`` in which a tied embedding may be read, token by token, by the native kernels."""
 
@@ -92,10 +95,20 @@ def layer_regions(
     for name in layers:
         weights, (inputs, outputs) = plan.weights(name), shapes[name]
         regions += [
-            WeightRegion(RegionSpec(part_region(weights, name, part), dtype, shape), name, weights, part)
+            WeightRegion(
+                RegionSpec(part_region(weights, name, part), dtype, _padded(part, shape, plan)), name, weights, part)
             for part, (dtype, shape) in CODECS[weights].shapes(outputs, inputs, name).items()
         ]
     return regions
+
+
+def _padded(part: str, shape: tuple[int, ...], plan: MethodPlan) -> tuple[int, ...]:
+    """The shape of a part in the arena: on a GPU every row of a plane begins with a line of memory
+    (``qspec.kernels.triton.plane_linear.row_stride``).
+    """
+    if plan.backend is not Backend.CUDA or part not in _PLANES:
+        return shape
+    return shape[0], -(-shape[1] // GPU_LINE) * GPU_LINE
 
 
 def quantised_layers(plan: MethodPlan) -> list[str]:

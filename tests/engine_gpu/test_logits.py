@@ -27,3 +27,11 @@ def test_logits_agree_with_torch_in_any_chunks(family: str, model_of: Callable[[
     assert torch.equal(*found)
     error = (found[0] - expected).norm() / expected.norm()
     assert error < 2e-3
+
+
+def test_rows_of_planes_lie_as_the_kernels_read_them_best() -> None:
+    from qspec.engine.weights import GPU_LINE
+    from qspec.kernels.triton.plane_linear import row_stride
+
+    assert {row_stride(inputs) % GPU_LINE for inputs in (64, 128, 4032)} == {0}
+    assert row_stride(4032) == 4032 + 64 == -(-4032 // GPU_LINE) * GPU_LINE

@@ -15,13 +15,14 @@ _BLOCK = 1024
 
 @triton.jit
 def _embed_kernel(
-    token_ids, high, low, scales, residual, width, PLANES: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr
+    token_ids, high, low, scales, residual, width, stride,
+    PLANES: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     wait_for_inputs(OVERLAP)
     row, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < width
     token = tl.load(token_ids + row).to(tl.int64)
-    from_ = token * width + at
+    from_ = token * stride + at
     if PLANES:
         merged = merge_planes(tl.load(high + from_, mask=inside, other=0), tl.load(low + from_, mask=inside, other=0))
         values = merged.to(tl.float32) * tl.load(scales + token)
@@ -41,5 +42,5 @@ def embed(token_ids: Tensor, embedding: PlaneWeight | Tensor, residual: Tensor) 
     else:
         high, low, scales = embedding, None, embedding
     _embed_kernel[(rows, triton.cdiv(width, _BLOCK))](
-        token_ids, high, high if low is None else low, scales, residual, width, PLANES=low is not None, BLOCK=_BLOCK,
-        num_warps=4, **launch_options())
+        token_ids, high, high if low is None else low, scales, residual, width, high.stride(0),
+        PLANES=low is not None, BLOCK=_BLOCK, num_warps=4, **launch_options())
