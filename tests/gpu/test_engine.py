@@ -19,7 +19,7 @@ from qspec.interfaces import AcceptanceRule, Sampling
 from qspec.models.converted import ConvertedModel
 from qspec.models.decoder import Decoder
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(420)]
 
 SAMPLINGS = {"greedy": Sampling(), "seeded": Sampling(temperature=0.8, top_p=0.95, seed=7)}
 TOKENS = 64
