@@ -29,17 +29,19 @@ pin = "$$(grep -m 1 '^$(1)==' constraints.txt)"
 native-test = cmake -G Ninja -S qspec/kernels/native -B "build/native-$(1)" -DQSPEC_TEST=ON -DCMAKE_BUILD_TYPE=None \
     --log-level=WARNING $(2) >/dev/null && cmake --build "build/native-$(1)" -- --quiet
 
-.PHONY: help run serve test check bench methods-table protos native-sanitizers native-neon clean
+.PHONY: help run serve test test-gpu check bench bench-gpu methods-table protos native-sanitizers native-neon clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make run PROMPT="…" [ARGS="…"]   generate a text (options: README.md)'
 	@echo 'make serve [ARGS="…"]            start the server'
 	@echo 'make test [ARGS="…"]             run the tests'
+	@echo 'make test-gpu [ARGS="…"]         run the tests that need a CUDA GPU'
 	@echo 'make check                       linter, types, generated code, protos, import rules'
 	@echo 'make native-sanitizers           the native kernels under the sanitizers (CMake, Ninja and a C++ compiler)'
 	@echo 'make native-neon                 the same test for Arm, cross-compiled and run by QEMU (skipped without the tools)'
 	@echo 'make bench [ARGS="…"]            measure; the last line is JSON'
+	@echo 'make bench-gpu [ARGS="…"]        measure the GPU's kernels (sections: --section NAME)'
 	@echo 'make methods-table [ARGS="…"]    measure every method anew and write docs/methods.md'
 	@echo 'make protos                      generate qspec/v1 again'
 	@echo 'make clean                       remove the virtual environment and all caches of the tools'
@@ -62,6 +64,12 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks.end_to_end $(ARGS)
+
+test-gpu: $(VENV)/.gpu
+	@$(BIN)/python -m pytest tests/kernels/triton tests/gpu $(ARGS)
+
+bench-gpu: $(VENV)/.gpu
+	@$(BIN)/python -m benchmarks.gpu.kernels $(ARGS)
 
 methods-table: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks.methods $(ARGS)
@@ -107,4 +115,8 @@ $(VENV)/.runtime: $(VENV)/.pip pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.runtime
 	$(call install,development tools,-c constraints.txt -e '.[dev]')
+	@touch $@
+
+$(VENV)/.gpu: $(VENV)/.dev
+	$(call install,packages for a GPU,-c constraints.txt -e '.[gpu]')
 	@touch $@

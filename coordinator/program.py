@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +14,14 @@ import grpc
 from coordinator.drain import drain
 from coordinator.engine import Engine
 from coordinator.messages import info_message
+from coordinator.mps import mps_for_workers
 from coordinator.runtime_directory import runtime_directory
 from coordinator.service import GenerationService
 from coordinator.serving import ServerState, Serving
 from coordinator.stack import Stack
 from coordinator.start_progress import StartProgress
 from qspec.config import StackConfig
+from qspec.device import configured_backend
 from qspec.errors import InvalidInput
 from qspec.grammar import Grammars
 from qspec.interfaces import VerifierDescription
@@ -69,16 +72,29 @@ async def serve_coordinator(options: Options, status: Status) -> None:
     Raises what keeps the stack from starting or from going on.
     """
     if options.verifier_address is None:
-        check_methods(options.config, Role.VERIFY, Backend.CPU)
+        check_methods(options.config, Role.VERIFY, configured_backend(options.config))
     if options.drafter_address is None:
-        check_methods(options.config, Role.DRAFT, Backend.CPU)
+        check_methods(options.config, Role.DRAFT, configured_backend(options.config))
     with runtime_directory(options.runtime_dir) as (directory, made):
         if options.lifeline_fd is not None:
             watch_lifeline(options.lifeline_fd, runtime_dir=directory if made else None)
-        await _serve(options, directory, status)
+        with _workers_environment(options, directory, status) as environment:
+            await _serve(options, directory, status, environment)
 
 
-async def _serve(options: Options, directory: Path, status: Status) -> None:
+@contextlib.contextmanager
+def _workers_environment(options: Options, directory: Path, status: Status) -> Iterator[Mapping[str, str]]:
+    """What to add to the environment of the workers while it is entered: on a GPU, the way to MPS."""
+    workers_elsewhere = options.verifier_address is not None or options.drafter_address is not None
+    alone = options.config.draft_quantization == NO_DRAFTER
+    if workers_elsewhere or alone or configured_backend(options.config) is not Backend.CUDA:
+        yield {}
+        return
+    with mps_for_workers(directory / "mps", lambda text: status.stage(text, 0.0)) as added:
+        yield added
+
+
+async def _serve(options: Options, directory: Path, status: Status, environment: Mapping[str, str]) -> None:
     config, event_loop = options.config, asyncio.get_running_loop()
     serving = Serving(model=config.model, max_waiting=options.max_waiting)
     drafting = options.drafter_address is not None or config.draft_quantization != NO_DRAFTER
@@ -113,6 +129,7 @@ async def _serve(options: Options, directory: Path, status: Status) -> None:
     stack = Stack(
         config, serving, StartProgress(roles, tell), runtime_dir=directory,
         verifier_address=options.verifier_address, drafter_address=options.drafter_address, make_engine=make_engine,
+        environment=environment,
     )
     stack.on_failure = lambda error: _call_soon(event_loop, fail, error)
 

@@ -63,8 +63,12 @@ class Stack:
         drafter_address: str | None,
         make_engine: Callable[[Stack, VerifierDescription], Engine],
         modules: Mapping[str, str] = MODULES,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
-        """``make_engine`` is called once, when the first verifier is ready, with this stack as the observer."""
+        """``make_engine`` is called once, when the first verifier is ready, with this stack as the observer.
+
+        ``environment`` is added to that of the workers (``coordinator.mps``).
+        """
         self._serving = serving
         self._progress = progress
         self._make_engine = make_engine
@@ -84,7 +88,7 @@ class Stack:
         def worker(role: str, given: str | None) -> Worker:
             address = given or f"unix:{runtime_dir / role}.sock"
             arguments = None if given else self._arguments(address, config)
-            return Worker(role, modules[role], address, arguments, lambda: self._changed(role))
+            return Worker(role, modules[role], address, arguments, lambda: self._changed(role), environment)
 
         self._verifier = worker("verifier", verifier_address)
         drafting = drafter_address is not None or config.draft_quantization != NO_DRAFTER

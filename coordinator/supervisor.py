@@ -3,32 +3,41 @@
 A child is tied to its parent by two pipes. On the *status pipe* it tells what it is loading, that it is ready, or why
 it cannot be (``qspec.status``). The *lifeline* says nothing: its writing end is held by the parent alone, so that the
 child sees the end of the file however the parent ends, and ends itself (``qspec.lifeline``). Each child is a session of
-its own: a Ctrl-C at the terminal is the parent's to deal with.
+its own: a Ctrl-C at the terminal is the parent's to deal with. A program of somebody else's knows neither pipe: the
+kernel kills it when the thread that started it ends, and a child of ours that watches it sees to its children
+(``coordinator.mps_guardian``).
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from qspec.errors import ContractViolation, InvalidInput, QspecError, WorkerLost
 from qspec.status import EventKind, StatusEvent, read_events
 
 _STDERR = 2
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class ChildProcess:
     """``python -m MODULE ARGUMENTS`` with a status pipe and a lifeline; ``name`` is what messages call it.
 
     ``changed`` is called, in a thread of its own, whenever an event has come and when the process has ended.
+    ``environment`` is added to this process's own.
     """
 
-    def __init__(self, name: str, module: str, arguments: Sequence[str], changed: Callable[[], None]) -> None:
+    def __init__(
+        self, name: str, module: str, arguments: Sequence[str], changed: Callable[[], None],
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
         self._changed = changed
         self._stage = StatusEvent(kind=EventKind.STAGE, text="starting", fraction=0.0)
@@ -41,7 +50,7 @@ class ChildProcess:
         try:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=_STDERR, start_new_session=True,
-                pass_fds=(status_fd, lifeline_fd),
+                pass_fds=(status_fd, lifeline_fd), env={**os.environ, **(environment or {})},
             )
         except OSError as error:
             os.close(status_end)
@@ -118,3 +127,44 @@ class ChildProcess:
         self._process.wait()
         self._ended.set()
         self._changed()
+
+
+class ForeignProgram:
+    """A program of somebody else's in the foreground; what it prints is appended to the file ``output``.
+
+    It is killed when the calling thread ends, so that is to be the main one; no other may run yet, because code of this
+    process runs between fork and exec. ``QspecError`` when it cannot be started.
+    """
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], output: Path) -> None:
+        with output.open("ab") as file:
+            try:
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env={**os.environ, **environment},
+                    preexec_fn=_die_with_parent,
+                )
+            except OSError as error:
+                raise QspecError(f"cannot start {command[0]}: {error.strerror}") from error
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """What it ended with; None while it runs."""
+        return self._process.poll()
+
+    def terminate(self) -> None:
+        """Ask it to end (SIGTERM)."""
+        self._process.terminate()
+
+    def kill(self) -> None:
+        """End it (SIGKILL), and wait for that."""
+        self._process.kill()
+        self._process.wait()
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import grpc
@@ -29,9 +29,11 @@ class Worker:
     """A verifier or a drafter. With ``arguments`` it is started and replaced; without, somebody else does that."""
 
     def __init__(
-        self, role: str, module: str, address: str, arguments: Sequence[str] | None, changed: Callable[[], None]
+        self, role: str, module: str, address: str, arguments: Sequence[str] | None, changed: Callable[[], None],
+        environment: Mapping[str, str] | None = None,
     ) -> None:
-        """``module`` is run as a program; ``changed`` is called, from other threads, when it has told something."""
+        """``module`` is run as a program, ``environment`` added to this process's own; ``changed`` is called, from
+        other threads, when it has told something."""
         self.role = role
         self.address = address
         self._module = module
@@ -39,6 +41,7 @@ class Worker:
         self.restarts = 0
         self._arguments = arguments
         self._changed = changed
+        self._environment = environment
         self._failures = 0  # in a row
         self._not_before = 0.0
         self._started = 0.0
@@ -68,7 +71,7 @@ class Worker:
         """Start the process if there is none and it is time."""
         if self._arguments is not None and self.child is None and self._due and not self.given_up:
             self._started = time.monotonic()
-            self.child = ChildProcess(self.role, self._module, self._arguments, self._changed)
+            self.child = ChildProcess(self.role, self._module, self._arguments, self._changed, self._environment)
 
     def is_ready(self) -> bool:
         """Whether it can be attached."""

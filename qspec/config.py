@@ -13,6 +13,8 @@ DEFAULT_MODEL = "smollm2"
 """Alias of the model that is used when none is named (``qspec.models.resolve``)."""
 KERNELS = ("auto", "native", "torch")
 """What ``StackConfig.kernels`` can be."""
+DEVICES = ("auto", "cpu", "cuda")
+"""What ``StackConfig.device`` can be."""
 
 
 def cache_directory() -> Path:
@@ -56,6 +58,9 @@ class StackConfig:
     kernels: str = "auto"
     """What computes on a CPU: ``native`` kernels (an error where there are none), ``torch``'s operations, or ``auto``:
     the native ones where there are some."""
+    device: str = "auto"
+    """Where the model runs: ``cpu``, ``cuda`` (the first visible NVIDIA GPU), or ``auto``: a GPU that can be used, if
+    there is one."""
 
     def __post_init__(self) -> None:
         minimum = {"max_slots": 1, "max_draft_length": 0, "max_model_len": 0, "kv_tokens": 1, "block_size": 1,
@@ -72,6 +77,11 @@ class StackConfig:
         if self.kernels not in KERNELS:
             known = ", ".join(KERNELS)
             violations.append(FieldViolation("kernels", f"must be one of {known}, got {self.kernels!r}"))
+        if self.device not in DEVICES:
+            known = ", ".join(DEVICES)
+            violations.append(FieldViolation("device", f"must be one of {known}, got {self.device!r}"))
+        elif self.device == "cuda" and self.kernels != "auto":
+            violations.append(FieldViolation("kernels", f"{self.kernels} ones are for a CPU; leave it out with cuda"))
         if violations:
             raise InvalidInput(*violations)
 

@@ -18,17 +18,18 @@ from coordinator.client.generation_options import (
 )
 from coordinator.client.prompts import read_prompts
 from qspec.cli import EXIT_ERROR
-from qspec.config import KERNELS, StackConfig
+from qspec.config import DEVICES, KERNELS, StackConfig
+from qspec.device import configured_backend
 from qspec.errors import FieldViolation, InvalidInput
 from qspec.models.resolve import resolve
 from qspec.quant.method_plan import check_methods
-from qspec.quant.methods import Backend, Role
+from qspec.quant.methods import Role
 from qspec.rpc.addresses import parse_address
 from qspec.v1 import generation_pb2 as pb
 
 _STACK_OPTIONS = (
     "model", "draft_quantization", "verify_quantization", "draft_overrides", "verify_overrides", "threads",
-    "kernels",
+    "kernels", "device",
 )
 
 
@@ -126,6 +127,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=int, metavar="N", help="CPU threads per worker (default: what there is)")
     add("--kernels", choices=KERNELS, help=(
         f"what computes: native kernels, torch's operations, or auto (default: {default.kernels})"))
+    add("--device", choices=DEVICES, help=(
+        f"where the model runs: a CPU, an NVIDIA GPU, or auto (default: {default.device})"))
     return parser
 
 
@@ -153,8 +156,8 @@ def _check_stack(args: argparse.Namespace) -> None:
     except InvalidInput as error:
         violations += error.violations
     for check in (
-        lambda: check_methods(config, Role.DRAFT, Backend.CPU),
-        lambda: check_methods(config, Role.VERIFY, Backend.CPU),
+        lambda: check_methods(config, Role.DRAFT, configured_backend(config)),
+        lambda: check_methods(config, Role.VERIFY, configured_backend(config)),
         lambda: resolve(config.model),
     ):
         try:

@@ -17,7 +17,7 @@ def auto_pair(name: str, draft: str, verify: str, device: str = "cpu") -> tuple[
     there, ``ModelError`` a model that cannot be found or read.
     """
     check_pair(draft, verify, backend_of(device))
-    config = StackConfig(model=name, draft_quantization=str(draft), verify_quantization=str(verify))
+    config = StackConfig(model=name, draft_quantization=str(draft), verify_quantization=str(verify), device="cpu")
     model = prepare(name, progress=unwatched)
     config, _ = resolve_methods(config, model, choose_backend(config, model.config, unwatched), unwatched)
     return config.draft_quantization, config.verify_quantization

@@ -54,6 +54,7 @@ class QSPECModel:
         config = StackConfig(
             model=name, draft_quantization=draft, verify_quantization=verify, draft_overrides=draft_overrides,
             verify_overrides=verify_overrides, kv_tokens=kv_tokens, max_draft_length=max_draft_length,
+            device="cpu",
         )
         for role in Role:
             check_methods(config, role, backend)  # before anything is loaded

@@ -55,7 +55,7 @@ class QuantizedModel:
             verify_quantization=method if can_verify(method, backend) else "none",
             draft_overrides=overrides,
             verify_overrides=overrides if can_verify(method, backend) else "",
-            kv_tokens=kv_tokens, max_draft_length=max_draft_length,
+            kv_tokens=kv_tokens, max_draft_length=max_draft_length, device="cpu",
         )
         verifies = config.verify_quantization == method
         self._set(Engines(config, drafting=not verifies), method, verifies=verifies)

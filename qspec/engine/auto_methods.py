@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -35,9 +36,18 @@ def resolve_methods(
     if AUTO not in (config.draft_quantization, config.verify_quantization):
         return config, ""
     candidates = candidate_pairs(config.draft_quantization, config.verify_quantization, backend, stored=model.stored)
+    if backend is Backend.CUDA:
+        candidates = _without_times(candidates)
     times = _times(candidates, config, model.config, progress) if len(candidates) > 1 else {}
     choice = choose_pair(candidates, times)
+    if backend is Backend.CUDA:
+        choice = replace(choice, reason=f"{choice.draft} drafting for {choice.verify}, which reads least")
     return config.settled(draft=choice.draft, verify=choice.verify), choice.reason
+
+
+def _without_times(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The pair for a GPU: at small batch every draft of a plane reads the same bytes, so what is accepted decides."""
+    return [max(candidates, key=lambda candidate: candidate.acceptance)]
 
 
 def _times(candidates: Sequence[Candidate], config: StackConfig, model: DecoderConfig, progress: Progress) -> StepTimes:

@@ -6,6 +6,7 @@ Both workers of a stack come to the same answer because both ask here, with one 
 from __future__ import annotations
 
 from qspec.config import StackConfig
+from qspec.device import configured_backend
 from qspec.errors import InvalidInput
 from qspec.interfaces import Progress
 from qspec.kernels.native.loading import NativeUnavailable, instruction_sets, load
@@ -35,10 +36,19 @@ def check_kernels(config: StackConfig) -> None:
 
 
 def choose_backend(config: StackConfig, model: DecoderConfig, progress: Progress) -> Backend:
-    """The backend that ``config.kernels`` means for a model; why it is not the native one is told through ``progress``.
+    """The backend that ``config.device`` and ``config.kernels`` mean for a model; why it is not the best one is told
+    through ``progress``.
 
-    ``InvalidInput`` where native kernels are demanded and there are none.
+    ``InvalidInput`` where a GPU or native kernels are demanded and there are none, or none for the model.
     """
+    if configured_backend(config) is Backend.CUDA:
+        from qspec.engine.gpu_support import gpu_absence
+
+        if (absence := gpu_absence(model)) is None:
+            return Backend.CUDA
+        if config.device == "cuda":
+            raise InvalidInput.field("device", absence)
+        progress(f"{absence}; the CPU is used", None)
     if config.kernels == "torch":
         return Backend.CPU
     reason = _native_absence()

@@ -24,7 +24,7 @@ class CachedDecoder:
         config = forward.config
         shape = (config.num_layers, num_blocks, config.num_kv_heads, block_size, config.head_dim)
         self._forward = forward
-        self._keys, self._values = torch.zeros(shape), torch.zeros(shape)
+        self._keys, self._values = forward.empty_cache(shape), forward.empty_cache(shape)
         self.block_size = block_size
 
     @property

@@ -19,7 +19,6 @@ from qspec.interfaces import MemoryItem, Progress
 from qspec.kernels.int8_linear import Int8Linear
 from qspec.models.converted import ConvertedModel
 from qspec.models.decoder import linear_names
-from qspec.models.layer_weights import LayerWeights
 from qspec.quant.codecs import Parts
 from qspec.quant.method_plan import MethodPlan, plan_draft, plan_verify
 from qspec.quant.methods import Backend
@@ -63,7 +62,7 @@ class DraftWeights:
         if packed_names:
             with model.open_weights() as weights, model.open_int8() as int8:
                 packed = packed_linears(packed_names, int8, weights, progress)
-        with LayerWeights(model) as layers:
+        with model.open_layers() as layers:
             shapes = {name: layers.tensors.shape(name) for name in stored}
             own = open_weights(layer_regions(private_names, shapes, methods), model.fingerprint, layers, progress)
         private = shared_parts(own, private_names, methods, methods)

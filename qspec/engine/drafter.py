@@ -16,10 +16,11 @@ from torch import Tensor
 
 from qspec.acceptance import draft_token
 from qspec.config import StackConfig
+from qspec.device import configured_backend
 from qspec.early_stop import DraftGate
 from qspec.engine.backend import check_kernels, choose_backend
 from qspec.engine.draft_weights import DraftWeights
-from qspec.engine.forward import DraftCache, DraftContext, DraftForward
+from qspec.engine.forward import DraftCache, DraftContext, DraftForward, DraftPass, GreedyDraftPass
 from qspec.engine.regions import (
     BLOCK_TABLES,
     DRAFT_PROBS,
@@ -34,6 +35,7 @@ from qspec.engine.regions import (
     TAIL_VALUES,
     arena_fingerprint,
 )
+from qspec.engine.stores import gpu_context
 from qspec.engine.weights import shared_parts
 from qspec.engine.worker_forward import drafter_forward
 from qspec.errors import ContractViolation, EpochMismatch, InvalidInput
@@ -47,7 +49,7 @@ from qspec.interfaces import (
     VerifierDescription,
 )
 from qspec.logit_adjustment import DraftHistory
-from qspec.memory.arena import HostArena
+from qspec.memory.attachment import Arena, open_arena
 from qspec.models.converted import ConvertedModel, prepare
 from qspec.models.tokenizer import vocab_fingerprint
 from qspec.quant.codecs import Parts
@@ -76,7 +78,7 @@ class _Draft:
 class _Attached:
     """An arena, and the model over it."""
 
-    def __init__(self, arena: HostArena, forward: DraftForward, parts: Mapping[str, Parts]) -> None:
+    def __init__(self, arena: Arena, forward: DraftForward, parts: Mapping[str, Parts]) -> None:
         self.arena, self.forward = arena, forward
         self.parts = parts  # the stored weights that the model multiplies with; none where they are packed
         self.cache = DraftCache(*map(arena.tensor, (KV_KEYS, KV_VALUES, TAIL_KEYS, TAIL_VALUES)))
@@ -97,6 +99,7 @@ class LocalDrafter:
         self._model, self._config, self._backend, self._progress = model, config, backend, progress
         self._vocab_fingerprint = vocab_fingerprint(model.tokenizer_directory)
         self._attached: _Attached | None = None
+        self._context = (gpu_context(),) if backend is Backend.CUDA else ()
         self._prepared: DraftWeights | None = None
         if AUTO not in (config.draft_quantization, config.verify_quantization):
             self._prepare(config)
@@ -105,7 +108,7 @@ class LocalDrafter:
     def load(cls, config: StackConfig, *, progress: Progress) -> LocalDrafter:
         """Convert the model if need be and prepare private weights; needs no arena yet. ``InvalidInput``."""
         for role in (Role.VERIFY, Role.DRAFT):
-            check_methods(config, role, Backend.CPU)  # before a conversion that takes long
+            check_methods(config, role, configured_backend(config))  # before a conversion that takes long
         check_kernels(config)
         if config.draft_quantization == NO_DRAFTER:
             raise InvalidInput.field("draft_quantization", "a drafter needs a method; 'off' means to start none")
@@ -121,13 +124,14 @@ class LocalDrafter:
         weights = self._prepare(self._settled(verifier))
         if verifier.arena.fingerprint != arena_fingerprint(self._model.fingerprint, verifier.arena.regions):
             raise InvalidInput.field("model", "the arena holds another model or format than the drafter's")
-        arena = HostArena.open(verifier.arena)
+        arena = open_arena(verifier.arena)
         parts = {**weights.private, **shared_parts(arena, weights.shared, weights.methods, weights.store)}
         forward = drafter_forward(
             arena, self._model.config, weights.methods, weights.store, parts, weights.packed, verifier, weights.threads)
         self._attached = _Attached(arena, forward, parts)
         return DrafterDescription(
-            epoch=verifier.epoch, method=weights.methods.label, kernel=weights.kernel_name(), memory=weights.memory
+            epoch=verifier.epoch, method=weights.methods.label, kernel=weights.kernel_name(),
+            memory=(*weights.memory, *self._context),
         )
 
     def _settled(self, verifier: VerifierDescription) -> StackConfig:
@@ -177,7 +181,8 @@ class LocalDrafter:
         draft_pass = attached.forward.draft_pass([draft.context for draft in drafts.values()], attached.cache)
         prepared = time.perf_counter_ns()
         sampling_ns = 0
-        for step in range(max((item.draft_length for item in batch.items), default=0)):
+        drafted = _draft_at_once(draft_pass, list(drafts.values()))
+        for step in range(0 if drafted else max((item.draft_length for item in batch.items), default=0)):
             active = [draft for draft in drafts.values() if draft.item.draft_length > step and not draft.gate.ended]
             if not active:
                 break
@@ -247,3 +252,17 @@ class LocalDrafter:
         if sampling.needs_draft_probs:
             attached.draft_probs[draft.item.slot, step] = probs[0]
         draft.tokens.append(token)
+
+
+def _draft_at_once(draft_pass: DraftPass, drafts: list[_Draft]) -> bool:
+    """Draft all tokens in one go, where only the most probable are asked for and the pass can; whether it was done.
+
+    Steps beyond a sequence's own draft length cost nothing and are dropped.
+    """
+    if not drafts or not isinstance(draft_pass, GreedyDraftPass) or any(draft.needs_distributions for draft in drafts):
+        return False
+    longest = max(draft.item.draft_length for draft in drafts)
+    tokens = draft_pass.greedy_steps({draft.item.slot: draft.item.pending_token for draft in drafts}, longest)
+    for draft in drafts:
+        draft.tokens += tokens[draft.item.slot][: draft.item.draft_length]
+    return True

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -28,7 +28,7 @@ class Forward(Protocol):
     def rows(self, sequences: Sequence[SequenceRows], keys: Tensor, values: Tensor) -> Tensor:
         """Run adjacent positions of some sequences, in their order, and enter them: ``[rows, H]``.
 
-        ``keys``, ``values``: ``[layers, blocks, kv_heads, block, D]`` float32.
+        ``keys``, ``values``: ``[layers, blocks, kv_heads, block, D]``, float32, on a GPU fp16.
         """
         ...
 
@@ -38,6 +38,10 @@ class Forward(Protocol):
 
     def greedy(self, hidden: Tensor) -> list[int]:
         """The token of each row's largest logit, the lowest of equals. ``[rows, H]``."""
+        ...
+
+    def empty_cache(self, shape: tuple[int, ...]) -> Tensor:
+        """Zeros for keys or values of one's own, of the type and in the memory that ``rows`` takes them."""
         ...
 
     def for_drafting(self) -> Forward:
@@ -63,7 +67,7 @@ class DraftContext:
 
 @dataclass(frozen=True, slots=True)
 class DraftCache:
-    """Committed blocks, only read, and tails: float32 ``[layers, blocks, kv_heads, block, D]`` and
+    """Committed blocks, only read, and tails: ``[layers, blocks, kv_heads, block, D]`` and
     ``[layers, slots, kv_heads, k_max, D]``.
     """
 
@@ -81,6 +85,15 @@ class DraftPass(Protocol):
 
         In the order of ``tokens``. Steps go 0, 1, …
         """
+        ...
+
+
+@runtime_checkable
+class GreedyDraftPass(DraftPass, Protocol):
+    """One that can feed its own greedy tokens, so that no step waits for the host."""
+
+    def greedy_steps(self, tokens: Mapping[int, int], steps: int) -> dict[int, list[int]]:
+        """Feed a token to each of some slots, and then what it gives: ``steps`` tokens by slot. In place of steps."""
         ...
 
 

@@ -126,7 +126,7 @@ def packed_linears(
 
 def working_memory(plan: MethodPlan, shapes: Mapping[str, tuple[int, ...]], layers: Iterable[str]) -> list[MemoryItem]:
     """What an emulation needs to dequantise the largest matrix of ``layers``; nothing where none is emulated."""
-    if plan.backend is Backend.CPU_NATIVE:
+    if plan.backend is not Backend.CPU:
         return []
     sizes = [torch.Size(shapes[name]).numel() for name in layers if not is_plain(plan.layers[name])]
     if not sizes:
@@ -139,6 +139,9 @@ def kernel_name(choice: Choice, backend: Backend) -> str:
     variant = choice.variant
     if backend is Backend.CPU_NATIVE:
         return f"native {instruction_sets()[0]}: {variant.weights} weights, {variant.activations} activations"
+    if backend is Backend.CUDA:
+        activations = "fp16" if variant.activations == "fp32" else variant.activations
+        return f"Triton: {variant.weights} weights, {activations} activations"
     if is_plain(choice):
         return "torch fp32"
     return f"emulated in torch fp32: {variant.weights} weights, dequantised per call, {variant.activations} activations"

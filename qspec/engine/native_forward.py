@@ -69,6 +69,10 @@ class NativeForward:
         """See ``Forward``; the logits are never stored."""
         return self._decoder.greedy(hidden)
 
+    def empty_cache(self, shape: tuple[int, ...]) -> Tensor:
+        """See ``Forward``."""
+        return torch.zeros(shape)
+
     def for_drafting(self) -> NativeForward:
         """See ``Forward``."""
         return self

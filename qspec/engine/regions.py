@@ -31,23 +31,25 @@ DRAFT_ROUNDS = "draft/rounds"
 """``[slots]`` int64: the round that the distributions are of; 0 while they are being written."""
 
 
-def arena_specs(model: DecoderConfig, config: StackConfig, max_model_len: int) -> list[RegionSpec]:
-    """All regions of a stack on a CPU but those of the weights (``qspec.engine.weights``)."""
+def arena_specs(
+    model: DecoderConfig, config: StackConfig, max_model_len: int, cache_dtype: torch.dtype = torch.float32
+) -> list[RegionSpec]:
+    """All regions of a stack but those of the weights (``qspec.engine.weights``)."""
     num_blocks = config.kv_tokens // config.block_size
     cache = (model.num_layers, num_blocks, model.num_kv_heads, config.block_size, model.head_dim)
     slots, drafts = config.max_slots, max(config.max_draft_length, 1)
     tail = (model.num_layers, slots, model.num_kv_heads, drafts, model.head_dim)
     own = RegionWriter.DRAFTER
     return [
-        RegionSpec(KV_KEYS, torch.float32, cache),
-        RegionSpec(KV_VALUES, torch.float32, cache),
+        RegionSpec(KV_KEYS, cache_dtype, cache),
+        RegionSpec(KV_VALUES, cache_dtype, cache),
         RegionSpec(SLOT_LEASES, torch.int64, (slots,)),
         RegionSpec(SLOT_CACHED, torch.int64, (slots,)),
         RegionSpec(SLOT_TOKENS, torch.int32, (slots, max_model_len)),
         RegionSpec(SLOT_PROMPTS, torch.int64, (slots,)),
         RegionSpec(BLOCK_TABLES, torch.int64, (slots, -(-max_model_len // config.block_size))),
-        RegionSpec(TAIL_KEYS, torch.float32, tail, own),
-        RegionSpec(TAIL_VALUES, torch.float32, tail, own),
+        RegionSpec(TAIL_KEYS, cache_dtype, tail, own),
+        RegionSpec(TAIL_VALUES, cache_dtype, tail, own),
         RegionSpec(DRAFT_PROBS, torch.float32, (slots, drafts, model.vocab_size), own),
         RegionSpec(DRAFT_ROUNDS, torch.int64, (slots,), own),
     ]
@@ -55,8 +57,9 @@ def arena_specs(model: DecoderConfig, config: StackConfig, max_model_len: int) -
 
 def arena_memory(specs: list[RegionSpec]) -> tuple[MemoryItem, ...]:
     """The part of the arena's own memory in the budget."""
+    cache = next(spec.dtype for spec in specs if spec.name == KV_KEYS)
     purposes = {
-        "kv/": "KV blocks fp32",
+        "kv/": f"KV blocks fp{cache.itemsize * 8}",
         "tail/": "drafter's tails",
         "draft/": "draft distributions",
         "state/": "batch state",

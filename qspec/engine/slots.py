@@ -13,7 +13,7 @@ from qspec.engine.regions import BLOCK_TABLES, SLOT_CACHED, SLOT_LEASES, SLOT_PR
 from qspec.errors import ContractViolation
 from qspec.grammar_matcher import GrammarMatcher
 from qspec.interfaces import Admission, Release, Sampling, TokenLogprobs, VerifyResult
-from qspec.memory.arena import HostArena
+from qspec.memory.attachment import Arena
 from qspec.memory.kv_blocks import BlockAllocator
 
 
@@ -46,7 +46,7 @@ class Tenancy:
 class SlotTable:
     """Tenancies by slot, mirrored into the arena's batch state for the drafter."""
 
-    def __init__(self, arena: HostArena, num_blocks: int, block_size: int) -> None:
+    def __init__(self, arena: Arena, num_blocks: int, block_size: int) -> None:
         self._leases, self._cached = arena.tensor(SLOT_LEASES), arena.tensor(SLOT_CACHED)
         self._block_tables = arena.tensor(BLOCK_TABLES)
         self._tokens, self._prompts = arena.tensor(SLOT_TOKENS), arena.tensor(SLOT_PROMPTS)

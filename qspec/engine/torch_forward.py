@@ -52,6 +52,10 @@ class TorchForward:
         tokens: list[int] = self.logits(hidden).argmax(-1).tolist()
         return tokens
 
+    def empty_cache(self, shape: tuple[int, ...]) -> Tensor:
+        """See ``Forward``."""
+        return torch.zeros(shape)
+
     def for_drafting(self) -> TorchForward:
         """See ``Forward``."""
         return TorchForward(self.decoder)

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from qspec.config import StackConfig
+from qspec.device import configured_backend
 from qspec.engine.auto_methods import resolve_methods
 from qspec.engine.backend import check_kernels, choose_backend, tell_fallback
 from qspec.engine.batch_plan import BatchLimits, BatchPlanner, Work
 from qspec.engine.cached_decoder import CachedDecoder
 from qspec.engine.forward import Forward
-from qspec.engine.linears import is_plain, kernel_names, working_memory
+from qspec.engine.linears import is_plain, kernel_names
 from qspec.engine.passes import SequenceRows
 from qspec.engine.prompt_logprobs import note_prompt_logprobs
 from qspec.engine.regions import (
@@ -28,14 +29,10 @@ from qspec.engine.regions import (
     DRAFT_ROUNDS,
     KV_KEYS,
     KV_VALUES,
-    arena_fingerprint,
-    arena_memory,
-    arena_specs,
 )
 from qspec.engine.row_decision import decide_rows
 from qspec.engine.slots import SlotTable, Tenancy
-from qspec.engine.weight_files import open_weights
-from qspec.engine.weights import weight_memory, weight_regions
+from qspec.engine.stores import open_store
 from qspec.engine.worker_forward import verifier_forward
 from qspec.errors import EpochMismatch, InvalidInput
 from qspec.grammar import Grammars
@@ -49,15 +46,11 @@ from qspec.interfaces import (
     VerifyResult,
 )
 from qspec.kernels.paged_attention import BlockSpan
-from qspec.memory.arena import HostArena
-from qspec.memory.budget import budget_lines, require_memory
-from qspec.memory.layout import ArenaLayout
 from qspec.models.converted import ConvertedModel, prepare
 from qspec.models.decoder import linear_names
-from qspec.models.layer_weights import LayerWeights
 from qspec.models.tokenizer import Tokenizer, vocab_fingerprint
 from qspec.quant.method_plan import MethodPlan, check_methods, plan_verify
-from qspec.quant.methods import Backend, Role
+from qspec.quant.methods import Role
 from qspec.token_logprobs import token_logprobs
 
 
@@ -72,22 +65,12 @@ class LocalVerifier:
         self._model = model
         self._vocab_fingerprint = vocab_fingerprint(model.tokenizer_directory)
         self._max_model_len = _max_model_len(model, config)
-        with LayerWeights(model) as weights:
-            shapes = {name: weights.tensors.shape(name) for name in weights.tensors}
-            placed = weight_regions(model.config, shapes, plan)
-            specs = arena_specs(model.config, config, self._max_model_len)
-            self._memory = (
-                *weight_memory([region.spec for region in placed], model.config, plan), *arena_memory(specs),
-                *working_memory(plan, shapes, plan.layers),
-            )
-            require_memory(budget_lines("verifier", self._memory))
-            mapped = open_weights(placed, model.fingerprint, weights, progress)
-            fingerprint = arena_fingerprint(model.fingerprint, (*mapped.regions, *ArenaLayout.place(specs).regions))
-            self.arena = HostArena.create(specs, epoch=epoch, fingerprint=fingerprint, weights=mapped)
+        store = open_store(model, config, plan, self._max_model_len, epoch, progress)
+        self.arena, self._memory = store.arena, store.memory
         if not all(map(is_plain, plan.layers.values())):
             progress("; ".join(kernel_names(plan)), None)
         self._forward, self._kernel = verifier_forward(
-            self.arena, model.config, config, plan, self._max_model_len, shapes, progress)
+            self.arena, model.config, config, plan, self._max_model_len, store.shapes, progress)
         self._keys, self._values = self.arena.tensor(KV_KEYS), self.arena.tensor(KV_VALUES)
         self._draft_probs = self.arena.tensor(DRAFT_PROBS)
         self._grammars = Grammars(
@@ -101,9 +84,13 @@ class LocalVerifier:
     @classmethod
     def load(cls, config: StackConfig, *, progress: Progress, epoch: int) -> LocalVerifier:
         """Convert the model if need be, map its weights and allocate the arena. ``InvalidInput``, ``OutOfMemory``."""
-        check_methods(config, Role.VERIFY, Backend.CPU)  # before a conversion that takes long
+        check_methods(config, Role.VERIFY, configured_backend(config))  # before a conversion that takes long
         check_kernels(config)
-        model = prepare(config.model, progress=progress)
+        return cls.over(prepare(config.model, progress=progress), config, progress=progress, epoch=epoch)
+
+    @classmethod
+    def over(cls, model: ConvertedModel, config: StackConfig, *, progress: Progress, epoch: int) -> LocalVerifier:
+        """The same for a model that is there already, whatever ``config`` calls it."""
         backend = choose_backend(config, model.config, progress)
         config, reason = resolve_methods(config, model, backend, progress)
         plan = plan_verify(config, linear_names(model.config), backend, stored=model.stored)
@@ -173,7 +160,7 @@ class LocalVerifier:
         if computed:
             hidden = self._run(computed)
             note_prompt_logprobs(computed, hidden, self._forward)
-            targets = self._targets(decided, hidden[self._decided_rows(computed)]) if decided else None
+            targets = self._targets(decided, self._decided_hidden(computed, hidden)) if decided else None
             forwarded = time.perf_counter_ns()
             if targets is not None:
                 self._decide(decided, targets)
@@ -209,6 +196,11 @@ class LocalVerifier:
             if work.tenancy is not None and work.verification is None:
                 self._slots.set_cached(work.slot, work.tenancy, work.end)
         return hidden
+
+    def _decided_hidden(self, works: list[Work], hidden: Tensor) -> Tensor:
+        """The rows whose logits are needed; nothing is copied where all are."""
+        rows = self._decided_rows(works)
+        return hidden if len(rows) == len(hidden) else hidden[rows.to(hidden.device)]
 
     @staticmethod
     def _decided_rows(works: list[Work]) -> Tensor:

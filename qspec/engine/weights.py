@@ -2,9 +2,10 @@
 
 The arena has every tensor that is not a linear layer in fp32 (norms, embeddings, biases; a tied ``lm_head`` too, as
 the embedding that it is), and each linear layer as the parts of its format. Layers may differ in format
-(``qspec.quant.method_plan``). For the native kernels a tied embedding lies row by row: in the parts of ``lm_head``
-where those are precise enough, else in fp32. A drafter whose format of a layer is the verifier's, or a plane of it,
-uses those very bytes. All of them lie in files that are mapped (``qspec.engine.weight_files``).
+(``qspec.quant.method_plan``). For the native kernels and on a GPU a tied embedding lies row by row: in the parts of
+``lm_head`` where those are precise enough, else by itself, in fp32 (on a GPU: fp16). A drafter whose format of a layer
+is the verifier's, or a plane of it, uses those very bytes. On a CPU all of them lie in files that are mapped
+(``qspec.engine.weight_files``), on a GPU in the arena (``qspec.engine.device_weights``).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from qspec.errors import InvalidInput
 from qspec.interfaces import MemoryItem
-from qspec.memory.arena import HostArena
+from qspec.memory.attachment import Arena
 from qspec.memory.layout import RegionSpec
 from qspec.models.config import DecoderConfig
 from qspec.quant.codecs import CODECS, Parts
@@ -31,6 +32,11 @@ QUANTISED = "quantised/"
 """Prefix of every part of a linear layer in another format; then the format, the canonical name and the part."""
 
 _EMBED = "embed"
+_ROW_BY_ROW = (Backend.CPU_NATIVE, Backend.CUDA)
+"""Backends that look an embedding up where each token's lies by itself."""
+_PLANES = ("high", "low")
+GPU_LINE = 128
+"""Bytes that a GPU's memory is read in."""
 _EMBEDDING_FORMATS = ("fp32-rows", "fp16-planes")
 """Formats of ``lm_head`` in which a tied embedding may be read, token by token, by the native kernels."""
 
@@ -67,13 +73,18 @@ def weight_regions(model: DecoderConfig, shapes: Mapping[str, tuple[int, ...]], 
     ``shapes``: of the canonical fp32 tensors by name. ``InvalidInput`` naming a layer that cannot be cut into groups.
     """
     fp32 = [
-        WeightRegion(RegionSpec(WEIGHTS + name, torch.float32, shapes[name]), name, "fp32", "")
+        WeightRegion(RegionSpec(WEIGHTS + name, _dtype(name, plan), shapes[name]), name, "fp32", "")
         for name in kept_in_fp32(model, shapes, plan)
     ]
     if _has_own_rows(model, plan):
-        rows = RegionSpec(WEIGHTS + _EMBED, torch.float32, shapes["lm_head"][::-1])
+        rows = RegionSpec(WEIGHTS + _EMBED, _dtype(_EMBED, plan), shapes["lm_head"][::-1])
         fp32.append(WeightRegion(rows, "lm_head", "fp32-rows", "rows"))
     return fp32 + layer_regions(quantised_layers(plan), shapes, plan)
+
+
+def _dtype(name: str, plan: MethodPlan) -> torch.dtype:
+    """What a tensor that is no linear layer is kept in."""
+    return torch.float16 if plan.backend is Backend.CUDA and name == _EMBED else torch.float32
 
 
 def layer_regions(
@@ -84,10 +95,20 @@ def layer_regions(
     for name in layers:
         weights, (inputs, outputs) = plan.weights(name), shapes[name]
         regions += [
-            WeightRegion(RegionSpec(part_region(weights, name, part), dtype, shape), name, weights, part)
+            WeightRegion(
+                RegionSpec(part_region(weights, name, part), dtype, _padded(part, shape, plan)), name, weights, part)
             for part, (dtype, shape) in CODECS[weights].shapes(outputs, inputs, name).items()
         ]
     return regions
+
+
+def _padded(part: str, shape: tuple[int, ...], plan: MethodPlan) -> tuple[int, ...]:
+    """The shape of a part in the arena: on a GPU every row of a plane begins with a line of memory
+    (``qspec.kernels.triton.plane_linear.row_stride``).
+    """
+    if plan.backend is not Backend.CUDA or part not in _PLANES:
+        return shape
+    return shape[0], -(-shape[1] // GPU_LINE) * GPU_LINE
 
 
 def quantised_layers(plan: MethodPlan) -> list[str]:
@@ -98,18 +119,18 @@ def quantised_layers(plan: MethodPlan) -> list[str]:
 def kept_in_fp32(model: DecoderConfig, names: Iterable[str], plan: MethodPlan) -> list[str]:
     """Canonical names of what the arena holds in fp32."""
     quantised = set(quantised_layers(plan))
-    if model.tied_embeddings and plan.backend is not Backend.CPU_NATIVE:
+    if model.tied_embeddings and plan.backend not in _ROW_BY_ROW:
         quantised.discard("lm_head")  # the embedding, too: its look-up stays in fp32
     return [name for name in sorted(names) if name not in quantised]
 
 
 def _has_own_rows(model: DecoderConfig, plan: MethodPlan) -> bool:
     """Whether a tied embedding lies beside ``lm_head``, row by row."""
-    native = plan.backend is Backend.CPU_NATIVE
-    return native and model.tied_embeddings and plan.weights("lm_head") not in _EMBEDDING_FORMATS
+    own = plan.backend in _ROW_BY_ROW
+    return own and model.tied_embeddings and plan.weights("lm_head") not in _EMBEDDING_FORMATS
 
 
-def stored_embedding(arena: HostArena, store: MethodPlan) -> StoredEmbedding:
+def stored_embedding(arena: Arena, store: MethodPlan) -> StoredEmbedding:
     """The token embedding, in place, of an arena that was laid out for ``store``."""
     tensors = fp32_tensors(arena)
     if _EMBED in tensors:
@@ -127,7 +148,7 @@ def private_embedding_bytes(model: DecoderConfig, plan: MethodPlan, store: Metho
     return 0 if in_place else 4 * model.vocab_size * model.hidden_size
 
 
-def fp32_tensors(arena: HostArena) -> dict[str, Tensor]:
+def fp32_tensors(arena: Arena) -> dict[str, Tensor]:
     """What the arena holds in fp32, by canonical name."""
     return {name.removeprefix(WEIGHTS): arena.tensor(name) for name in arena.names() if name.startswith(WEIGHTS)}
 

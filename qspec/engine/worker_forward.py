@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from qspec.config import StackConfig
-from qspec.engine.forward import DraftForward, Forward
+from qspec.engine.forward import DraftCache, DraftForward, Forward
 from qspec.engine.linears import drafter_linears, kernel_names, verifier_linears
+from qspec.engine.regions import KV_KEYS, KV_VALUES, TAIL_KEYS, TAIL_VALUES
 from qspec.engine.torch_forward import TorchForward
 from qspec.engine.weights import fp32_tensors, shared_parts, stored_embedding
 from qspec.interfaces import Progress, VerifierDescription
 from qspec.kernels.paged_attention import probe_attention_tiles
 from qspec.kernels.row_tiles import CANDIDATE_ROWS
-from qspec.memory.arena import HostArena
+from qspec.memory.attachment import Arena
 from qspec.models.config import DecoderConfig
 from qspec.models.decoder import Decoder, Linear
 from qspec.quant.codecs import CODECS, Parts
@@ -20,14 +22,25 @@ from qspec.quant.method_plan import MethodPlan
 from qspec.quant.methods import Backend
 from qspec.threads import native_threads
 
+if TYPE_CHECKING:
+    from qspec.engine.cuda_buffers import PassLimits
+
 
 def verifier_forward(
-    arena: HostArena, model: DecoderConfig, config: StackConfig, plan: MethodPlan, max_model_len: int,
+    arena: Arena, model: DecoderConfig, config: StackConfig, plan: MethodPlan, max_model_len: int,
     shapes: Mapping[str, tuple[int, ...]], progress: Progress,
 ) -> tuple[Forward, str]:
     """The verifier's forward over its arena, and its kernels' name; ``shapes``: of the canonical fp32 tensors."""
     tensors, parts = fp32_tensors(arena), shared_parts(arena, plan.layers, plan, plan)
     names = "; ".join(kernel_names(plan))
+    if plan.backend is Backend.CUDA:
+        from qspec.engine.cuda_decoder import CudaDecoder
+        from qspec.engine.cuda_forward import CudaForward
+
+        limits = verifier_limits(model, config, max_model_len)
+        on_gpu = CudaForward(CudaDecoder(model, plan, parts, tensors, stored_embedding(arena, plan), limits))
+        on_gpu.warm_up(arena.tensor(KV_KEYS), arena.tensor(KV_VALUES), config.max_draft_length + 1, progress)
+        return on_gpu, names
     if plan.backend is Backend.CPU_NATIVE:
         from qspec.engine.native_forward import NativeForward, shared_threads  # loads the extension
 
@@ -45,7 +58,7 @@ def verifier_forward(
 
 
 def drafter_forward(
-    arena: HostArena, model: DecoderConfig, plan: MethodPlan, store: MethodPlan, parts: Mapping[str, Parts],
+    arena: Arena, model: DecoderConfig, plan: MethodPlan, store: MethodPlan, parts: Mapping[str, Parts],
     packed: Mapping[str, Linear], verifier: VerifierDescription, threads: int,
 ) -> DraftForward:
     """The drafter's forward over the verifier's arena, which was laid out for ``store``.
@@ -54,6 +67,19 @@ def drafter_forward(
     """
     tensors, embedding = fp32_tensors(arena), stored_embedding(arena, store)
     positions = verifier.max_model_len + verifier.max_draft_length
+    if plan.backend is Backend.CUDA:
+        from qspec.engine.cuda_buffers import PassLimits
+        from qspec.engine.cuda_decoder import CudaDecoder
+        from qspec.engine.cuda_forward import CudaForward
+
+        limits = PassLimits.of(
+            model, rows=verifier.max_slots, sequences=verifier.max_slots, positions=positions,
+            block_size=verifier.block_size)
+        on_gpu = CudaForward(
+            CudaDecoder(model, plan, parts, tensors, embedding, limits), max(verifier.max_draft_length, 1))
+        tails = DraftCache(*map(arena.tensor, (KV_KEYS, KV_VALUES, TAIL_KEYS, TAIL_VALUES)))
+        on_gpu.warm_up_drafts(tails, verifier.max_slots)
+        return on_gpu
     if plan.backend is Backend.CPU_NATIVE:
         from qspec.engine.native_forward import NativeForward, shared_threads
 
@@ -61,6 +87,15 @@ def drafter_forward(
     tensors["embed"] = CODECS[embedding.format].decode(embedding.parts)
     linears = {**packed, **drafter_linears(plan, parts, tensors)}
     return TorchForward(Decoder(model, tensors, linears, positions, row_invariant=False))
+
+
+def verifier_limits(model: DecoderConfig, config: StackConfig, max_model_len: int) -> PassLimits:
+    """The largest pass of a verifier on a GPU."""
+    from qspec.engine.cuda_buffers import PassLimits  # loads triton
+
+    return PassLimits.of(
+        model, rows=config.max_batch_rows, sequences=config.max_slots, positions=max_model_len,
+        block_size=config.block_size)
 
 
 def _ranges(sizes: tuple[int, ...]) -> str:

@@ -72,17 +72,20 @@ def budget_table(lines: Iterable[BudgetEntry]) -> str:
     return "\n".join(f"  {size:>9}  {owner:<{width}}  {name}".rstrip() for size, owner, name in rows)
 
 
-def require_memory(lines: Iterable[BudgetEntry]) -> None:
+def require_memory(lines: Iterable[BudgetEntry], available: int | None = None) -> None:
     """Refuse, with the table, what does not fit into the memory that is available now: ``OutOfMemory``.
+
+    ``available``: bytes free on a GPU; None: host memory.
 
     Mapped files count although the kernel could drop them: weights that are read from the disk for every token are of
     no use. What of them is cached already, for another stack or an earlier one, is part of what is available.
     """
     lines = list(lines)
-    needed, available = sum(line.bytes for line in lines), available_memory()
+    needed, place = sum(line.bytes for line in lines), "" if available is None else " on the GPU"
+    available = available_memory() if available is None else available
     if needed > available:
         raise OutOfMemory(
-            f"{_size(needed)} are needed and {_size(available)} are available; lower kv_tokens or max_slots\n"
+            f"{_size(needed)} are needed and {_size(available)} are available{place}; lower kv_tokens or max_slots\n"
             f"{budget_table(lines)}"
         )
 

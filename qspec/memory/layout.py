@@ -17,6 +17,8 @@ from qspec.interfaces import Region, RegionWriter
 REGION_ALIGNMENT = 64
 PAGE = 65536
 """Multiple of every page size in use (4, 16 and 64 KiB)."""
+DEVICE_ALIGNMENT = 256
+"""What ``cudaMalloc`` gives, and every vector load, tensor map and library kernel of a GPU is content with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +44,15 @@ class ArenaLayout:
     size: int
 
     @classmethod
-    def place(cls, specs: Iterable[RegionSpec]) -> ArenaLayout:
-        """Lay out the regions: the verifier's, then from a page boundary the drafter's."""
+    def place(cls, specs: Iterable[RegionSpec], alignment: int = REGION_ALIGNMENT) -> ArenaLayout:
+        """Lay out the regions at multiples of ``alignment``: the verifier's, then from a new page the drafter's."""
         regions, offset = [], 0
         ordered = sorted(specs, key=lambda spec: spec.writer is RegionWriter.DRAFTER)
         for index, spec in enumerate(ordered):
             starts_drafter = spec.writer is RegionWriter.DRAFTER and (
                 index == 0 or ordered[index - 1].writer is RegionWriter.VERIFIER
             )
-            offset = _round_up(offset, PAGE if starts_drafter else REGION_ALIGNMENT)
+            offset = _round_up(offset, PAGE if starts_drafter else alignment)
             dtype = str(spec.dtype).removeprefix("torch.")
             regions.append(
                 Region(name=spec.name, dtype=dtype, shape=spec.shape, offset=offset, writer=spec.writer)

@@ -44,6 +44,7 @@ from qspec.models.tokenizer import SETTINGS_FILE
 from qspec.quant.weight_formats import WEIGHT_FORMATS
 
 if TYPE_CHECKING:
+    from qspec.models.layer_weights import LayerWeights
     from qspec.models.mapped_tensors import MappedTensors
 
 CONVERTER_VERSION = 2
@@ -76,6 +77,12 @@ class ConvertedModel:
         from qspec.models.mapped_tensors import MappedTensors
 
         return MappedTensors(self.directory / WEIGHTS_FILE)
+
+    def open_layers(self) -> LayerWeights:
+        """The layers in any format, a context manager."""
+        from qspec.models.layer_weights import LayerWeights
+
+        return LayerWeights(self)
 
     def open_int8(self) -> MappedTensors:
         """The int8 codes and scales, mapped read-only."""

@@ -33,6 +33,8 @@ class Backend(Enum):
     """torch's operations."""
     CPU_NATIVE = "cpu-native"
     """The C++ kernels of ``qspec.kernels.native``. A worker runs on them as a whole, or not at all."""
+    CUDA = "cuda"
+    """The kernels of ``qspec.kernels.triton`` on an NVIDIA GPU. Nothing is emulated there."""
 
 
 class Role(Enum):
@@ -57,6 +59,10 @@ _REAL: Mapping[Backend, Mapping[Role, Support]] = {Backend.CPU: {Role.DRAFT: Sup
 _REAL_DRAFT: Mapping[Backend, Mapping[Role, Support]] = {
     Backend.CPU: {Role.DRAFT: Support.REAL, Role.VERIFY: Support.EMULATED}
 }
+_REAL_ON_GPU: Mapping[Backend, Mapping[Role, Support]] = {
+    **_EMULATED, Backend.CUDA: {Role.DRAFT: Support.REAL, Role.VERIFY: Support.REAL}
+}
+_REAL_DRAFT_ON_GPU: Mapping[Backend, Mapping[Role, Support]] = {**_EMULATED, Backend.CUDA: {Role.DRAFT: Support.REAL}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +167,7 @@ METHODS: Mapping[str, Method] = {
     for method in (
         Method("none", (
             Variant(name="fp32", weights="fp32", support=_REAL),
-            Variant(name="fp16", weights="fp16-planes"),
+            Variant(name="fp16", weights="fp16-planes", support=_REAL_ON_GPU),
         )),
         Method("int8", (
             Variant(name="row", weights="int8-row"),
@@ -178,8 +184,9 @@ METHODS: Mapping[str, Method] = {
         )),
         Method("fp8", (
             Variant(name="row", weights="e4m3-row", activations="e4m3 per token"),
-            Variant(name="plane", weights="e4m3-plane"),
-            Variant(name="plane-a8", weights="e4m3-plane", activations="e4m3 per token"),
+            Variant(name="plane", weights="e4m3-plane", support=_REAL_ON_GPU),
+            Variant(
+                name="plane-a8", weights="e4m3-plane", activations="e4m3 per token", support=_REAL_DRAFT_ON_GPU),
         )),
         Method("fp4", (
             Variant(name="nvfp4", weights="nvfp4", activations="nvfp4"),

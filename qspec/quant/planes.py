@@ -49,7 +49,8 @@ def scale_rows(weight: Tensor, name: str) -> ScaledRows:
     require_finite(weight, name)
     weight = weight.float().contiguous()
     largest = weight.abs().amax(-1, keepdim=True)
-    fraction, exponent = torch.frexp(largest / LARGEST_FP16)  # fraction in [½, 1)
+    # Divided by a tensor: by a number, CUDA multiplies with the reciprocal, and exactly 1.75 · 2ⁿ could go either way.
+    fraction, exponent = torch.frexp(largest / torch.full_like(largest, LARGEST_FP16))  # fraction in [½, 1)
     exponent = torch.where(fraction == 0.5, exponent - 1, exponent).clamp(min=0)  # largest ≤ 1.75 · 2^exponent
     scales = torch.exp2(exponent.double()).float()
     rows = (weight / scales).half()

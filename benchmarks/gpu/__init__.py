@@ -1,0 +1,1 @@
+"""What is measured on a GPU: ``kernels``, ``sharing``, ``decode``. NOTES.md holds predictions and outcomes."""

@@ -1,0 +1,193 @@
+"""A verifier and a drafter over one arena on a GPU, in this process: what the engines make without RPC and turns."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.widened_model import WidenedModel
+from qspec.config import StackConfig
+from qspec.engine.drafter import LocalDrafter
+from qspec.engine.verifier import LocalVerifier
+from qspec.interfaces import (
+    DraftAnswer,
+    DraftBatch,
+    Drafter,
+    DrafterDescription,
+    Progress,
+    Sampling,
+    Verifier,
+    VerifierDescription,
+    VerifyAnswer,
+    VerifyBatch,
+)
+from qspec.models.converted import ConvertedModel, prepare
+from qspec.models.tokenizer import Tokenizer
+from qspec.quant.methods import NO_DRAFTER, Backend
+from qspec.sequence import Sequence as Text
+from qspec.speculation import SpeculationLoop
+
+_PROMPTS = Path(__file__).parent.parent / "prompts.jsonl"
+
+
+@dataclass(slots=True)
+class TimedDrafter:
+    """A drafter that notes how long each call takes."""
+
+    inner: Drafter
+    calls: list[tuple[int, float]] = field(default_factory=list)
+    """Steps, and seconds."""
+
+    def attach(self, verifier: VerifierDescription) -> DrafterDescription:
+        """See ``Drafter``."""
+        return self.inner.attach(verifier)
+
+    def detach(self, epoch: int) -> None:
+        """See ``Drafter``."""
+        self.inner.detach(epoch)
+
+    def draft(self, batch: DraftBatch) -> DraftAnswer:
+        """See ``Drafter``."""
+        started = time.perf_counter()
+        answer = self.inner.draft(batch)
+        self.calls.append((max(item.draft_length for item in batch.items), time.perf_counter() - started))
+        return answer
+
+    def close(self) -> None:
+        """See ``Drafter``."""
+        self.inner.close()
+
+
+@dataclass(slots=True)
+class TimedVerifier:
+    """A verifier that notes how long each call without prefilling takes."""
+
+    inner: Verifier
+    calls: list[tuple[int, float]] = field(default_factory=list)
+    """Rows, and seconds."""
+
+    def describe(self) -> VerifierDescription:
+        """See ``Verifier``."""
+        return self.inner.describe()
+
+    def verify(self, batch: VerifyBatch) -> VerifyAnswer:
+        """See ``Verifier``."""
+        started = time.perf_counter()
+        answer = self.inner.verify(batch)
+        if batch.verifications and not batch.prefill_chunks:
+            rows = sum(1 + len(each.draft_tokens) for each in batch.verifications)
+            self.calls.append((rows, time.perf_counter() - started))
+        return answer
+
+    def close(self) -> None:
+        """See ``Verifier``."""
+        self.inner.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two engines and a loop over them."""
+
+    verifier: LocalVerifier
+    timed_verifier: TimedVerifier
+    timed_drafter: TimedDrafter | None
+    loop: SpeculationLoop
+    tokenizer: Tokenizer
+
+    def texts(self, sequences: Sequence[Text]) -> list[list[int]]:
+        """Generate all, in one batch."""
+        for sequence in sequences:
+            self.loop.add(sequence)
+        while self.loop.has_work:
+            self.loop.step()
+        return [list(sequence.generated) for sequence in sequences]
+
+    def sequences(self, count: int, tokens: int, draft_length: int, sampling: Sampling) -> list[Text]:
+        """Requests with the benchmark's prompts, which end by their length alone."""
+        lines = _PROMPTS.read_text("utf-8").splitlines()
+        prompts = [json.loads(lines[index % len(lines)])["turns"][0] for index in range(count)]
+        return [
+            Text(str(index), self.tokenizer.encode_chat([{"role": "user", "content": prompt}]), tokens, sampling,
+                 draft_length=draft_length)
+            for index, prompt in enumerate(prompts)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """What one run of a batch measured."""
+
+    tokens_per_s: float
+    """Of the whole batch, from the first token of the last sequence to the end of the first."""
+    verify_s: float
+    """Median of a verify call."""
+    draft_step_s: float | None
+    """Median of a draft call, by step."""
+    acceptance: float | None
+    """Share of drafts that stood, over rounds that drafted as many tokens as were asked for."""
+    tokens_per_round: float
+    """Of a sequence."""
+    outside_s: float
+    """Of a round: neither draft nor verify call, median."""
+
+
+def decode(pair: Pair, count: int, tokens: int, draft_length: int, sampling: Sampling) -> Decoding:
+    """Generate with ``count`` sequences at once and measure the rounds in which all of them decode."""
+    sequences = pair.sequences(count, tokens, draft_length, sampling)
+    for sequence in sequences:
+        pair.loop.add(sequence)
+    while not all(sequence.generated for sequence in sequences):
+        pair.loop.step()
+    for timed in (pair.timed_verifier, pair.timed_drafter):
+        if timed is not None:
+            timed.calls.clear()
+    before = [len(sequence.generated) for sequence in sequences]
+    rounds: list[float] = []
+    started = time.perf_counter()
+    while not any(sequence.finish for sequence in sequences):
+        round_started = time.perf_counter()
+        pair.loop.step()
+        rounds.append(time.perf_counter() - round_started)
+    seconds = time.perf_counter() - started
+    made = sum(len(sequence.generated) for sequence in sequences) - sum(before)
+    verify_s = statistics.median(seconds for _, seconds in pair.timed_verifier.calls)
+    drafts = pair.timed_drafter.calls if pair.timed_drafter is not None else []
+    draft_s = statistics.median(seconds for _, seconds in drafts) if drafts else 0.0
+    while pair.loop.has_work:
+        pair.loop.step()
+    drafted, accepted = (sum(getattr(each.stats, name) for each in sequences) for name in ("drafted", "accepted"))
+    return Decoding(
+        tokens_per_s=made / seconds, verify_s=verify_s,
+        draft_step_s=statistics.median(seconds / steps for steps, seconds in drafts) if drafts else None,
+        acceptance=accepted / drafted if drafted else None, tokens_per_round=made / len(rounds) / count,
+        outside_s=statistics.median(rounds) - verify_s - draft_s)
+
+
+def named_model(name: str, widen: int, progress: Progress, device: str = "cuda") -> ConvertedModel:
+    """A model, converted if need be, ``widen`` times as wide (1: as it is)."""
+    model = prepare(name, progress=progress)
+    return WidenedModel.of(model, widen, device) if widen > 1 else model
+
+
+@contextmanager
+def pair_over(model: ConvertedModel, config: StackConfig, progress: Progress) -> Iterator[Pair]:
+    """Both engines over one arena, ready."""
+    verifier = LocalVerifier.over(model, config, progress=progress, epoch=1)
+    drafter: LocalDrafter | None = None
+    try:
+        timed_verifier, timed_drafter, loop = TimedVerifier(verifier), None, SpeculationLoop()
+        loop.attach_verifier(timed_verifier)
+        if config.draft_quantization != NO_DRAFTER:
+            drafter = LocalDrafter(model, config, Backend.CUDA, progress)
+            timed_drafter = TimedDrafter(drafter)
+            loop.attach_drafter(timed_drafter)
+        yield Pair(verifier, timed_verifier, timed_drafter, loop, Tokenizer.load(model.tokenizer_directory))
+    finally:
+        if drafter is not None:
+            drafter.close()
+        verifier.close()

@@ -1,0 +1,16 @@
+"""Numbers of rows that passes on a GPU are padded to, so that few CUDA graphs serve all of them."""
+
+from __future__ import annotations
+
+ROW_BUCKETS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 128, 160, 192, 256)
+"""Up to 16 rows cost a product the same; beyond, padding stays below a third."""
+
+
+def padded_rows(rows: int) -> int:
+    """The least bucket that holds ``rows`` rows; the largest one where none does."""
+    return next((bucket for bucket in ROW_BUCKETS if bucket >= rows), ROW_BUCKETS[-1])
+
+
+def padded_pieces(pieces: int, most: int) -> int:
+    """The least power of two from ``pieces`` on, up to ``most``; at least 1."""
+    return max(min(1 << max(pieces - 1, 0).bit_length(), most), 1)

@@ -1,0 +1,40 @@
+"""The whole stack on a GPU, as processes: the client's text does not depend on speculation."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(420)]
+
+OPTIONS = ("--model", os.environ.get("QSPEC_TEST_MODEL", "smollm2"), "--device", "cuda", "--max-tokens", "48",
+           "--prompt", "Why is the sky blue?")
+
+
+def run_client(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "coordinator.client", *OPTIONS, *arguments], cwd=Path(__file__).parents[2],
+        capture_output=True, text=True, timeout=200, check=False)
+
+
+@pytest.mark.parametrize("sampling", [(), ("--temperature", "0.8", "--seed", "5")], ids=["greedy", "seeded"])
+def test_drafts_change_no_text(sampling: tuple[str, ...]) -> None:
+    texts = []
+    for length in ("0", "4"):
+        done = run_client(*sampling, "--draft-length", length, "--json")
+        assert done.returncode == 0, done.stderr
+        print(done.stdout)
+        texts.append([json.loads(line)["text"] for line in done.stdout.splitlines()])
+    assert texts[0] == texts[1]
+    assert all(texts[0])
+
+
+def test_a_method_without_a_kernel_is_refused_by_name() -> None:
+    done = run_client("--draft-quantization", "w8a8")
+    assert done.returncode == 2
+    assert "w8a8 has no kernel on cuda; choose one of: none, fp8, auto, off" in done.stderr
