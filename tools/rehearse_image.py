@@ -1,9 +1,10 @@
 """Carries out ``deploy/Dockerfile`` without a container engine: ``python -m tools.rehearse_image TARGET``.
 
 Every stage gets a root of its own: an overlay over this machine's root, or over the stage that it stands on, in a mount
-namespace and in memory, so that nothing of it stays. RUN, COPY, ENV, ARG and WORKDIR are carried out as they stand, RUN as
-root. In the end the image's command line is tried as the image's user. What differs from a build: the base image, whose
-part this machine plays (Debian with Python and g++'s package index). Linux, root and a package index are needed.
+namespace and in memory. They vanish with the namespace; nothing is ever removed recursively, because a mount of this
+machine's could lie below. RUN, COPY, ENV, ARG and WORKDIR are carried out as they stand, RUN as root. In the end the
+image's programs are tried as the image's user. What differs from a build is the base image, whose part this machine
+plays (Debian with Python). Linux, root and the package indexes are needed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,15 @@ from pathlib import Path
 from tools.check_imports import ROOT
 from tools.dockerfile import Instruction, Stage, read_dockerfile
 
-_INSIDE = "--inside"
+_DEVICES = ("null", "zero", "full", "random", "urandom")
+_TRIAL = """
+import os, sys
+from pathlib import Path
+from qspec.kernels.native import load
+load()
+assert sys.prefix == "/opt/qspec", sys.prefix
+(Path(os.environ["QSPEC_CACHE_DIR"]) / "written").touch()
+"""
 _IGNORED = shutil.ignore_patterns("__pycache__", "*.so")
 
 
@@ -59,8 +68,11 @@ def make_root(stage: Stage, roots: dict[str, Root], scratch: Path) -> Root:
     lower = ":".join([*map(str, layers), "/"])
     options = f"lowerdir={lower},upperdir={place}/upper,workdir={place}/work"
     subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, str(place / "root")], check=True)
-    for name in ("proc", "dev", "sys"):
-        subprocess.run(["mount", "--rbind", f"/{name}", str(place / "root" / name)], check=True)
+    subprocess.run(["mount", "-t", "proc", "proc", str(place / "root" / "proc")], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(place / "root" / "dev")], check=True)
+    for name in _DEVICES:
+        (place / "root" / "dev" / name).touch()
+        subprocess.run(["mount", "--bind", f"/dev/{name}", str(place / "root" / "dev" / name)], check=True)
     (place / "root" / "tmp").chmod(0o1777)
     (place / "root" / "root").chmod(0o755)  # this machine's Python may lie there, and the image's user has to reach it
     if base is None:
@@ -95,25 +107,20 @@ def copy(source: Path, target: Path, *, into: bool) -> None:
         shutil.copy2(source, target / source.name if into else target)
 
 
-def rehearse(target: str) -> None:
-    """Carry out the stages that ``target`` needs, then try the image's programs as its user."""
+def rehearse(target: str, scratch: Path) -> None:
+    """Carry out the stages that ``target`` needs below ``scratch``, then try the image's programs as its user."""
     stages = read_dockerfile()
-    with tempfile.TemporaryDirectory(prefix="qspec-image-") as name:
-        scratch = Path(name)
-        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(scratch)], check=True)
-        roots: dict[str, Root] = {}
-        for stage in needed(stages, target):
-            roots[stage.name] = make_root(stage, roots, scratch)
-            for step in stage.instructions:
-                print(f"{stage.name}: {step.keyword} {step.text}", file=sys.stderr)
-                carry_out(step, roots[stage.name], roots)
-        (user,) = (each.text for stage in stages.values() for each in stage.instructions if each.keyword == "USER")
-        for program in ("coordinator", "verifier", "drafter"):
-            roots[target].run("/bin/sh", "-c", f"python -m {program} --help > /dev/null", user=user)
-        check = "import os, sys; from qspec.kernels.native import load; load(); assert sys.prefix == '/opt/qspec'; " \
-            "open(os.environ['QSPEC_CACHE_DIR'] + '/x', 'w').close()"
-        roots[target].run("python", "-c", check, user=user)
-        subprocess.run(["umount", "--recursive", "--lazy", str(scratch)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(scratch)], check=True)
+    roots: dict[str, Root] = {}
+    for stage in needed(stages, target):
+        roots[stage.name] = make_root(stage, roots, scratch)
+        for step in stage.instructions:
+            print(f"{stage.name}: {step.keyword} {step.text}", file=sys.stderr)
+            carry_out(step, roots[stage.name], roots)
+    (user,) = (each.text for stage in stages.values() for each in stage.instructions if each.keyword == "USER")
+    for program in ("coordinator", "verifier", "drafter"):
+        roots[target].run("/bin/sh", "-c", f"python -m {program} --help > /dev/null", user=user)
+    roots[target].run("python", "-c", _TRIAL, user=user)
 
 
 def needed(stages: dict[str, Stage], target: str) -> list[Stage]:
@@ -131,19 +138,23 @@ def needed(stages: dict[str, Stage], target: str) -> list[Stage]:
 
 def main() -> int:
     """Enter a mount namespace, and rehearse there."""
-    *options, target = sys.argv[1:] or [""]
+    target, scratch = [*sys.argv[1:], "", ""][:2]
     if target not in read_dockerfile():
         print("usage: python -m tools.rehearse_image cpu|gpu", file=sys.stderr)
         return 2
+    if scratch:
+        rehearse(target, Path(scratch))
+        print(f"{target}: every step was carried out", file=sys.stderr)
+        return 0
     if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("unshare") is None:
         print("SKIPPED: rehearsing an image needs Linux, root and unshare", file=sys.stderr)
         return 0
-    if options != [_INSIDE]:
-        command = ["unshare", "--mount", "--", sys.executable, "-m", "tools.rehearse_image", _INSIDE, target]
+    scratch = tempfile.mkdtemp(prefix="qspec-image-")
+    try:
+        command = ["unshare", "--mount", "--", sys.executable, "-m", "tools.rehearse_image", target, scratch]
         return subprocess.run(command, cwd=ROOT, check=False).returncode
-    rehearse(target)
-    print(f"{target}: every step was carried out", file=sys.stderr)
-    return 0
+    finally:
+        Path(scratch).rmdir()  # empty: what was mounted there was seen by the namespace alone
 
 
 if __name__ == "__main__":

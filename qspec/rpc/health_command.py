@@ -1,4 +1,4 @@
-"""``python -m qspec health``: a probe for what has no port (the workers' sockets) or no gRPC probe of its own (Docker)."""
+"""``python -m qspec health``: a probe for what has no port (the sockets of workers) or no gRPC probe (Docker)."""
 
 from __future__ import annotations
 

@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from qspec.__main__ import main
-from tools.dockerfile import DOCKERFILE, Instruction, final_stage, read_dockerfile
 from tests.deploy.options import parse
 from tests.deploy.tools import require_tool
 from tools.check_imports import ROOT
+from tools.dockerfile import DOCKERFILE, Instruction, final_stage, read_dockerfile
 
 TARGETS = ("cpu", "gpu")
 

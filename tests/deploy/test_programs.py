@@ -9,7 +9,6 @@ import pytest
 from coordinator.stack import STOP_GRACE_S
 from coordinator.worker import START_TIMEOUT_S
 from qspec.cli import stack_config
-from tools.dockerfile import final_stage, read_dockerfile
 from tests.deploy.manifests import (
     OVERLAYS,
     SINGLE_CONTAINER,
@@ -23,6 +22,7 @@ from tests.deploy.manifests import (
     writable_paths,
 )
 from tests.deploy.options import parse
+from tools.dockerfile import final_stage, read_dockerfile
 
 GPU = ("device-plugin", "dra", "dra-mps")
 THREE_CONTAINERS = tuple(overlay for overlay in OVERLAYS if overlay not in SINGLE_CONTAINER)
