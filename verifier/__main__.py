@@ -14,15 +14,20 @@ from qspec.cli import add_process_arguments, add_stack_arguments, run_program, s
 from qspec.worker_process import WorkerProcess
 
 
-def main() -> NoReturn:
-    """Parse the command line and serve until told to stop."""
+def command_line() -> argparse.ArgumentParser:
+    """The options of the program."""
     parser = argparse.ArgumentParser(prog="python -m verifier", description="Owns the weights and decides on tokens.")
     add_process_arguments(parser)
     parser.add_argument("--epoch", type=int, default=time.time_ns(), help=(
         "number of the arena, other than those of earlier verifiers of the stack (default: the clock's nanoseconds)"
     ))
     add_stack_arguments(parser)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> NoReturn:
+    """Parse the command line and serve until told to stop."""
+    args = command_line().parse_args()
     process = WorkerProcess.start(args, stack_config(args))
 
     from verifier.program import serve_verifier  # late: gRPC reads the environment that has just been set

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from coordinator.supervisor import ChildProcess
-from coordinator.worker import Worker, is_serving
+from coordinator.worker import Worker
 from qspec.errors import InvalidInput, QspecError
+from qspec.rpc.health import is_serving
 from tests.fakes import FakeDrafter
 from tests.served import served_drafter
 

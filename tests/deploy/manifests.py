@@ -1,0 +1,88 @@
+"""Rendered manifests, and what the cross-checks read out of them."""
+
+from __future__ import annotations
+
+import functools
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.deploy.tools import require_tool
+from tools.check_imports import ROOT
+
+KUBERNETES = ROOT / "deploy" / "kubernetes"
+OVERLAYS = tuple(sorted(path.name for path in (KUBERNETES / "overlays").iterdir()))
+SINGLE_CONTAINER = ("device-plugin", "single-container")
+"""Overlays in which the coordinator starts its workers."""
+Manifest = dict[str, Any]
+
+_QUANTITY = re.compile(r"(\d+)(Ki|Mi|Gi)")
+_VARIABLE = re.compile(r"\$\((\w+)\)")
+
+
+@functools.lru_cache
+def render(overlay: str) -> str:
+    """The overlay's manifests as one YAML stream."""
+    done = subprocess.run(
+        [require_tool("kubectl"), "kustomize", str(KUBERNETES / "overlays" / overlay)],
+        capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # deprecations
+    return done.stdout
+
+
+def manifests(overlay: str) -> list[Manifest]:
+    """The overlay's manifests."""
+    return [document for document in yaml.safe_load_all(render(overlay)) if document]
+
+
+def one(overlay: str, kind: str, name: str = "qspec") -> Manifest:
+    """The only manifest of this kind and name."""
+    (found,) = (each for each in manifests(overlay) if each["kind"] == kind and each["metadata"]["name"] == name)
+    return found
+
+
+def pod(overlay: str) -> Manifest:
+    """The pod's specification."""
+    specification: Manifest = one(overlay, "Deployment")["spec"]["template"]["spec"]
+    return specification
+
+
+def containers(overlay: str) -> dict[str, Manifest]:
+    """All containers of the pod by name, in the order in which they start."""
+    specification = pod(overlay)
+    return {each["name"]: each for each in [*specification.get("initContainers", []), *specification["containers"]]}
+
+
+def programs(overlay: str) -> dict[str, Manifest]:
+    """The containers that run a program of ours."""
+    return {name: each for name, each in containers(overlay).items() if each["command"][:2] == ["python", "-m"]}
+
+
+def arguments(overlay: str, container: Manifest) -> list[str]:
+    """The container's arguments as its program sees them: ``$(NAME)`` is taken from its environment."""
+    sources = {each["configMapRef"]["name"] for each in container.get("envFrom", [])}
+    environment: dict[str, str] = {}
+    for each in manifests(overlay):
+        if each["kind"] == "ConfigMap" and each["metadata"]["name"] in sources:
+            environment |= each["data"]
+    return [_VARIABLE.sub(lambda match: environment[match[1]], argument) for argument in container["args"]]
+
+
+def writable_paths(overlay: str, container: Manifest) -> Iterator[Path]:
+    """Where the container may write: mounts of an emptyDir."""
+    empty = {volume["name"] for volume in pod(overlay)["volumes"] if "emptyDir" in volume}
+    for mount in container["volumeMounts"]:
+        if mount["name"] in empty and not mount.get("readOnly"):
+            yield Path(mount["mountPath"])
+
+
+def mebibytes(quantity: str) -> float:
+    """A quantity of memory with a binary suffix."""
+    match = _QUANTITY.fullmatch(quantity)
+    assert match is not None, quantity
+    return int(match[1]) * {"Ki": 2**-10, "Mi": 1, "Gi": 2**10}[match[2]]

@@ -1,0 +1,101 @@
+"""Every overlay renders, and is what Kubernetes, the Gateway API and NVIDIA's driver take."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.deploy.manifests import KUBERNETES, OVERLAYS, Manifest, containers, manifests, pod
+from tests.deploy.tools import refuse
+
+KUBERNETES_VERSIONS = ("1.34", "1.36", "1.37")
+OWN_SCHEMAS = {"GRPCRoute": "grpcroute-v1.json", "GpuConfig": "gpuconfig-v1beta1.json"}
+"""Kinds that Kubernetes itself does not know."""
+
+
+def check(manifest: Manifest, version: str) -> None:
+    """Raise for a manifest that does not follow its schema."""
+    try:
+        import jsonschema
+        import kubernetes_validate
+    except ImportError:
+        refuse("kubernetes-validate is not installed: `make deploy-tools` installs it")
+        raise
+    if manifest["kind"] in OWN_SCHEMAS:
+        schema = json.loads((KUBERNETES / "schemas" / OWN_SCHEMAS[manifest["kind"]]).read_text(encoding="utf-8"))
+        jsonschema.validate(manifest, schema)
+    else:
+        assert kubernetes_validate.validate(manifest, version, strict=True).startswith(version)
+
+
+def driver_parameters(manifest: Manifest) -> list[Manifest]:
+    """What a claim hands to its driver."""
+    if manifest["kind"] != "ResourceClaimTemplate":
+        return []
+    return [each["opaque"]["parameters"] for each in manifest["spec"]["spec"]["devices"].get("config", [])]
+
+
+@pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_valid(overlay: str, version: str) -> None:
+    found = manifests(overlay)
+    assert {"Namespace", "Deployment", "Service", "NetworkPolicy", "PodDisruptionBudget"} <= {x["kind"] for x in found}
+    for manifest in found:
+        check(manifest, version)
+        for parameters in driver_parameters(manifest):
+            check(parameters, version)
+
+
+@pytest.mark.parametrize(("overlay", "kind", "path"), [
+    ("cpu", "Deployment", ("spec", "template", "spec", "terminationGraceSeconds")),
+    ("gateway", "GRPCRoute", ("spec", "rules", 0, "backends")),
+    ("dra", "ResourceClaimTemplate", ("spec", "spec", "devices", "requests", 0, "deviceClassName")),
+    ("dra-mps", "GpuConfig", ("sharing", "mode")),
+])
+def test_a_wrong_field_is_refused(overlay: str, kind: str, path: tuple[Any, ...]) -> None:
+    found = manifests(overlay)
+    (planted,) = (x for each in found for x in [each, *driver_parameters(each)] if x["kind"] == kind)
+    *parents, name = path
+    place = planted
+    for step in parents:
+        place = place[step]
+    place[name] = 1
+    with pytest.raises(Exception, match=name):
+        check(planted, KUBERNETES_VERSIONS[0])
+
+
+def test_the_overlays_that_are_described_are_there() -> None:
+    readme = (KUBERNETES.parent / "README.md").read_text(encoding="utf-8")
+    described = {line.split("`")[1] for line in readme.splitlines() if line.startswith("| `")}
+    assert described == set(OVERLAYS)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_pod_security_is_restricted(overlay: str) -> None:
+    """The rules of the profile "restricted", and a read-only root, for every container of every overlay."""
+    (namespace,) = (x for x in manifests(overlay) if x["kind"] == "Namespace")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    specification = pod(overlay)
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & specification.keys()
+    assert specification["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert all(volume.keys() - {"name"} <= {"emptyDir", "persistentVolumeClaim"} for volume in specification["volumes"])
+    for container in containers(overlay).values():
+        context = container["securityContext"]
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["readOnlyRootFilesystem"] is True
+        assert context["runAsNonRoot"] is True
+        assert context.keys() & {"runAsUser", "runAsGroup", "privileged"} == set()  # the pod's holds for all
+
+
+def test_no_manifest_is_left_out() -> None:
+    """A file that no kustomization names would be checked by nobody."""
+    for directory in [KUBERNETES / "base", *KUBERNETES.glob("components/*"), *KUBERNETES.glob("overlays/*")]:
+        kustomization = yaml.safe_load((directory / "kustomization.yaml").read_text(encoding="utf-8"))
+        patches = [patch.get("path") for patch in kustomization.get("patches", [])]
+        named = {*kustomization.get("resources", []), *patches, "kustomization.yaml"}
+        assert {path.name for path in directory.iterdir()} <= {Path(str(name)).name for name in named}

@@ -1,0 +1,196 @@
+"""Manifests and programs agree: commands, options, ports, sockets, paths, users, probes, times and memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from coordinator.stack import STOP_GRACE_S
+from coordinator.worker import START_TIMEOUT_S
+from qspec.cli import stack_config
+from tests.deploy.manifests import (
+    OVERLAYS,
+    SINGLE_CONTAINER,
+    arguments,
+    containers,
+    manifests,
+    mebibytes,
+    one,
+    pod,
+    programs,
+    writable_paths,
+)
+from tests.deploy.options import parse
+from tools.dockerfile import final_stage, read_dockerfile
+
+GPU = ("device-plugin", "dra", "dra-mps")
+THREE_CONTAINERS = tuple(overlay for overlay in OVERLAYS if overlay not in SINGLE_CONTAINER)
+MEASURED_MIB = 1077
+"""Proportional memory of a stack with SmolLM2 on CPUs (README.md, "Measured")."""
+
+each_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
+each_pod_of_three = pytest.mark.parametrize("overlay", THREE_CONTAINERS)
+
+
+@each_overlay
+def test_commands_and_options_are_those_of_the_programs(overlay: str) -> None:
+    found = programs(overlay)
+    assert list(found) == (["coordinator"] if overlay in SINGLE_CONTAINER else ["verifier", "drafter", "coordinator"])
+    for name, container in found.items():
+        assert container["command"] == ["python", "-m", name]
+        parse(name, arguments(overlay, container))
+
+
+@each_overlay
+def test_only_gpu_overlays_wait_for_an_option(overlay: str) -> None:
+    for container in programs(overlay).values():
+        assert ("--device=cuda" in container["args"]) == (overlay in GPU)
+
+
+@each_overlay
+def test_the_programs_of_a_pod_agree_on_their_stack(overlay: str) -> None:
+    configurations = {stack_config(parse(name, arguments(overlay, each))) for name, each in programs(overlay).items()}
+    (config,) = configurations
+    if overlay not in SINGLE_CONTAINER:  # processes that decide for themselves could decide differently
+        assert "auto" not in (config.draft_quantization, config.verify_quantization)
+    for container in programs(overlay).values():
+        (models,) = (mount for mount in container["volumeMounts"] if mount["name"] == "models")
+        assert models["readOnly"] is True
+        assert Path(config.model).is_relative_to(models["mountPath"])
+
+
+@each_pod_of_three
+def test_the_coordinator_finds_its_workers(overlay: str) -> None:
+    found = {name: parse(name, arguments(overlay, each)) for name, each in programs(overlay).items()}
+    assert found["coordinator"].verifier_address == found["verifier"].listen
+    assert found["coordinator"].drafter_address == found["drafter"].listen
+    directory = Path(found["verifier"].listen.removeprefix("unix:")).parent
+    maker = containers(overlay)["socket-directory"]
+    assert maker["command"] == ["mkdir", "--parents", "--mode=0700", str(directory)]
+    for container in containers(overlay).values():
+        assert any(directory.is_relative_to(path) and directory != path for path in writable_paths(overlay, container))
+
+
+@each_pod_of_three
+def test_workers_start_first_and_stop_last(overlay: str) -> None:
+    assert list(containers(overlay)) == ["socket-directory", "verifier", "drafter", "coordinator"]
+    policies = {name: each.get("restartPolicy") for name, each in containers(overlay).items()}
+    assert policies == {"socket-directory": None, "verifier": "Always", "drafter": "Always", "coordinator": None}
+
+
+@pytest.mark.parametrize("overlay", SINGLE_CONTAINER)
+def test_a_single_container_makes_its_own_sockets(overlay: str) -> None:
+    assert "initContainers" not in pod(overlay) or not pod(overlay)["initContainers"]
+    args = parse("coordinator", arguments(overlay, programs(overlay)["coordinator"]))
+    assert args.verifier_address is None and args.drafter_address is None
+    assert args.runtime_dir.parent in writable_paths(overlay, programs(overlay)["coordinator"])
+
+
+@each_overlay
+def test_ports(overlay: str) -> None:
+    container = programs(overlay)["coordinator"]
+    host, _, text = parse("coordinator", arguments(overlay, container)).listen.rpartition(":")
+    port = int(text)
+    assert host == "0.0.0.0"
+    assert [each["containerPort"] for each in container["ports"]] == [port]
+    for name in ("qspec", "qspec-pods"):
+        (exposed,) = one(overlay, "Service", name)["spec"]["ports"]
+        assert (exposed["port"], exposed["targetPort"]) == (port, container["ports"][0]["name"])
+    (allowed,) = one(overlay, "NetworkPolicy")["spec"]["ingress"]
+    assert [each["port"] for each in allowed["ports"]] == [port]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["grpc"]["port"] == port
+    stage = final_stage(read_dockerfile(), "cpu")
+    assert [int(each.text) for each in stage if each.keyword == "EXPOSE"] == [port]
+
+
+@each_pod_of_three
+def test_workers_are_probed_at_their_sockets(overlay: str) -> None:
+    for name in ("verifier", "drafter"):
+        container = programs(overlay)[name]
+        listen = parse(name, arguments(overlay, container)).listen
+        for probe in ("startupProbe", "livenessProbe"):
+            assert container[probe]["exec"]["command"] == ["python", "-m", "qspec", "health", listen]
+        assert "readinessProbe" not in container  # streams go on without a drafter
+
+
+@each_overlay
+def test_a_start_gets_the_time_that_the_programs_give_it(overlay: str) -> None:
+    for container in programs(overlay).values():
+        probe = container["startupProbe"]
+        assert probe["periodSeconds"] * probe["failureThreshold"] >= START_TIMEOUT_S
+
+
+@each_overlay
+def test_a_drain_fits_into_the_grace_period(overlay: str) -> None:
+    container = programs(overlay)["coordinator"]
+    grace_s = parse("coordinator", arguments(overlay, container)).grace
+    pause_s = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pause_s > 0
+    assert pod(overlay)["terminationGracePeriodSeconds"] >= pause_s + grace_s + 2 * STOP_GRACE_S
+    rollout = one(overlay, "Deployment")["spec"]["strategy"]["rollingUpdate"]
+    assert rollout == {"maxUnavailable": 0, "maxSurge": 1}
+
+
+@each_overlay
+def test_users_and_paths_are_those_of_the_image(overlay: str) -> None:
+    stage = final_stage(read_dockerfile(), "gpu" if overlay in GPU else "cpu")
+    (user,) = (each.text for each in stage if each.keyword == "USER")
+    context = pod(overlay)["securityContext"]
+    assert user == f"{context['runAsUser']}:{context['runAsGroup']}"
+    assert context["fsGroup"] == context["runAsGroup"]
+    environment = {name: value for each in stage if each.keyword == "ENV" for name, value in each.pairs()}
+    for name, container in programs(overlay).items():
+        writable = set(writable_paths(overlay, container))
+        assert Path(environment["QSPEC_CACHE_DIR"]) in writable, name
+        assert Path("/tmp") in writable, name
+        assert container["image"].endswith("-gpu" if overlay in GPU else "-cpu")
+
+
+@each_overlay
+def test_memory_follows_what_was_measured(overlay: str) -> None:
+    found = programs(overlay).values()
+    assert sum(mebibytes(each["resources"]["requests"]["memory"]) for each in found) >= MEASURED_MIB
+    for container in containers(overlay).values():
+        resources = container["resources"]
+        for name, request in resources["requests"].items():
+            if name == "memory":
+                assert mebibytes(request) <= mebibytes(resources["limits"][name])
+            assert name in resources["limits"]
+
+
+@pytest.mark.parametrize("overlay", ["dra", "dra-mps"])
+def test_both_workers_share_one_gpu(overlay: str) -> None:
+    (claim,) = pod(overlay)["resourceClaims"]
+    assert claim["resourceClaimTemplateName"] == one(overlay, "ResourceClaimTemplate", "qspec-gpu")["metadata"]["name"]
+    for name, container in containers(overlay).items():
+        claims = container["resources"].get("claims", [])
+        assert claims == ([{"name": claim["name"]}] if name in ("verifier", "drafter") else [])
+    assert pod(overlay)["shareProcessNamespace"] is True
+
+
+@each_overlay
+def test_selectors_find_the_pods(overlay: str) -> None:
+    labels = one(overlay, "Deployment")["spec"]["template"]["metadata"]["labels"].items()
+    selectors = [one(overlay, "Service", name)["spec"]["selector"] for name in ("qspec", "qspec-pods")]
+    selectors += [one(overlay, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"]]
+    selectors += [one(overlay, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"]]
+    selectors += [each["labelSelector"]["matchLabels"] for each in pod(overlay)["topologySpreadConstraints"]]
+    assert len(selectors) == 6
+    for selector in selectors:
+        assert selector and selector.items() <= labels
+
+
+def test_an_autoscaler_owns_the_number_of_replicas() -> None:
+    assert "replicas" not in one("autoscaling", "Deployment")["spec"]
+    assert one("autoscaling", "HorizontalPodAutoscaler")["spec"]["scaleTargetRef"]["name"] == "qspec"
+
+
+def test_the_route_names_services_that_exist() -> None:
+    from coordinator.program import SERVICE_NAME
+
+    (rule,) = next(each for each in manifests("gateway") if each["kind"] == "GRPCRoute")["spec"]["rules"]
+    assert [each["method"]["service"] for each in rule["matches"]] == [SERVICE_NAME, "grpc.health.v1.Health"]
+    (backend,) = rule["backendRefs"]
+    assert backend["port"] == one("gateway", "Service", backend["name"])["spec"]["ports"][0]["port"]
