@@ -42,8 +42,10 @@ class Codes(IntEnum):
 
 _BYTES, _BOTH = tl.constexpr(2), tl.constexpr(1)
 
-TILES = {rows: Tile(rows=rows, outputs=64, inputs=256, warps=4, stages=3) for rows in (16, 32, 64)}
-"""Up to how many rows → tile: 128 bytes of nibbles of each output at a time. Estimated, not yet measured."""
+_STEP = 256
+"""Inputs of a step: 128 bytes of nibbles."""
+TILES = {rows: Tile(rows=rows, outputs=64, inputs=_STEP, warps=4, stages=3) for rows in (16, 32, 64)}
+"""Up to how many rows → tile. Estimated, not yet measured."""
 
 
 @triton.jit
@@ -52,48 +54,74 @@ def _join_codes(even, odd, OUTPUTS: tl.constexpr):
     return arrange_weights(tl.join(even, odd).reshape(OUTPUTS, 64), OUTPUTS, 64)
 
 
+@triton.jit
+def _scales_of(scales, at, stop, SIXTY_FOURS: tl.constexpr):
+    """The scales of some rows for the 64 inputs from ``at`` on; ``scales`` points at each row's first."""
+    return tl.load(scales + at // (64 * SIXTY_FOURS), mask=at < stop, other=0.0)
+
+
+@triton.jit
+def _add_group(
+    total, scale, x, x_at, of_row, codes, low, code_at, at, stop,
+    CODES: tl.constexpr, WHOLE: tl.constexpr, OUTPUTS: tl.constexpr,
+):  # fmt: skip
+    """``total`` and the scaled sum of the 64 inputs from ``at`` on."""
+    width: tl.constexpr = 64 if CODES == _BYTES else 32
+    from_ = code_at + tl.multiple_of(at * width // 64, 32)
+    if WHOLE:
+        first = tl.load(codes + from_)
+        second = tl.load(low + from_) if CODES == _BOTH else first
+        activations = tl.load(x + x_at + at, mask=of_row, other=0.0)
+    else:
+        there = at < stop
+        first = tl.load(codes + from_, mask=there, other=0)
+        second = tl.load(low + from_, mask=there, other=0) if CODES == _BOTH else first
+        activations = tl.load(x + x_at + at, mask=of_row & there, other=0.0)
+    if CODES == _BYTES:
+        weights = arrange_weights(widen_int8(first), OUTPUTS, 64)
+    elif CODES == _BOTH:
+        even, odd = merge_nibbles(first, second)
+        weights = _join_codes(even, odd, OUTPUTS)
+    else:
+        even, odd = widen_nibbles(first)
+        weights = _join_codes(even, odd, OUTPUTS)
+    return total + finish_sums(tl.dot(weights, activations)) * scale[:, None]
+
+
 @triton.jit(do_not_specialize=["M"])
 def group_product(
     x, codes, low, scales, pieces, M, N, K, stride, groups, chunk,
     CODES: tl.constexpr, SIXTY_FOURS: tl.constexpr, WHOLE: tl.constexpr,
-    ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, OVERLAP: tl.constexpr,
+    ROWS: tl.constexpr, OUTPUTS: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """One tile of one piece. ``groups``: scales of a row; ``SIXTY_FOURS``: how many 64 inputs a group has."""
+    """One tile of one piece. ``groups``: scales of a row; ``SIXTY_FOURS``: how many 64 inputs a group has.
+
+    Scales are read straight into registers, a step ahead, so that no multiplication waits for memory.
+    """
     tile_m, tile_n, piece = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     rows, columns = tile_m * ROWS + tl.arange(0, ROWS), tile_n * OUTPUTS + tl.arange(0, OUTPUTS)
-    width: tl.constexpr = 64 if CODES == _BYTES else 32
     output = tl.minimum(columns, N - 1)
-    code_at = output[:, None] * stride + tl.arange(0, width)[None, :]
+    code_at = output[:, None] * stride + tl.arange(0, 64 if CODES == _BYTES else 32)[None, :]
+    of_output = scales + output * groups
     x_at, of_row = rows[None, :] * K + tl.arange(0, 64)[:, None], (rows < M)[None, :]
     start = piece * chunk
     wait_for_inputs(OVERLAP)
     total = tl.zeros((OUTPUTS, ROWS), tl.float32)
     stop = tl.minimum(start + chunk, K)
-    for k in range(start, stop, INPUTS):
-        for step in tl.static_range(INPUTS // 64):
-            at = k + step * 64
-            from_ = code_at + tl.multiple_of(at * width // 64, 32)
-            scale_at = scales + output * groups + at // (64 * SIXTY_FOURS)
-            if WHOLE:
-                first = tl.load(codes + from_)
-                second = tl.load(low + from_) if CODES == _BOTH else first
-                scale = tl.load(scale_at)
-                activations = tl.load(x + x_at + at, mask=of_row, other=0.0)
-            else:
-                there = at < stop
-                first = tl.load(codes + from_, mask=there, other=0)
-                second = tl.load(low + from_, mask=there, other=0) if CODES == _BOTH else first
-                scale = tl.load(scale_at, mask=there, other=0.0)
-                activations = tl.load(x + x_at + at, mask=of_row & there, other=0.0)
-            if CODES == _BYTES:
-                weights = arrange_weights(widen_int8(first), OUTPUTS, 64)
-            elif CODES == _BOTH:
-                even, odd = merge_nibbles(first, second)
-                weights = _join_codes(even, odd, OUTPUTS)
-            else:
-                even, odd = widen_nibbles(first)
-                weights = _join_codes(even, odd, OUTPUTS)
-            total += finish_sums(tl.dot(weights, activations)) * scale[:, None]
+    first = _scales_of(of_output, start, stop, SIXTY_FOURS)
+    second = _scales_of(of_output, start + 64, stop, SIXTY_FOURS)
+    third = _scales_of(of_output, start + 128, stop, SIXTY_FOURS)
+    fourth = _scales_of(of_output, start + 192, stop, SIXTY_FOURS)
+    for k in range(start, stop, 256):
+        next_first = _scales_of(of_output, k + 256, stop, SIXTY_FOURS)
+        next_second = _scales_of(of_output, k + 320, stop, SIXTY_FOURS)
+        next_third = _scales_of(of_output, k + 384, stop, SIXTY_FOURS)
+        next_fourth = _scales_of(of_output, k + 448, stop, SIXTY_FOURS)
+        total = _add_group(total, first, x, x_at, of_row, codes, low, code_at, k, stop, CODES, WHOLE, OUTPUTS)
+        total = _add_group(total, second, x, x_at, of_row, codes, low, code_at, k + 64, stop, CODES, WHOLE, OUTPUTS)
+        total = _add_group(total, third, x, x_at, of_row, codes, low, code_at, k + 128, stop, CODES, WHOLE, OUTPUTS)
+        total = _add_group(total, fourth, x, x_at, of_row, codes, low, code_at, k + 192, stop, CODES, WHOLE, OUTPUTS)
+        first, second, third, fourth = next_first, next_second, next_third, next_fourth
     at = rows[None, :] * N + columns[:, None]
     tl.store(pieces + piece * M * N + at, total, mask=(rows[None, :] < M) & (columns[:, None] < N))
 
@@ -147,18 +175,20 @@ def tile_for(rows: int) -> Tile:
 def group_pieces(x: Tensor, weight: GroupWeight, split: int, tile: Tile, pieces: Tensor) -> None:
     """``x · Wᵀ`` in ``split`` pieces that are not added up: fp32 ``[split, M, N]`` into ``pieces``.
 
-    ``x``: fp16 ``[M, K]`` in the order of ``input_order``. ``tile.inputs``: a multiple of 64.
+    ``x``: fp16 ``[M, K]`` in the order of ``input_order``. ``tile.inputs`` is 256.
     """
     (rows, inputs), outputs = x.shape, weight.shape[0]
     chunk = piece_length(inputs, split)
     if chunk * (split - 1) >= inputs:
         raise InvalidInput.field("split", f"{split} pieces of {inputs} inputs: one would be empty")
+    if tile.inputs != _STEP:
+        raise InvalidInput.field("tile", f"reads {tile.inputs} inputs at a time; the kernel reads {_STEP}")
     grid = (triton.cdiv(rows, tile.rows), triton.cdiv(outputs, tile.outputs), split)
     group_product[grid](
         x, weight.codes, weight.codes if weight.low is None else weight.low, weight.scales, pieces, rows, outputs,
         inputs, weight.codes.stride(0), weight.scales.shape[1], chunk,
         CODES=int(weight.kind), SIXTY_FOURS=weight.group_size // GROUP,
         WHOLE=chunk % tile.inputs == 0 and inputs % tile.inputs == 0,
-        ROWS=tile.rows, OUTPUTS=tile.outputs, INPUTS=tile.inputs, num_warps=tile.warps, num_stages=tile.stages,
+        ROWS=tile.rows, OUTPUTS=tile.outputs, num_warps=tile.warps, num_stages=tile.stages,
         **launch_options(),
     )  # fmt: skip
