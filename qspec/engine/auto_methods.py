@@ -46,8 +46,12 @@ def resolve_methods(
 
 
 def _without_times(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The pair for a GPU: at small batch every draft of a plane reads the same bytes, so what is accepted decides."""
-    return [max(candidates, key=lambda candidate: candidate.acceptance)]
+    """The pair for a GPU: of those that keep one copy of weights, whose drafts of a plane read the same bytes at small
+    batch, the one of which most is accepted.
+    """
+    least = min(candidate.bits_per_weight for candidate in candidates)
+    sharing = [candidate for candidate in candidates if candidate.bits_per_weight == least]
+    return [max(sharing, key=lambda candidate: candidate.acceptance)]
 
 
 def _times(candidates: Sequence[Candidate], config: StackConfig, model: DecoderConfig, progress: Progress) -> StepTimes:
