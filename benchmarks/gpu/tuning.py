@@ -24,18 +24,26 @@ CANDIDATES: dict[int, tuple[Tile, ...]] = {
         Tile(rows=32), Tile(rows=32, stages=5), Tile(rows=32, outputs=128, warps=8, stages=3),
         Tile(rows=32, inputs=256, stages=3),
     ),
-    64: (Tile(rows=64), Tile(rows=64, stages=3), Tile(rows=64, outputs=128, warps=8, stages=3)),
+    64: (
+        Tile(rows=64), Tile(rows=64, stages=3), Tile(rows=64, outputs=128, warps=8, stages=3),
+        Tile(rows=64, outputs=128, stages=3), Tile(rows=64, outputs=128, warps=8, stages=3, each_waits=True),
+    ),
     128: (
-        Tile(rows=128, stages=3), Tile(rows=128, outputs=128, warps=8, stages=3),
-        Tile(rows=128, outputs=128, warps=8, stages=2), Tile(rows=64, outputs=128, warps=8, stages=3),
+        Tile(rows=128, outputs=128, warps=8, stages=3), Tile(rows=64, outputs=128, warps=8, stages=3),
+        Tile(rows=128, outputs=128, warps=8, stages=3, each_waits=True),
+        Tile(rows=128, inputs=64, each_waits=True),
+        Tile(rows=128, outputs=256, inputs=64, warps=8, stages=4, each_waits=True),
+        Tile(rows=128, stages=3, each_waits=True),
     ),
     256: (
-        Tile(rows=256, outputs=128, inputs=64, warps=8, stages=4), Tile(rows=256, outputs=128, warps=8, stages=2),
-        Tile(rows=128, outputs=128, warps=8, stages=3),
+        Tile(rows=256, outputs=128, inputs=64, warps=8, stages=4, each_waits=True),
+        Tile(rows=256, outputs=128, warps=8, stages=2, each_waits=True),
+        Tile(rows=128, outputs=128, warps=8, stages=3, each_waits=True),
+        Tile(rows=128, outputs=256, inputs=64, warps=8, stages=4, each_waits=True),
     ),
 }  # fmt: skip
-"""Up to how many rows → tiles to try. Every one multiplies with ``wgmma``. Of 64 inputs, half lines of planes, only
-one is left: all others have lost, by up to 1.7×."""
+"""Up to how many rows → tiles to try. Every one multiplies with ``wgmma``. Of 64 inputs, half lines of planes,
+only tiles for many rows are left, which the L2 cache binds: all others have lost, by up to 1.7×."""
 MEASURED_ROWS = {16: (1, 8), 32: (32,), 64: (64,), 128: (128,), 256: (256,)}
 SHARE = {1: 4.0, 8: 3.0, 32: 2.0, 64: 1.0, 128: 1.0, 256: 1.0}
 """How much a number of rows counts in the choice of the split, each relative to the best time it has."""

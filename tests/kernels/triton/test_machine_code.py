@@ -25,4 +25,4 @@ def test_every_tile_of_the_table_multiplies_with_one_kind_of_instruction() -> No
     assert len(variants) >= 5
     assert {tuple(variant["instructions"]) for variant in variants} == {("wgmma m64k16",)}
     assert all(variant["spilled_bytes"] == 0 for variant in variants)
-    assert not any(variant["serialised"] for variant in variants)
+    assert not any(variant["serialised"] for variant in variants if "each_waits=False" in variant["tile"])
