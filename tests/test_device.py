@@ -30,8 +30,8 @@ def test_what_is_named_is_meant() -> None:
 def test_auto_means_a_gpu_that_can_run_what_was_named() -> None:
     assert configured_backend(StackConfig()) is Backend.CUDA
     assert configured_backend(StackConfig(draft_quantization="fp8", verify_quantization="none")) is Backend.CUDA
-    assert configured_backend(StackConfig(draft_quantization="w8a8")) is Backend.CPU
-    assert configured_backend(StackConfig(verify_overrides="lm_head=int8")) is Backend.CPU
+    assert configured_backend(StackConfig(draft_quantization="fp4")) is Backend.CPU
+    assert configured_backend(StackConfig(verify_overrides="lm_head=int8:g32")) is Backend.CPU
     assert configured_backend(StackConfig(kernels="torch")) is Backend.CPU
 
 

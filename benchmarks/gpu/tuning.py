@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from triton.runtime.errors import OutOfResources
@@ -74,6 +75,29 @@ def tune_shape(
     high = _best_cut(copies.high, few_rows, device, tell, figures)
     high = replace(high, tiles={**both.tiles, **high.tiles})
     return LinearTuning(outputs=outputs, inputs=inputs, both=both, high=high), figures
+
+
+def tune_tiles(
+    entry: LinearTuning, device: torch.device, tell: Callable[[str], None]
+) -> tuple[LinearTuning, list[dict[str, Any]]]:
+    """``entry`` with the best tiles of both planes for many rows, its split as it is, and every time."""
+    copies = WeightCopies.random(entry.outputs, entry.inputs, device)
+    figures: list[dict[str, Any]] = []
+    tiles = dict(entry.both.tiles)
+    wanted = (64, 128, 256) if device.type == "cuda" else (64,)
+    for up_to in wanted:
+        best: dict[Tile, float] = {}
+        for tile in CANDIDATES[up_to] if device.type == "cuda" else CANDIDATES[up_to][:1]:
+            for _, rows, time in _measure(copies.planes, entry.both.split, up_to, (tile,), device, tell):
+                best[tile] = time
+                figures.append({"outputs": entry.outputs, "inputs": entry.inputs, "split": entry.both.split,
+                                "rows": rows, "tile": str(tile), "us": time})
+        if best:
+            tiles[up_to] = min(best, key=best.__getitem__)
+    high = {**entry.high.tiles, **{up_to: tile for up_to, tile in tiles.items() if up_to > _MOST_HIGH_ROWS}}
+    return replace(
+        entry, both=replace(entry.both, tiles=tiles), high=replace(entry.high, tiles=dict(sorted(high.items())))
+    ), figures
 
 
 def _best_cut(

@@ -24,7 +24,7 @@ from qspec.models.decoder import linear_names
 from qspec.models.layer_weights import LayerWeights
 from qspec.quant.codecs import Parts
 from qspec.quant.method_plan import MethodPlan, plan_draft, plan_verify
-from qspec.quant.methods import Backend
+from qspec.quant.methods import Backend, Role
 from qspec.threads import native_threads
 
 
@@ -55,6 +55,10 @@ class DraftWeights:
         """Plan the methods and make what has to be private. ``InvalidInput`` as of the plans."""
         store = plan_verify(config, linear_names(model.config), backend, stored=model.stored)
         methods = plan_draft(config, backend, verify=store, stored=model.stored)
+        if methods.backend is Backend.CUDA:
+            from qspec.engine.gpu_support import check_formats
+
+            check_formats(methods, Role.DRAFT)
         tell_fallback("drafter", backend, methods, progress)
         native = methods.backend is Backend.CPU_NATIVE
         threads = native_threads(config.threads, progress) if native else 0
