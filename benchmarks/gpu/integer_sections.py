@@ -1,4 +1,4 @@
-"""Products over integer weights: their times beside the library's fp16, what reading their bytes takes, their errors."""
+"""Products over integer weights: times beside the library's fp16 and beside a read of their bytes, and errors."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The decoder on a GPU: the launches of a pass over weights in the arena, in the order of ``qspec.models.decoder``.
 
-The residual stream is fp32; what products read is fp16 or, where a method says so, quantised with a scale per token. Between
-two products lies one kernel, which adds up the pieces of the first and writes what the second reads
-(``qspec.kernels.triton.elementwise``). Every kernel is row-invariant, but for the library's fp8 product.
+The residual stream is fp32; what products read is fp16 or, where a method says so, quantised with a scale per token
+(``cuda_linear``). Between two products lies one kernel, which adds up the pieces of the first and writes what the
+second reads (``qspec.kernels.triton.elementwise``). Every kernel of a verifier is row-invariant.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from qspec.kernels.triton.plane_linear import PlaneWeight
 from qspec.models.config import DecoderConfig
 from qspec.quant.codecs import Parts
 from qspec.quant.method_plan import MethodPlan
+
 
 @dataclass(frozen=True, slots=True)
 class PassCache:

@@ -84,7 +84,7 @@ class CudaLinear:
 
 
 def _form(variant: Variant, name: str) -> Form:
-    """What a layer of a variant reads. Attention writes fp16: a scale per token would need a whole row in one program."""
+    """What a layer of a variant reads. Attention writes fp16: a token's scale would need a whole row in one program."""
     if variant.activations == "fp32" or name.endswith("attention_out"):
         return Form.HALF
     if variant.activations == "e4m3 per token" and variant.weights in _PLANES:

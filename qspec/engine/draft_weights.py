@@ -1,8 +1,8 @@
 """A drafter's weights: which layers read the verifier's, and its own copies of the others.
 
 Layer by layer, the drafter reads the arena where the verifier's format is its own or holds it as a plane; else it has a
-file of its own, which is mapped as well, or on a GPU memory of its own. On torch's operations ``w8a8`` always keeps a private packed copy (fbgemm's
-layout cannot be shared).
+file of its own, which is mapped as well, or on a GPU memory of its own. On torch's operations ``w8a8`` always keeps a
+private packed copy (fbgemm's layout cannot be shared).
 """
 
 from __future__ import annotations

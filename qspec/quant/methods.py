@@ -199,7 +199,9 @@ METHODS: Mapping[str, Method] = {
             *_grouped((32,), "nvfp4", "-minimum"),
         )),
         Method("w8a8", (
-            Variant(name="row", weights="int8-row", activations="int8 per token", support={**_REAL_DRAFT, Backend.CUDA: {Role.DRAFT: Support.REAL}}),
+            Variant(
+                name="row", weights="int8-row", activations="int8 per token",
+                support={**_REAL_DRAFT_ON_GPU, **_REAL_DRAFT}),
         )),
         Method("w4a8", (
             *_grouped(_INT4_SIZES, "int8 per token", "", "-asymmetric"),

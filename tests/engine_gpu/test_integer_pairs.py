@@ -26,9 +26,9 @@ def wanted(draft_length: int) -> list[Any]:
     return sequences(Sampling(), draft_length=draft_length, prompts=((17,), (5, 9, 5)), max_tokens=3)
 
 
-@pytest.mark.parametrize(
-    ("family", "verify"),
-    [("tied_least", "int8"), ("untied_least", "int8:nibbles"), ("tied_least", "int4:g64"), ("untied_least", "int8:g64")])
+@pytest.mark.parametrize(("family", "verify"), [
+    ("tied_least", "int8"), ("untied_least", "int8:nibbles"), ("tied_least", "int4:g64"), ("untied_least", "int8:g64"),
+])
 def test_logits_are_those_of_the_format(family: str, verify: str, model_of: Callable[[str], Path]) -> None:
     path = model_of(family)
     with running(path, draft_quantization="off", verify_quantization=verify, device="cpu", kernels="torch") as cpu:

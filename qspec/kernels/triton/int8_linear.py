@@ -2,7 +2,8 @@
 
 ``torch._int_mm`` takes more than 16 rows only and is slow on Hopper (measured), so this is a kernel of its own: both
 operands go from memory through shared memory into 8-bit matrix instructions as they are. Sums of integers are the same
-in every order; fp32 holds those below 2²⁴ exactly. Scales of tokens and rows are for the operation that reads the product.
+in every order; fp32 holds those below 2²⁴ exactly. Scales of tokens and rows are for the operation that reads the
+product.
 """
 
 from __future__ import annotations
