@@ -51,8 +51,11 @@ def quantise(y, largest, mask, FORM: tl.constexpr):
     divisor = tl.where(scale > 0.0, scale, 1.0) + tl.zeros_like(y)
     codes = tl.clamp(tl.math.div_rn(tl.where(mask, y, divisor), divisor), -most, most)  # zeros' division would be slow
     if FORM == _E4M3:
-        return to_e4m3(codes), scale
-    whole = (codes + 12582912.0) - 12582912.0  # to the nearest, ties to even
-    if FORM == _INT8:
-        return whole.to(tl.int8), scale
-    return whole.to(tl.float16), scale
+        held = to_e4m3(codes)
+    else:
+        whole = (codes + 12582912.0) - 12582912.0  # to the nearest, ties to even
+        if FORM == _INT8:
+            held = whole.to(tl.int8)
+        else:
+            held = whole.to(tl.float16)
+    return held, scale
