@@ -47,7 +47,7 @@ def read_product(
 
 
 @triton.jit(do_not_specialize=["M"])
-def _norm_kernel(
+def norm_kernel(
     residual, pieces, scales, token_scales, weight, out, out_scales, M, width, eps,
     PIECES: tl.constexpr, TOKENS: tl.constexpr, FORM: tl.constexpr, BLOCK: tl.constexpr,
     OVERLAP: tl.constexpr,
@@ -202,7 +202,7 @@ def rms_norm(residual: Tensor, added: Pieces | None, weight: Tensor, eps: float,
     rows, width = residual.shape
     _check_width(width)
     pointers = (residual, residual, residual) if added is None else added.pointers()
-    _norm_kernel[(rows,)](
+    norm_kernel[(rows,)](
         residual, *pointers, weight, out.values, _scales(out), rows, width, eps,
         PIECES=0 if added is None else added.count, TOKENS=added is not None and added.token_scales is not None,
         FORM=int(out.form), BLOCK=triton.next_power_of_2(width),

@@ -26,7 +26,7 @@ TILES = {
 
 
 @triton.jit(do_not_specialize=["M"])
-def _int8_product(
+def int8_product(
     x, codes, pieces, M, N, K, x_stride, stride, chunk,
     ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
@@ -66,7 +66,7 @@ def int8_pieces(x: Tensor, codes: Tensor, split: int, tile: Tile, pieces: Tensor
     if inputs % 64 or codes.stride(1) != 1 or x.stride(1) != 1:
         raise InvalidInput.field("weight", f"has {inputs} inputs, which must be adjacent and a multiple of 64")
     grid = (triton.cdiv(rows, tile.rows), triton.cdiv(outputs, tile.outputs), split)
-    _int8_product[grid](
+    int8_product[grid](
         x, codes, pieces, rows, outputs, inputs, x.stride(0), codes.stride(0), chunk,
         ROWS=tile.rows, OUTPUTS=tile.outputs, INPUTS=tile.inputs, num_warps=tile.warps, num_stages=tile.stages,
         **launch_options(),
