@@ -91,7 +91,7 @@ def _figure(
     for tile in tiles:
         try:
             times["in use" if tile is None else str(tile)] = microseconds(
-                over(kind.copies, lambda weight, tile=tile: kind.multiply(weight, x, split, pieces, tile)), run.device)
+                [partial(kind.multiply, weight, x, split, pieces, tile) for weight in kind.copies], run.device)
         except (OutOfResources, RuntimeError) as refused:
             times["in use" if tile is None else str(tile)] = None
             run.tell(f"{kind.name} {tile}: {type(refused).__name__}: {str(refused)[:200]}")
