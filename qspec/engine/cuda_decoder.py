@@ -15,9 +15,9 @@ from torch import Tensor
 
 from qspec.engine.cuda_buffers import PassBuffers, PassLimits
 from qspec.engine.cuda_linear import CudaLinear, plane_weight
+from qspec.engine.gpu_support import check_biases
 from qspec.engine.pass_inputs import PassInputs
 from qspec.engine.weights import StoredEmbedding
-from qspec.errors import InvalidInput
 from qspec.kernels.elementwise import rotary_table
 from qspec.kernels.triton.attention import Context, Rows, attend
 from qspec.kernels.triton.elementwise import (
@@ -75,7 +75,7 @@ class CudaDecoder:
     ) -> None:
         self.config, self.limits = config, limits
         self.device = next(iter(tensors.values())).device
-        self._check(tensors)
+        check_biases(tensors)
         linears = {
             name: CudaLinear.of(plan.layers[name].variant, name, stored, _inputs(config, name))
             for name, stored in parts.items()
@@ -146,13 +146,6 @@ class CudaDecoder:
         return _Layer(
             tensors[prefix + "attention_norm"], tensors[prefix + "mlp_norm"], linears[prefix + "qkv"],
             linears[prefix + "attention_out"], linears[prefix + "mlp_in"], linears[prefix + "mlp_out"], heads)
-
-    @staticmethod
-    def _check(tensors: Mapping[str, Tensor]) -> None:
-        biases = [name for name in tensors if name.endswith(".bias") and not name.endswith("qkv.bias")]
-        if biases:
-            raise InvalidInput.field(
-                "device", f"the model has biases that the kernels for GPUs do not add ({biases[0]}); use --device cpu")
 
 
 def _inputs(config: DecoderConfig, name: str) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 from qspec.device import missing_packages
@@ -49,6 +51,17 @@ def check_formats(plan: MethodPlan, role: Role) -> None:
         raise InvalidInput.field(
             role.value, f"{absence} ({plan.layers[lacking[0]].label} for {lacking[0]}); draft with w8a8, w4a8, int8 "
                         "or int4, or not at all ('off')")
+
+
+def check_biases(tensors: Iterable[str]) -> None:
+    """``InvalidInput`` where a model has biases that no kernel adds: all but those of queries, keys and values.
+
+    ``tensors``: the canonical names of all.
+    """
+    biases = sorted(name for name in tensors if name.endswith(".bias") and not name.endswith("qkv.bias"))
+    if biases:
+        raise InvalidInput.field(
+            "device", f"the model has biases that the kernels for GPUs do not add ({biases[0]}); use --device cpu")
 
 
 def model_absence(model: DecoderConfig) -> str | None:

@@ -70,11 +70,12 @@ def _on_gpu(
 ) -> Store:
     from qspec.engine.cuda_buffers import buffer_bytes
     from qspec.engine.device_weights import stream_weights
-    from qspec.engine.gpu_support import check_formats
+    from qspec.engine.gpu_support import check_biases, check_formats
     from qspec.engine.worker_forward import verifier_limits
     from qspec.memory.device_arena import DeviceArena
 
     check_formats(plan, Role.VERIFY)
+    check_biases(shapes)
     context = gpu_context()
     specs = arena_specs(model.config, config, max_model_len, torch.float16)
     on_gpu = [region.spec for region in placed] + [spec for spec in specs if spec.name in _ON_GPU]

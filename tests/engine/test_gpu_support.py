@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qspec.config import StackConfig
-from qspec.engine.gpu_support import check_formats, gpu_absence, model_absence
+from qspec.engine.gpu_support import check_biases, check_formats, gpu_absence, model_absence
 from qspec.errors import InvalidInput
 from qspec.models.config import Activation, DecoderConfig, Norm, Positions
 from qspec.pair_choice import candidate_pairs
@@ -74,6 +74,12 @@ def test_an_old_gpu_is_refused_by_its_capability(model: DecoderConfig, monkeypat
     set_capability(monkeypatch, (7, 5))
     monkeypatch.setattr("qspec.engine.gpu_support.missing_packages", list)
     assert gpu_absence(model) == "the GPU's compute capability is 7.5, and the kernels need 8.0"
+
+
+def test_biases_that_no_kernel_adds_are_named() -> None:
+    check_biases(["layers.0.qkv", "layers.0.qkv.bias", "final_norm"])
+    with pytest.raises(InvalidInput, match=r"device: .*do not add \(layers.0.mlp_in.bias\); use --device cpu"):
+        check_biases(["layers.0.qkv.bias", "layers.1.attention_out.bias", "layers.0.mlp_in.bias"])
 
 
 def test_what_of_a_model_no_kernel_knows_is_named(model: DecoderConfig) -> None:
