@@ -73,7 +73,7 @@ def test_text_does_not_depend_on_prefill_chunks(model: Path, plain: Texts, sampl
         assert generate(stack.loop, wanted(sampling, 4)) == plain[sampling]
 
 
-def test_rejection_draws_from_the_draft_distributions_in_host_memory(model: Path) -> None:
+def test_rejection_draws_from_the_draft_distributions_in_the_arena(model: Path) -> None:
     from dataclasses import replace
 
     from qspec.interfaces import AcceptanceRule

@@ -127,13 +127,12 @@ def _draw_kept_blocks(
         if DRAFTING:
             place += tl.load(step).to(tl.int64) * width
             tl.store(distributions + place, target, mask=inside)
-        else:
-            if drafted >= 0:
-                draft = tl.load(distributions + place, mask=inside, other=0.0)
-                left = tl.maximum(target - draft, 0.0)
-                remains = left > 0.0
-                weight = tl.where(remains, left, 1.0).to(tl.float64)
-                score = tl.where(remains, tl.log(weight) + noise, float("-inf"))
+        elif drafted >= 0:
+            draft = tl.load(distributions + place, mask=inside, other=0.0)
+            left = tl.maximum(target - draft, 0.0)
+            remains = left > 0.0
+            weight = tl.where(remains, left, 1.0).to(tl.float64)
+            score = tl.where(remains, tl.log(weight) + noise, float("-inf"))
     tl.store(winners + to, tl.max(score, 0))
     tl.store(tokens + to, block * BLOCK + tl.argmax(score, 0))
 
@@ -202,14 +201,15 @@ def draw_tokens(
     ``[M, V]``, to work in; may be the product's first piece.
     """
     _, rows, width = logits.numbers.shape
-    blocks, device = triton.cdiv(width, _BLOCK), chosen.device
+    block = min(_BLOCK, triton.next_power_of_2(width))
+    blocks, device = triton.cdiv(width, block), chosen.device
     filtered = kind is DrawKind.FILTERED
     shape = (2, rows, blocks) if filtered else (rows, blocks)
     winners = torch.empty(shape, dtype=torch.float64, device=device)
     tokens = torch.empty(shape, dtype=torch.int32, device=device)
     draws, stride = plan.draws, plan.draws.shape[1]
     product = {"PIECES": logits.count, "TOKENS": logits.token_scales is not None}
-    blockwise = {"BLOCK": _BLOCK, "num_warps": 4, **launch_options()}
+    blockwise = {"BLOCK": block, "num_warps": 4, **launch_options()}
     bounds = ties = maxima = draws  # some pointers where nothing is filtered
     distributions = scaled if plan.distributions is None else plan.distributions
     if filtered:

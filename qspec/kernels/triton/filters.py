@@ -90,7 +90,7 @@ def kept(s, token, largest, bound, last_tie, min_p):
     return ((s > bound) | ((s == bound) & (token <= last_tie))) & (tl.exp(s - largest) >= min_p)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "stride"])
 def _bounds_kernel(
     scaled, block_maxima, draws, bounds, ties, stride, rows, width, blocks,
     TEMPERATURE: tl.constexpr, TOP_K: tl.constexpr, TOP_P: tl.constexpr, MIN_P: tl.constexpr,

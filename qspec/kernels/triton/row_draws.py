@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 
 import numpy
 import numpy.typing
 
-from qspec.sampling_options import AcceptanceRule, Sampling
+from qspec.sampling_options import Sampling
 
 
 class Field(IntEnum):
@@ -56,8 +57,6 @@ class RowDraw:
     """One row's token."""
 
     sampling: Sampling
-    position: int = 0
-    """Of the row."""
     drafted: int = -1
     """Token that it decides on; -1: none."""
     distribution: int = 0
@@ -74,9 +73,13 @@ class RowVerdict:
     """What follows where it does not stand, or where nothing was drafted."""
 
 
-def drawn_on_gpu(sampling: Sampling) -> bool:
-    """Whether kernels can draw for such a request. The host does for adjusted logits, log-probabilities, typical-p."""
-    return not sampling.adjusts_logits and sampling.logprobs is None and sampling.typical_p >= 1.0
+def drawn_on_gpu(sampling: Sampling, *, telling: bool = True) -> bool:
+    """Whether kernels can draw for such a request. The host does for adjusted logits, log-probabilities, typical-p.
+
+    ``telling``: whether log-probabilities are this worker's to tell.
+    """
+    told = telling and sampling.logprobs is not None
+    return not sampling.adjusts_logits and not told and sampling.typical_p >= 1.0
 
 
 def draw_kind(samplings: Sequence[Sampling]) -> DrawKind:
@@ -91,12 +94,36 @@ def _kind(sampling: Sampling) -> DrawKind:
     return DrawKind.FILTERED if filters or sampling.needs_draft_probs else DrawKind.DRAWN
 
 
-def write_draw(draws: numpy.typing.NDArray[numpy.int32], column: int, draw: RowDraw, row: int) -> None:
-    """Write ``draw`` into the matrix ``[fields, rows]``; ``row``: ``Field.ROW``."""
-    sampling = draw.sampling
-    floats = numpy.array([sampling.temperature, sampling.top_p, sampling.min_p], dtype=numpy.float32).view(numpy.int32)
-    seed = numpy.array([sampling.seed & 0xFFFFFFFFFFFFFFFF], dtype=numpy.uint64).view(numpy.int32)
-    draws[:, column] = (
-        floats[0], sampling.top_k, floats[1], floats[2], seed[0], seed[1], sampling.choice << 8,
-        sampling.rule is AcceptanceRule.REJECTION and not sampling.greedy, draw.drafted, draw.distribution,
-        draw.position, row)
+@dataclass(frozen=True, slots=True)
+class PlacedDraw:
+    """A draw and where it belongs."""
+
+    column: int
+    """Of the matrix."""
+    row: int
+    """Of the pass."""
+    draw: RowDraw
+
+
+def write_draws(
+    matrix: numpy.typing.NDArray[numpy.int32], placed: Sequence[PlacedDraw], positions: Sequence[int]
+) -> None:
+    """Write draws into the matrix ``[fields, most rows]``; ``positions``: of the rows of the pass."""
+    if not placed:
+        return
+    columns = [
+        (*_constant_fields(draw.sampling), draw.drafted, draw.distribution, positions[each.row], each.row)
+        for each in placed
+        for draw in (each.draw,)
+    ]
+    matrix[:, [each.column for each in placed]] = numpy.array(columns, dtype=numpy.int32).T
+
+
+@lru_cache(maxsize=1024)
+def _constant_fields(sampling: Sampling) -> tuple[int, ...]:
+    """The first fields, which are the same in every row of a request."""
+    floats = numpy.array([sampling.temperature, sampling.top_p, sampling.min_p], dtype=numpy.float32)
+    temperature, top_p, min_p = floats.view(numpy.int32).tolist()
+    low, high = numpy.array([sampling.seed & (1 << 64) - 1], dtype=numpy.uint64).view(numpy.int32).tolist()
+    rejects = int(sampling.needs_draft_probs)
+    return temperature, sampling.top_k, top_p, min_p, low, high, sampling.choice << 8, rejects

@@ -19,7 +19,7 @@ from qspec.filters import filtered_probs
 from qspec.kernels.triton.draws import DrawPlan, draw_tokens
 from qspec.kernels.triton.elementwise import Pieces
 from qspec.kernels.triton.noise import noise_words
-from qspec.kernels.triton.row_draws import DrawKind, Field, RowDraw, draw_kind, drawn_on_gpu, write_draw
+from qspec.kernels.triton.row_draws import DrawKind, Field, PlacedDraw, RowDraw, draw_kind, drawn_on_gpu, write_draws
 from qspec.noise import NoiseKey, Purpose, uniform
 from qspec.sampling import draw, token_probs
 from qspec.sampling_options import AcceptanceRule, Sampling
@@ -38,7 +38,7 @@ SAMPLINGS = {
 
 
 @triton.jit
-def _words_kernel(out, seed_low, seed_high, position, tag, COUNT: tl.constexpr):
+def _words_kernel(out, seed_low, seed_high, position, tag, COUNT: tl.constexpr):  # noqa: N803
     low, high = tl.load(seed_low), tl.load(seed_high)
     words = noise_words(low, high, tl.load(position), tl.load(tag), 0, COUNT)
     tl.store(out + tl.arange(0, COUNT), words.to(tl.int32, bitcast=True))
@@ -75,22 +75,22 @@ def logits_of(rows: int, source: torch.Generator) -> Tensor:
     return numbers
 
 
-def plan_of(draws: Sequence[RowDraw], device: torch.device, distributions: Tensor | None = None,
+def plan_of(draws: Sequence[RowDraw], device: torch.device, first: int, distributions: Tensor | None = None,
             step: Tensor | None = None) -> DrawPlan:
     matrix = numpy.zeros((len(Field), len(draws) + 3), dtype=numpy.int32)
-    for column, each in enumerate(draws):
-        write_draw(matrix, column, each, column)
+    placed = [PlacedDraw(column, column, each) for column, each in enumerate(draws)]
+    write_draws(matrix, placed, range(first, first + len(draws)))
     sent = torch.from_numpy(matrix).to(device)
     return DrawPlan(sent, sent[Field.POSITION], distributions, step)
 
 
-def drawn(numbers: Tensor, draws: Sequence[RowDraw], device: torch.device, kind: DrawKind,
+def drawn(numbers: Tensor, draws: Sequence[RowDraw], device: torch.device, kind: DrawKind, first: int,
           distributions: Tensor | None = None) -> tuple[list[int], list[int]]:
-    """Tokens, and which drafts stand."""
+    """Tokens, and which drafts stand; ``first``: position of the first row."""
     chosen, stands = torch.full((2, len(draws)), -7, dtype=torch.int32, device=device)
     pieces = numbers.clone().to(device)
     product = Pieces(pieces, torch.ones(WIDTH, device=device))
-    draw_tokens(product, plan_of(draws, device, distributions), kind, pieces[0], chosen, stands)
+    draw_tokens(product, plan_of(draws, device, first, distributions), kind, pieces[0], chosen, stands)
     return chosen.tolist(), stands.tolist()
 
 
@@ -101,19 +101,19 @@ def test_a_row_draws_what_the_reference_draws(name: str, device: torch.device, s
     probs = token_probs(numbers[0] + numbers[1], sampling)
     key = NoiseKey(sampling.seed, sampling.choice)
     expected = [draw(probs[row], key, 100 + row, Purpose.COUPLED) for row in range(rows)]
-    draws = [RowDraw(sampling=sampling, position=99 + row, drafted=expected[row] + row % 2) for row in range(rows)]
-    tokens, stands = drawn(numbers, draws, device, draw_kind([sampling]))
+    draws = [RowDraw(sampling=sampling, drafted=expected[row] + row % 2) for row in range(rows)]
+    tokens, stands = drawn(numbers, draws, device, draw_kind([sampling]), 99)
     assert tokens == expected
     assert stands == [1 - row % 2 for row in range(rows)]
     assert len(set(expected)) > 3, "the texts of this test can differ"
 
 
 def test_a_row_does_not_depend_on_the_rows_beside_it(device: torch.device, source: torch.Generator) -> None:
-    every = [RowDraw(sampling=sampling, position=5) for sampling in SAMPLINGS.values()]
+    every = [RowDraw(sampling=sampling) for sampling in SAMPLINGS.values()]
     numbers = logits_of(len(every), source)
-    together, _ = drawn(numbers, every, device, DrawKind.FILTERED)
+    together, _ = drawn(numbers, every, device, DrawKind.FILTERED, 5)
     for row, each in enumerate(every):
-        alone, _ = drawn(numbers[:, row : row + 1], [each], device, draw_kind([each.sampling]))
+        alone, _ = drawn(numbers[:, row : row + 1], [each], device, draw_kind([each.sampling]), 5 + row)
         assert alone == together[row : row + 1]
 
 
@@ -127,8 +127,8 @@ def test_of_equals_at_the_bound_top_p_keeps_the_lowest_tokens(device: torch.devi
     ):
         reference = filtered_probs(numbers[0], sampling)[0]
         assert reference.nonzero().squeeze(-1).tolist() == kept
-        draws = [RowDraw(sampling=sampling, position=position) for position in range(30)]
-        tokens, _ = drawn(numbers.expand(1, 30, WIDTH), draws, device, DrawKind.FILTERED)
+        draws = [RowDraw(sampling=sampling)] * 30
+        tokens, _ = drawn(numbers.expand(1, 30, WIDTH), draws, device, DrawKind.FILTERED, 0)
         assert set(tokens) == set(kept)
 
 
@@ -144,17 +144,17 @@ def test_rejection_is_the_references(
     left = torch.zeros(rows, WIDTH, device=device)
     chosen = torch.full((rows,), -7, dtype=torch.int32, device=device)
     pieces = draft_numbers.clone().to(device)
-    draws = [RowDraw(sampling=sampling, position=50 + row, distribution=row - 1) for row in range(rows)]
-    plan = plan_of(draws, device, left, torch.ones(1, dtype=torch.int32, device=device))  # step 1: a row further on
+    draws = [RowDraw(sampling=sampling, distribution=row - 1) for row in range(rows)]
+    plan = plan_of(draws, device, 50, left, torch.ones(1, dtype=torch.int32, device=device))  # step 1: a row further on
     draw_tokens(Pieces(pieces, torch.ones(WIDTH, device=device)), plan, DrawKind.FILTERED, pieces[0], chosen)
     draft = token_probs(draft_numbers[0] + draft_numbers[1], sampling)
     drafted = [draw(draft[row], key, 51 + row, Purpose.DRAFT) for row in range(rows)]
     assert chosen.tolist() == drafted
     assert torch.allclose(left.cpu(), draft, atol=1e-6, rtol=1e-5)
     left[4] = token_probs(target_numbers[0] + target_numbers[1], sampling)[4].to(device)  # nothing is left of row 4
-    draws = [RowDraw(sampling=sampling, position=50 + row, drafted=-1 if row % 6 == 5 else drafted[row],
+    draws = [RowDraw(sampling=sampling, drafted=-1 if row % 6 == 5 else drafted[row],
                      distribution=row) for row in range(rows)]
-    tokens, stands = drawn(target_numbers, draws, device, DrawKind.FILTERED, left)
+    tokens, stands = drawn(target_numbers, draws, device, DrawKind.FILTERED, 50, left)
     target = token_probs(target_numbers[0] + target_numbers[1], sampling)
     for row in range(rows):
         if row % 6 == 5:
