@@ -162,19 +162,22 @@ def _verdicts_kernel(
         drafted = tl.load(mine + DRAFTED * stride)
         standing = (token == drafted).to(tl.int32)
         if SECONDS:
-            if (tl.load(mine + REJECTS * stride) > 0) & (drafted >= 0):
-                s = tl.load(scaled + row * width + drafted)
-                largest, bound = tl.load(bounds + row), tl.load(bounds + M + row)
-                normaliser, last = tl.load(bounds + 2 * M.to(tl.int64) + row), tl.load(ties + row)
-                min_p = tl.load(mine + MIN_P * stride).to(tl.float32, bitcast=True)
-                target = tl.where(
-                    kept(s, drafted, largest, bound, last, min_p), tl.math.div_rn(tl.exp(s - largest), normaliser), 0.0)
-                draft = tl.load(distributions + tl.load(mine + DISTRIBUTION * stride).to(tl.int64) * width + drafted)
-                keep = tl.where(draft > 0.0, tl.math.div_rn(target, tl.where(draft > 0.0, draft, 1.0)), 1.0)
-                chance = first_uniform(
-                    tl.load(mine + SEED_LOW * stride), tl.load(mine + SEED_HIGH * stride),
-                    tl.load(positions + row) + 1, tl.load(mine + CHOICE * stride) + _ACCEPT)
-                standing = (chance < tl.minimum(keep, 1.0).to(tl.float64)).to(tl.int32)
+            rejects = (tl.load(mine + REJECTS * stride) > 0) & (drafted >= 0)
+            token_or_none = tl.maximum(drafted, 0)
+            s = tl.load(scaled + row * width + token_or_none)
+            largest, bound = tl.load(bounds + row), tl.load(bounds + M + row)
+            normaliser, last = tl.load(bounds + 2 * M.to(tl.int64) + row), tl.load(ties + row)
+            min_p = tl.load(mine + MIN_P * stride).to(tl.float32, bitcast=True)
+            target = tl.where(
+                kept(s, drafted, largest, bound, last, min_p), tl.math.div_rn(tl.exp(s - largest), normaliser), 0.0)
+            place = tl.load(mine + DISTRIBUTION * stride).to(tl.int64) * width + token_or_none
+            draft = tl.load(distributions + place, mask=rejects, other=0.0)
+            keep = tl.where(draft > 0.0, tl.math.div_rn(target, tl.where(draft > 0.0, draft, 1.0)), 1.0)
+            chance = first_uniform(
+                tl.load(mine + SEED_LOW * stride), tl.load(mine + SEED_HIGH * stride),
+                tl.load(positions + row) + 1, tl.load(mine + CHOICE * stride) + _ACCEPT)
+            accepted = (chance < tl.minimum(keep, 1.0).to(tl.float64)).to(tl.int32)
+            standing = tl.where(rejects, accepted, standing)
         tl.store(stands + row, standing)
 
 
