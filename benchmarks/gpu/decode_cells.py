@@ -43,6 +43,7 @@ def measure_cells(
     file: SectionFile, *, model: str, factor: int, draft: str, verify: str, batches: Sequence[int],
     lengths: Sequence[int | None], temperatures: Sequence[float], tokens: int, tell: Progress,
     profiled: Sequence[tuple[int, int]] = _PROFILED, positions: int = POSITIONS,
+    warm_up: int = 8,
 ) -> None:
     """Measure all cells that ``file`` lacks."""
     names = [name for batch in batches for temperature in temperatures
@@ -68,7 +69,7 @@ def measure_cells(
              None)
         for batch in batches:
             for temperature in temperatures:
-                _cells_of_batch(file, pair, batch, temperature, lengths, tokens, read / bandwidth, tell)
+                _cells_of_batch(file, pair, batch, temperature, lengths, tokens, read / bandwidth, warm_up, tell)
         for batch, length in profiled:
             if batch in batches and length in lengths:
                 file.measure(_profile_name(batch, length), partial(profile_rounds, pair, batch, length),
@@ -77,13 +78,13 @@ def measure_cells(
 
 def _cells_of_batch(
     file: SectionFile, pair: Pair, batch: int, temperature: float, lengths: Sequence[int | None], tokens: int,
-    floor_s: float, tell: Progress,
+    floor_s: float, warm_up: int, tell: Progress,
 ) -> None:
     """Plain decoding, drafts of every length, plain decoding again."""
     sampling = Sampling(temperature=temperature, seed=20260801)
 
     def measured(length: int | None) -> dict[str, Any]:
-        decode(pair, batch, 8, length, sampling)  # graphs of these sizes
+        decode(pair, batch, warm_up, length, sampling)  # graphs of these sizes
         return _cell(batch, temperature, length, decode(pair, batch, tokens, length, sampling))
 
     ordered = sorted(lengths, key=lambda length: (length is None, length or 0))

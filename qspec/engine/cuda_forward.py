@@ -8,8 +8,8 @@ token ids come back, and logits do for requests that the host decides on alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,9 +20,9 @@ from qspec.engine.cuda_decoder import CudaDecoder, PassCache
 from qspec.engine.forward import DraftCache, DraftContext
 from qspec.engine.graph_cache import GraphCache
 from qspec.engine.pass_inputs import PassInputs, StagedInputs
-from qspec.engine.passes import SequenceRows
-from qspec.engine.row_buckets import ROW_BUCKETS, padded_pieces, padded_rows
-from qspec.interfaces import MemoryItem, Progress, Sampling
+from qspec.engine.passes import SequenceRows, split_passes
+from qspec.engine.row_buckets import decided_bucket, padded_pieces, padded_rows
+from qspec.interfaces import MemoryItem, Sampling
 from qspec.kernels.triton.draws import DrawPlan, draw_tokens
 from qspec.kernels.triton.elementwise import Pieces
 from qspec.kernels.triton.feedback import feed_back
@@ -42,9 +42,6 @@ from qspec.quant.planes import HIGH_SCALE
 if TYPE_CHECKING:
     from qspec.engine.cuda_draft_pass import CudaDraftPass
 
-_GATHERED_ROWS = (16, 64)
-"""Of a pass of more rows, so many are gathered for ``lm_head`` where these are enough: most of a prompt's are not."""
-
 
 class CudaForward:
     """``decoder`` behind the seam. Results that stay on the GPU are valid until the next pass."""
@@ -63,6 +60,11 @@ class CudaForward:
     def config(self) -> DecoderConfig:
         """See ``Forward``."""
         return self.decoder.config
+
+    @property
+    def inputs(self) -> StagedInputs:
+        """Where passes are staged."""
+        return self._inputs
 
     @property
     def graphs(self) -> int:
@@ -142,45 +144,6 @@ class CudaForward:
 
         return CudaDraftPass(self, contexts, PassCache(cache.keys, cache.values, cache.tail_keys, cache.tail_values))
 
-    def warm_up(self, keys: Tensor, values: Tensor, distributions: Tensor, most_rows: int, progress: Progress) -> None:
-        """Compile the kernels of every size and capture graphs for up to ``most_rows`` rows; keeps nothing."""
-        if self.decoder.device.type != "cuda":
-            return  # the interpreter compiles nothing
-        cache = PassCache(keys, values)
-        wanted = [rows for rows in ROW_BUCKETS if rows <= self._limits.rows and (rows <= most_rows or rows in (
-            16, 32, 64, 128, 256))]
-
-        def warm_up() -> None:
-            for index, rows in enumerate(wanted):
-                progress("compiling kernels and capturing graphs", index / len(wanted))
-                inputs = self._inputs.upload((), (), (), (), padded=rows)
-                self._launch("rows", inputs, cache, 1)
-                for kind in DrawKind if rows <= most_rows or rows == wanted[-1] else (DrawKind.GREEDY,):
-                    self._launch_decided(inputs, cache, 1, rows, kind, distributions)
-                self.greedy(self.decoder.buffers.rows("residual", rows))
-            progress("compiling kernels and capturing graphs", 1.0)
-
-        self._measured(warm_up)
-
-    def warm_up_drafts(
-        self, cache: DraftCache, distributions: Tensor, most_rows: int, progress: Progress
-    ) -> None:
-        """The same for draft steps."""
-        if self.decoder.device.type != "cuda":
-            return
-        wanted = [rows for rows in ROW_BUCKETS if rows <= min(most_rows, self._limits.rows)]
-        tails = PassCache(cache.keys, cache.values, cache.tail_keys, cache.tail_values)
-
-        def warm_up() -> None:
-            for index, rows in enumerate(wanted):
-                progress("compiling kernels and capturing graphs of drafts", index / len(wanted))
-                inputs = self._inputs.upload((), (), (), (), padded=rows)
-                for kind in DrawKind:
-                    self.draft_steps(inputs, tails, 1, 1, kind, distributions)
-            progress("compiling kernels and capturing graphs of drafts", 1.0)
-
-        self._measured(warm_up)
-
     def draft_steps(
         self, inputs: PassInputs, cache: PassCache, pieces: int, steps: int, kind: DrawKind = DrawKind.GREEDY,
         distributions: Tensor | None = None,
@@ -209,7 +172,7 @@ class CudaForward:
 
     def draft_hidden(self, inputs: PassInputs, cache: PassCache, pieces: int) -> Tensor:
         """One draft step without a choice: ``[M, H]``."""
-        return self._launch("draft hidden", inputs, cache, pieces)
+        return self.launch("draft hidden", inputs, cache, pieces)
 
     def upload_drafts(
         self, tokens: Mapping[int, int], contexts: Mapping[int, DraftContext], step: int,
@@ -229,7 +192,7 @@ class CudaForward:
 
     def _rows(self, sequences: Sequence[SequenceRows], cache: PassCache) -> Tensor:
         inputs, count, pieces = self._upload(sequences, ())
-        return self._launch("rows", inputs, cache, pieces)[:count]
+        return self.launch("rows", inputs, cache, pieces)[:count]
 
     def _decide(
         self, sequences: Sequence[SequenceRows], cache: PassCache, draws: Sequence[RowDraw | None],
@@ -241,19 +204,19 @@ class CudaForward:
         if not asked:
             return self._rows(sequences, cache), verdicts
         padded = padded_rows(len(draws))
-        decided = _decided_bucket(len(asked), padded)
+        decided = decided_bucket(len(asked), padded)
         columns = asked if decided == padded else range(len(asked))
         placed = [PlacedDraw(column, row, draw) for column, row in zip(columns, asked, strict=True)
                   if (draw := draws[row]) is not None]
         inputs, count, pieces = self._upload(sequences, placed)
         kind = draw_kind([each.draw.sampling for each in placed])
-        self._launch_decided(inputs, cache, pieces, decided, kind, distributions)
+        self.launch_decided(inputs, cache, pieces, decided, kind, distributions)
         tokens, stands = self.decoder.buffers.verdicts(decided).tolist()  # waits for the GPU
         for column, row in zip(columns, asked, strict=True):
             verdicts[row] = RowVerdict(bool(stands[column]), tokens[column])
         return self.decoder.buffers.rows("residual", padded)[:count], verdicts
 
-    def _launch_decided(
+    def launch_decided(
         self, inputs: PassInputs, cache: PassCache, pieces: int, decided: int, kind: DrawKind, distributions: Tensor
     ) -> None:
         """A pass with the verdicts of ``decided`` rows: of all, or of those that the draws name."""
@@ -290,34 +253,24 @@ class CudaForward:
             draws=draws)
         return inputs, len(token_ids), self.pieces_for(max(positions) + 1)
 
-    def _measured(self, warm_up: Callable[[], None]) -> None:
-        """Warm up, and note by how much the device's free memory changed."""
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Around a warm-up: notes by how much the device's free memory changed."""
         self._graphs.counts = False
         before = torch.cuda.mem_get_info(self.decoder.device)[0]
-        warm_up()
+        yield
         torch.cuda.synchronize()
         self._warm_up_bytes += max(before - torch.cuda.mem_get_info(self.decoder.device)[0], 0)
         self._graphs.counts = True
 
-    def _launch(self, kind: str, inputs: PassInputs, cache: PassCache, pieces: int) -> Tensor:
-        launch: Callable[[], object] = lambda: self.decoder.hidden(inputs, cache, pieces)  # noqa: E731
-        self._graphs.run((kind, inputs.rows, pieces, cache.place), launch)
+    def launch(self, kind: str, inputs: PassInputs, cache: PassCache, pieces: int) -> Tensor:
+        """Layers alone: the residual stream ``[M, H]``."""
+        run: Callable[[], object] = lambda: self.decoder.hidden(inputs, cache, pieces)  # noqa: E731
+        self._graphs.run((kind, inputs.rows, pieces, cache.place), run)
         return self.decoder.buffers.rows("residual", inputs.rows)
 
     def _split(self, sequences: Sequence[SequenceRows]) -> list[list[SequenceRows]]:
-        """Sequences in passes of at most as many rows and sequences as the limits allow."""
-        passes: list[list[SequenceRows]] = [[]]
-        room = self._limits.rows
-        for sequence in sequences:
-            at = 0
-            while at < len(sequence.token_ids):
-                if not room or len(passes[-1]) == self._limits.sequences:
-                    passes.append([])
-                    room = self._limits.rows
-                taken = sequence.token_ids[at : at + room]
-                passes[-1].append(SequenceRows(taken, sequence.start + at, sequence.span))
-                at, room = at + len(taken), room - len(taken)
-        return passes
+        return split_passes(sequences, rows=self._limits.rows, sequences_each=self._limits.sequences)
 
     def _decided(self, hidden: Tensor) -> int:
         """Copy rows to where ``lm_head``'s graph reads them; how many it computes."""
@@ -329,11 +282,6 @@ class CudaForward:
         rows = hidden.shape[0]
         self._decided(hidden)
         return self.decoder.head(rows, self.decoder.buffers.rows("decided", rows))
-
-
-def _decided_bucket(asked: int, rows: int) -> int:
-    """Rows that go through ``lm_head`` where ``asked`` of ``rows`` are decided on: all, or one of few numbers."""
-    return next(bucket for bucket in (*_GATHERED_ROWS, rows) if asked <= bucket <= rows or bucket == rows)
 
 
 def _place(kind: DrawKind, distributions: Tensor | None) -> int:

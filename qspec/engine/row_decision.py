@@ -68,6 +68,17 @@ def decide_by_verdicts(drafts: Sequence[int], verdicts: Sequence[RowVerdict]) ->
     return RowDecision(accepted, (*drafts[:accepted], verdicts[accepted].token))
 
 
+def decided_rows(works: Sequence[Work], some: Sequence[Work]) -> list[int]:
+    """Indices of the rows that ``some`` of the ``works`` of a pass are decided by."""
+    slots, end = {work.slot for work in some}, 0
+    rows: list[int] = []
+    for work in works:
+        end += len(work.token_ids)
+        if work.verification is not None and work.slot in slots:
+            rows.extend(range(end - len(work.verification.draft_tokens) - 1, end))
+    return rows
+
+
 def row_draws(works: Sequence[Work], forward: DecidingForward, draft_length: int) -> list[RowDraw | None]:
     """What the rows of ``works`` are asked; None for those that nothing is decided by, and for the host's.
 

@@ -31,7 +31,7 @@ from qspec.engine.regions import (
     KV_KEYS,
     KV_VALUES,
 )
-from qspec.engine.row_decision import decide_by_verdicts, decide_rows, row_draws
+from qspec.engine.row_decision import decide_by_verdicts, decide_rows, decided_rows, row_draws
 from qspec.engine.slots import SlotTable, Tenancy
 from qspec.engine.stores import open_store
 from qspec.engine.worker_forward import verifier_forward
@@ -211,20 +211,8 @@ class LocalVerifier:
 
     def _decided_hidden(self, works: list[Work], left: list[Work], hidden: Tensor) -> Tensor:
         """The rows of ``left``, some of ``works``, whose logits are needed; nothing is copied where all are."""
-        rows = self._decided_rows(works, left)
+        rows = torch.tensor(decided_rows(works, left), dtype=torch.int64)
         return hidden if len(rows) == len(hidden) else hidden[rows.to(hidden.device)]
-
-    @staticmethod
-    def _decided_rows(works: list[Work], left: list[Work]) -> Tensor:
-        """Indices of the rows whose logits are needed."""
-        slots = {work.slot for work in left}
-        rows: list[int] = []
-        end = 0
-        for work in works:
-            end += len(work.token_ids)
-            if work.verification is not None and work.slot in slots:
-                rows.extend(range(end - len(work.verification.draft_tokens) - 1, end))
-        return torch.tensor(rows, dtype=torch.int64)
 
     def _targets(self, works: list[Work], hidden: Tensor) -> list[int] | Tensor:
         """What the rows of all ``works`` are decided by: greedy tokens where nothing else is asked for, else logits."""

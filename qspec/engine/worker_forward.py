@@ -36,12 +36,13 @@ def verifier_forward(
     if plan.backend is Backend.CUDA:
         from qspec.engine.cuda_decoder import CudaDecoder
         from qspec.engine.cuda_forward import CudaForward
+        from qspec.engine.cuda_warm_up import warm_up_verifier
 
         limits = verifier_limits(model, config, max_model_len)
         on_gpu = CudaForward(CudaDecoder(model, plan, parts, tensors, stored_embedding(arena, plan), limits))
-        on_gpu.warm_up(
-            arena.tensor(KV_KEYS), arena.tensor(KV_VALUES), arena.tensor(DRAFT_PROBS), config.max_draft_length + 1,
-            progress)
+        warm_up_verifier(
+            on_gpu, arena.tensor(KV_KEYS), arena.tensor(KV_VALUES), arena.tensor(DRAFT_PROBS),
+            config.max_draft_length + 1, progress)
         return on_gpu, names
     if plan.backend is Backend.CPU_NATIVE:
         from qspec.engine.native_forward import NativeForward, shared_threads  # loads the extension
@@ -73,6 +74,7 @@ def drafter_forward(
         from qspec.engine.cuda_buffers import PassLimits
         from qspec.engine.cuda_decoder import CudaDecoder
         from qspec.engine.cuda_forward import CudaForward
+        from qspec.engine.cuda_warm_up import warm_up_drafter
 
         limits = PassLimits.of(
             model, rows=verifier.max_slots, sequences=verifier.max_slots, positions=positions,
@@ -80,7 +82,7 @@ def drafter_forward(
         on_gpu = CudaForward(
             CudaDecoder(model, plan, parts, tensors, embedding, limits), max(verifier.max_draft_length, 1))
         tails = DraftCache(*map(arena.tensor, (KV_KEYS, KV_VALUES, TAIL_KEYS, TAIL_VALUES)))
-        on_gpu.warm_up_drafts(tails, arena.tensor(DRAFT_PROBS), verifier.max_slots, progress)
+        warm_up_drafter(on_gpu, tails, arena.tensor(DRAFT_PROBS), verifier.max_slots, progress)
         return on_gpu
     if plan.backend is Backend.CPU_NATIVE:
         from qspec.engine.native_forward import NativeForward, shared_threads
