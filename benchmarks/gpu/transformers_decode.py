@@ -39,7 +39,10 @@ def measure_transformers(
 
     def loaded(times: int) -> PreTrainedModel:
         with WidenedWeights(original, times, device=device) as widened:
-            return transformers_model(widened.config, widened.tensors, dtype=torch.float16, device=device)
+            made = transformers_model(widened.config, widened.tensors, dtype=torch.float16, device=device)
+        assert made.generation_config is not None
+        made.generation_config.eos_token_id = None  # texts end by their length: assistants take no least length
+        return made
 
     target = loaded(factor)
     tokenizer = Tokenizer.load(original.tokenizer_directory)
@@ -76,7 +79,7 @@ def _rate(
         started = time.perf_counter()
         generate: Callable[..., torch.Tensor] = model.generate  # type: ignore[assignment]
         generated = generate(
-            inputs=ids, attention_mask=mask, do_sample=False, max_new_tokens=count, min_new_tokens=count,
+            inputs=ids, attention_mask=mask, do_sample=False, max_new_tokens=count,
             pad_token_id=0, **changes)
         assert generated.shape[1] == longest + count
         _synchronise()
