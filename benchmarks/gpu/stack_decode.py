@@ -27,12 +27,12 @@ _TOKENS = 160
 
 def measure_stack(
     file: SectionFile, *, model: str, draft: str, verify: str, tell: Progress, device: str = "cuda",
-    batches: tuple[int, ...] = BATCHES, tokens: int = _TOKENS,
+    batches: tuple[int, ...] = BATCHES, tokens: int = _TOKENS, positions: int = 1024,
 ) -> None:
     """Measure what ``file`` lacks."""
     config = StackConfig(
         model=model, device=device, draft_quantization=draft, verify_quantization=verify, max_slots=max(batches),
-        kv_tokens=max(batches) * 1024, max_model_len=1024)
+        kv_tokens=max(batches) * positions, max_model_len=positions)
     names = [_name(batch, length) for batch in batches for length in LENGTHS]
     if file.missing(names):
         asyncio.run(_measure(file, config, batches, tokens, tell))
