@@ -46,7 +46,7 @@ def test_the_texts_of_these_tests_can_differ(plain: Texts) -> None:
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_text_does_not_depend_on_draft_length_or_batch(model: Path, plain: Texts, sampling: str) -> None:
     with on_gpu(model) as stack:
-        for draft_length in (0, 1, 2, 3, 4):
+        for draft_length in (0, 1, 2, 3, 4) if sampling == "greedy" else (0, 3):  # filters take the interpreter long
             asked = wanted(sampling, draft_length)
             assert generate(stack.loop, asked) == plain[sampling]
             if draft_length:
