@@ -10,6 +10,7 @@ import torch
 from qspec.config import StackConfig, cache_directory
 from qspec.engine.linears import working_memory
 from qspec.engine.regions import (
+    DRAFT_PROBS,
     KV_KEYS,
     KV_VALUES,
     TAIL_KEYS,
@@ -30,7 +31,7 @@ from qspec.models.layer_weights import LayerWeights
 from qspec.quant.method_plan import MethodPlan
 from qspec.quant.methods import Backend, Role
 
-_ON_GPU = (KV_KEYS, KV_VALUES, TAIL_KEYS, TAIL_VALUES)
+_ON_GPU = (KV_KEYS, KV_VALUES, TAIL_KEYS, TAIL_VALUES, DRAFT_PROBS)
 """Regions that kernels read and write; the others are the host's to read (``qspec.memory.device_arena``)."""
 
 
