@@ -112,8 +112,13 @@ class SlotLedger:
         self._requeue(sequence)
 
     def preempt(self) -> None:
-        """KV blocks ran out: the newest sequence gives way until there is room again."""
+        """KV blocks ran out: the newest sequence gives way until there is room again.
+
+        A sequence that is alone goes on once what ended in this round has given its blocks back, with the next one.
+        """
         if len(self.running) < 2:
+            if self.releases:
+                return
             raise ContractViolation("one sequence alone exceeds the KV cache")
         self.recompute(self.running[-1])
 

@@ -274,3 +274,12 @@ def test_room_is_a_free_slot_and_free_blocks_for_all_that_wait() -> None:
     assert not loop.room.fits(1)  # no slot
     run(loop)
     assert loop.free_blocks == 8 and loop.room.fits(len(whole.tokens))
+
+
+def test_the_end_of_one_sequence_makes_room_for_the_other_that_ran_out_of_blocks_in_the_same_round() -> None:
+    loop = attached(FakeVerifier(num_blocks=5, block_size=4, max_model_len=20))
+    short, long = sequence(1, max_tokens=6, draft_length=0), sequence(8, max_tokens=10, draft_length=0)
+    commits = run(loop, short, long)
+    assert [t for c in commits if c.sequence is short for t in c.token_ids] == text_of(short, 6)
+    assert [t for c in commits if c.sequence is long for t in c.token_ids] == text_of(long, 10)
+    assert long.stats.rounds == 10 and long.stats.recomputations == 0
