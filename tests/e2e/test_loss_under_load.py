@@ -189,3 +189,48 @@ def test_a_drafter_that_stands_still_is_replaced(server: Server, undisturbed: li
     assert server.info().drafter_restarts == before + 1
     with server.load() as texts:
         assert [text.result(60) for text in texts] == undisturbed * 2
+
+
+def test_a_drafter_of_somebody_else_s_wakes_up_late_and_spoils_nothing(tmp_path: Path) -> None:
+    """It was given up in the middle of a draft, and finishes that while rounds go on without it."""
+    halts, model, run = tmp_path / "halt", tmp_path / "tiny", tmp_path / "run"
+    halts.mkdir()
+    run.mkdir(mode=0o700)
+    write_tiny_model(model, "llama")
+    environment = {**os.environ, "QSPEC_HALT": str(halts), "QSPEC_CACHE_DIR": str(tmp_path / "cache")}
+    options = [
+        "--model", str(model), "--draft-quantization", "w8a8", "--verify-quantization", "none:fp32", "--threads", "1",
+        "--max-slots", "8", "--max-batch-rows", "32", "--kv-tokens", "1024", "--block-size", "16"]
+    address = f"unix:{tmp_path}/c.sock"
+    workers = [f"unix:{run}/verifier.sock", f"unix:{run}/drafter.sock"]
+    with contextlib.ExitStack() as cleanup:
+        def start(module: str, *arguments: str) -> subprocess.Popen[str]:
+            process = subprocess.Popen(
+                [sys.executable, "-m", module, *arguments, *options], cwd=REPOSITORY, env=environment, text=True)
+            cleanup.callback(process.wait)
+            cleanup.callback(process.kill)
+            return process
+
+        for worker in workers:
+            start("tests.e2e.halting_worker", f"--listen={worker}", f"--runtime-dir={run}")
+        coordinator = start(
+            "tests.e2e.halting_coordinator", "--listen", address, "--verifier", workers[0], "--drafter", workers[1])
+        stub = pb_grpc.GenerationServiceStub(cleanup.enter_context(grpc.insecure_channel(address)))
+        wait_until_serving(stub)
+        server = Server(coordinator, stub, halts)
+        expected = [server.text(fields, 0) for fields in LOAD] * 2
+        drafter = psutil.Process(next(
+            one.pid for one in psutil.Process().children() if workers[1] in " ".join(one.cmdline())
+            and "halting_worker" in " ".join(one.cmdline())))
+        server.halt_at("draft")
+        with server.load() as texts:
+            wait_until(lambda: drafter.status() == psutil.STATUS_STOPPED, 30, "the drafter stops")
+            wait_until(lambda: not server.info().draft_method, 30, "the drafter is given up")
+            with server.load() as more:
+                drafter.send_signal(signal.SIGCONT)
+                assert [text.result(60) for text in texts] == expected
+                assert [text.result(60) for text in more] == expected
+        server.wait_until_whole()
+        assert drafter.is_running() and server.info().verifier_restarts == 0
+        with server.load() as texts:
+            assert [text.result(60) for text in texts] == expected
