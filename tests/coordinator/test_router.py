@@ -249,3 +249,19 @@ def test_the_last_engine_s_end_ends_what_waits() -> None:
             with pytest.raises(Unavailable, match="shutting down"):
                 server.submit(request())
     run(test)
+
+
+def test_a_stream_that_is_cancelled_without_a_place_or_on_its_way_is_forgotten() -> None:
+    async def test() -> None:
+        async with serving(KillableVerifier(delay_s=0.002)) as server:
+            stream = server.submit(request(max_tokens=200))
+            await stream.__anext__()
+            server.verifiers[0].killed = True
+            await until(lambda: server.router.waiting == 1)
+            stream.cancel()
+            assert server.router.waiting == 0
+            await server.replace(0)
+            server.router.take_back(server.engines[0], [stream], cache_lost=False)  # it was being handed over
+            assert await server.text([1, 2]) == expected([1, 2])
+            assert server.router.waiting == 0 and admitted(server.verifiers[0]) == 1
+    run(test)
