@@ -125,7 +125,7 @@ class Engine:
         request_id, changed = request.request_id or self.admission.new_request_id(), asyncio.Event()
 
         def stream(choice: int) -> Stream:
-            sequence = request.sequence(str(next(self._sequence_ids)), self._eos_token_ids, choice)
+            sequence = request.sequence(str(next(self._sequence_ids)), self._eos_token_ids, choice, client)
             return Stream(
                 Generation(sequence, self._text_source(), request.stop, echo=request.echo), intake.cancel,
                 client=client, request_id=request_id, priority=request.priority,
