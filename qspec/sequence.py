@@ -99,8 +99,8 @@ class Sequence:
     """Place in the order in which sequences came."""
     cached_prompt_tokens: int | None = field(init=False, default=None)
     """Tokens of the prompt whose entries the verifier had already when it admitted the sequence first."""
-    _block_names: list[bytes] = field(init=False, default_factory=list)
-    _named_size: int = field(init=False, default=0)
+    _block_names: list[bytes] = field(init=False, default_factory=list, repr=False)
+    _named_size: int = field(init=False, default=0, repr=False)
 
     def __post_init__(self) -> None:
         if not self.prompt or self.max_tokens < 1:

@@ -96,11 +96,13 @@ class SlotLedger:
         self._requeue(sequence)
 
     def preempt(self) -> None:
-        """KV blocks ran out: one sequence gives way, until there is room again.
+        """KV blocks ran out: one sequence gives way, until there is room again; not while others are given back anyway.
 
         The client of the newest one gives way, with the newest of its lowest priority: a priority orders a client's own
         sequences and takes nothing from others.
         """
+        if self.releases:
+            return
         if len(self.running) < 2:
             raise ContractViolation("one sequence alone exceeds the KV cache")
         own = [sequence for sequence in self.running if sequence.client == self.running[-1].client]
