@@ -190,8 +190,8 @@ def test_what_a_preempted_text_had_is_found_again_while_nobody_needs_it() -> Non
 
 
 def test_nobody_gives_way_while_blocks_come_back_anyway() -> None:
-    loop = attached(PaperVerifier(max_slots=2, num_blocks=6, block_size=4, max_batch_rows=64))
-    long, short = sequence(list(range(10)), max_tokens=12), sequence(list(range(50, 60)), max_tokens=3)
+    loop = attached(PaperVerifier(max_slots=2, num_blocks=5, block_size=4, max_batch_rows=64))
+    long, short = sequence(list(range(10)), max_tokens=8), sequence(list(range(50, 55)), max_tokens=4)
     run(loop, long, short)  # the long one needs a fourth block in the very round in which the short one ends
     assert (long.stats.recomputations, short.stats.recomputations) == (0, 0)
 
