@@ -175,8 +175,11 @@ def test_draft_length_zero_is_not_the_default() -> None:
 
 
 def test_how_a_request_is_treated() -> None:
-    request = validate(pb.GenerateRequest(text="a", request_id="mine", priority=-3, timeout_s=2.5))
+    message = pb.GenerateRequest(text="a", request_id="mine", priority=-3, timeout_s=2.5, cache_salt="my own")
+    request = validate(message)
     assert (request.request_id, request.priority, request.timeout_s) == ("mine", -3, 2.5)
+    sequence = request.sequence("1", frozenset(), client="somebody")
+    assert (sequence.client, sequence.priority, sequence.cache_salt) == ("somebody", -3, "my own")
     request = validate(pb.GenerateRequest(text="a"))
     assert (request.request_id, request.priority, request.timeout_s) == (None, 0, None)
 
