@@ -26,7 +26,6 @@ from coordinator.placement import choose_pair
 from coordinator.stream import MAX_BUFFERED_TOKENS, UNREAD_S, Stream
 from coordinator.valid_request import ValidRequest
 from qspec.errors import QspecError
-from qspec.prefix_hash import prefix_hashes
 from qspec.sequence import Sequence
 
 
@@ -135,7 +134,7 @@ class Router:
         request_id, changed = request.request_id or self.admission.new_request_id(), asyncio.Event()
 
         def stream(choice: int) -> Stream:
-            sequence = request.sequence(str(next(self._sequence_ids)), self._eos_token_ids, choice)
+            sequence = request.sequence(str(next(self._sequence_ids)), self._eos_token_ids, choice, client)
             return Stream(
                 Generation(sequence, self._text_source(), request.stop, echo=request.echo), intake.cancel,
                 client=client, request_id=request_id, priority=request.priority,
@@ -242,7 +241,7 @@ class Router:
     def _names(self, sequence: Sequence) -> list[bytes]:
         """Those of the blocks of its tokens; of no use to a single pair."""
         sizes = [load.room.block_size for place in self._places if (load := place.engine.load) is not None]
-        return prefix_hashes(sequence.tokens, sizes[0]) if len(self._places) > 1 and sizes else []
+        return sequence.block_names(sizes[0]) if len(self._places) > 1 and sizes and sequence.reuses else []
 
     def _drop(self, stream: Stream) -> None:
         """A stream that has left admission before its end; wherever it is, and if it is just being handed over."""

@@ -2,17 +2,20 @@
 
 The verifier executes what this ledger decides: admissions and releases travel with the next batch. A sequence that
 loses its slot (KV blocks ran out, or the verifier was lost) goes first in the queue and is computed again from its
-committed tokens.
+committed tokens; the verifier may still have the entries of some.
 """
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import time
 from collections import deque
 from dataclasses import dataclass, replace
 
 from qspec.errors import ContractViolation
 from qspec.interfaces import Release
+from qspec.prefix_sharing import PrefixSharing
 from qspec.sequence import Sequence
 
 
@@ -45,7 +48,9 @@ class SlotLedger:
         self.running: list[Sequence] = []
         self.releases: list[Release] = []
         self.free_blocks = 0
+        self.sharing = PrefixSharing(1, enabled=False)
         self._free_slots: list[int] = []
+        self._arrivals = itertools.count()
         self._lease = time.time_ns()  # above those of any loop that used the same verifier before
 
     def new_lease(self) -> int:
@@ -53,8 +58,9 @@ class SlotLedger:
         self._lease += 1
         return self._lease
 
-    def start_over(self, slots: int, free_blocks: int) -> None:
+    def start_over(self, slots: int, free_blocks: int, sharing: PrefixSharing) -> None:
         """A verifier with all slots free: everyone who had one queues again, in the order in which they came."""
+        self.sharing = sharing
         self.releases.clear()
         self._free_slots = list(range(slots))
         self.free_blocks = free_blocks
@@ -71,19 +77,27 @@ class SlotLedger:
             room = room.less(len(sequence.tokens))
         return room
 
-    def admit(self, block_size: int) -> None:
-        """Give free slots to waiting sequences, in order, as long as their tokens fit into free blocks."""
-        free_blocks = self.free_blocks
+    def enqueue(self, sequence: Sequence) -> None:
+        """Put a new sequence last in the queue."""
+        sequence.arrival = next(self._arrivals)
+        self.waiting.append(sequence)
+
+    def admit(self) -> None:
+        """Give free slots to waiting sequences, in order, as long as their tokens fit into free and shared blocks."""
+        if not self.waiting or not self._free_slots:
+            return
+        free_blocks, held = self.free_blocks, self.sharing.names_held(self.running)
         while self.waiting and self._free_slots:
             sequence = self.waiting[0]
-            needed = _first_blocks(len(sequence.tokens), block_size)
+            needed = self.sharing.first_blocks(sequence, held)
             if needed > free_blocks and (self.running or self.releases):
                 return
             free_blocks -= needed
+            held.update(self.sharing.names(sequence))
             self.waiting.popleft()
             sequence.slot, sequence.lease = self._free_slots.pop(), self.new_lease()
             sequence.admitted, sequence.cached_len = False, 0
-            self.running.append(sequence)
+            bisect.insort(self.running, sequence, key=lambda one: one.arrival)
 
     def remove(self, sequence: Sequence) -> None:
         """Drop a sequence, wherever it is."""
@@ -112,15 +126,17 @@ class SlotLedger:
         self._requeue(sequence)
 
     def preempt(self) -> None:
-        """KV blocks ran out: the newest sequence gives way until there is room again.
+        """KV blocks ran out: one sequence gives way, until there is room again; not while others are given back anyway.
 
-        A sequence that is alone goes on once what ended in this round has given its blocks back, with the next one.
+        The client of the newest one gives way, with the newest of its lowest priority: a priority orders a client's own
+        sequences and takes nothing from others.
         """
+        if self.releases:
+            return
         if len(self.running) < 2:
-            if self.releases:
-                return
             raise ContractViolation("one sequence alone exceeds the KV cache")
-        self.recompute(self.running[-1])
+        own = [sequence for sequence in self.running if sequence.client == self.running[-1].client]
+        self.recompute(max(own, key=lambda sequence: (-sequence.priority, sequence.arrival)))
 
     def confirm(self, releases: tuple[Release, ...], free_blocks: int) -> None:
         """The verifier has taken ``releases`` back and has ``free_blocks``."""

@@ -98,6 +98,21 @@ def test_generate_streams_deltas_and_ends_with_the_figures(tmp_path: Path) -> No
     run(test)
 
 
+def test_usage_tells_what_was_not_computed_again(tmp_path: Path) -> None:
+    async def test() -> None:
+        verifier = FakeVerifier(prefix_cache=True, num_blocks=256)
+        async with served(tmp_path, verifier, FakeDrafter(verifier)) as (stub, _, _):
+            async def cached(**fields: Any) -> dict[int, int]:
+                request = pb.GenerateRequest(text="1 2 3 4 5 6 7 8 9 10", max_tokens=5, **fields)
+                pieces = [piece async for piece in stub.Generate(request)]
+                return {p.choice: p.usage.cached_prompt_tokens for p in pieces if p.finish_reason}
+            assert await cached(n=3, cache_salt="a") == {0: 0, 1: 8, 2: 8}  # blocks of 4; the first one's is shared
+            assert await cached() == {0: 0}
+            assert await cached(prompt_logprobs=1) == {0: 0}
+            assert await cached() == {0: 8}
+    run(test)
+
+
 def test_matched_stop_is_named(tmp_path: Path) -> None:
     async def test() -> None:
         async with served(tmp_path, FakeVerifier()) as (stub, _, _):
