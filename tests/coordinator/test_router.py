@@ -218,6 +218,7 @@ def test_common_beginnings_meet_and_others_are_spread() -> None:
             for question in range(6):
                 await server.text([*system, question], 4)
             assert sorted([admitted(first), admitted(second)]) == [0, 6]
+            first.delay_s = second.delay_s = 0.01
             before = admitted(first), admitted(second)
             await asyncio.gather(*(server.text([question, 1], 30) for question in range(6)))
             assert (admitted(first) - before[0], admitted(second) - before[1]) == (3, 3)
