@@ -198,7 +198,7 @@ def test_server_that_goes_away_is_one_line(tmp_path: Path) -> None:
             process = await start(tmp_path, "--prompt=1 2", "--max-tokens=250")
             assert process.stdout is not None and process.stderr is not None
             await process.stdout.read(1)
-            await asyncio.to_thread(engine.close)
+            await asyncio.to_thread(engine.engine.close)
             error = (await process.stderr.read()).decode()
             assert await process.wait() == 1
             assert error == "error: the server is shutting down\n"
