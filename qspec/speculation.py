@@ -35,8 +35,9 @@ from qspec.interfaces import (
     VerifyBatch,
     VerifyResult,
 )
+from qspec.prefix_sharing import PrefixSharing
 from qspec.sequence import FinishReason, Sequence
-from qspec.slot_ledger import SlotLedger
+from qspec.slot_ledger import Room, SlotLedger
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,8 @@ class SpeculationLoop:
         self.policy = DraftLengthPolicy(0)
         self.cost_recorder: CostObserver | None = None
         """Takes measurements in the place of the policy's cost table, while there is one."""
+        self.prefill_rows = 0
+        """Rows that verifiers computed to enter tokens without deciding on them, since the loop began."""
         self.drafter_error: QspecError | None = None
         self.drafter: DrafterDescription | None = None
         self._drafter: Drafter | None = None
@@ -95,7 +98,8 @@ class SpeculationLoop:
         if self.policy.longest != description.max_draft_length:
             self.policy = DraftLengthPolicy(description.max_draft_length)
         self._forget_drafter(None)
-        self._ledger.start_over(description.max_slots, self._claim_slots())
+        sharing = PrefixSharing(description.block_size, description.prefix_cache)
+        self._ledger.start_over(description.max_slots, self._claim_slots(), sharing)
         return description
 
     def _claim_slots(self) -> int:
@@ -151,19 +155,24 @@ class SpeculationLoop:
         """KV blocks that no sequence holds, as of the last round."""
         return self._ledger.free_blocks
 
-    def has_room(self, sequence: Sequence) -> bool:
-        """Whether the sequence, added now, would run in the next round."""
-        return self._ledger.has_room(sequence, self.description.block_size)
+    @property
+    def room(self) -> Room:
+        """What a sequence that is added now would find."""
+        return self._ledger.room(self.description.block_size)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; it gets a slot when one is free. It must fit into the verifier's ``max_model_len``."""
         if len(sequence.tokens) >= self.description.max_model_len:
             raise ContractViolation(f"{len(sequence.tokens)} tokens do not leave room for a new one")
-        self._ledger.waiting.append(sequence)
+        self._ledger.enqueue(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Drop a sequence (cancelled, or stopped by its text); slot and blocks are given back with the next step."""
         self._ledger.remove(sequence)
+
+    def evict_all(self) -> list[Sequence]:
+        """Let go of every sequence, in the order in which they came: another loop can go on with them."""
+        return self._ledger.evict_all()
 
     def committed_tokens(self, slot: int, lease: int) -> list[int] | None:
         """What the sequence of a tenancy has committed, for a drafter that reads tokens; None when it is over.
@@ -181,7 +190,7 @@ class SpeculationLoop:
         with them. A lost drafter is noted in ``drafter_error``, and the round goes on without drafts.
         """
         this = _Round(self._next_round(), self.clock())
-        self._ledger.admit(self.description.block_size)
+        self._ledger.admit()
         lengths = self._choose_draft_lengths()
         self._draft(this, lengths)
         batch = self._verify_batch(this)
@@ -191,6 +200,7 @@ class SpeculationLoop:
         this.rpc_s += verify_s - answer.timings.total_ns * 1e-9
         self._observe_verify(batch, verify_s)
         self._ledger.confirm(batch.releases, answer.free_blocks)
+        self.prefill_rows += answer.prefill_rows
         return self._apply(this, answer, verify_s)
 
     def _choose_draft_lengths(self) -> dict[int, int]:
@@ -270,13 +280,18 @@ class SpeculationLoop:
         rows = self.description.max_batch_rows
         admissions, chunks, verifications = [], [], []
         ready = {sequence.slot for sequence in self._ledger.running if sequence.ready}
+        held_back = self._ledger.sharing.held_back(self._ledger.running)
         rows -= sum(1 + len(this.drafts.get(slot, ())) for slot in ready)
         for sequence in self._ledger.running:
             slot, lease, tokens = sequence.slot, sequence.lease, sequence.tokens
+            if slot in held_back:
+                continue
             if not sequence.admitted:
                 admissions.append(Admission(
                     slot=slot, lease=lease, sampling=sequence.tenancy_sampling, prompt_len=sequence.prompt_len,
-                    constraint=sequence.constraint))
+                    constraint=sequence.constraint,
+                    token_ids=sequence.reusable_tokens if self.description.prefix_cache else (),
+                    cache_salt=sequence.cache_salt))
             if slot not in ready:
                 missing = tuple(tokens[sequence.cached_len : len(tokens) - 1][: max(rows, 0)])
                 if missing:
@@ -339,6 +354,7 @@ class SpeculationLoop:
 
     def _commit(self, this: _Round, sequence: Sequence, result: VerifyResult) -> list[Commit]:
         """One sequence's new tokens, if it was decided on."""
+        sequence.note_reused(result.reused_len)
         sequence.note_prompt_logprobs(sequence.cached_len, result.prompt_logprobs)
         sequence.cached_len = result.cached_len
         dead_end = result.outcome is SlotOutcome.DEAD_END

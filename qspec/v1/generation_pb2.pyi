@@ -30,6 +30,15 @@ class ServerState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SERVER_STATE_LOADING: _ClassVar[ServerState]
     SERVER_STATE_SERVING: _ClassVar[ServerState]
     SERVER_STATE_DRAINING: _ClassVar[ServerState]
+
+class PairState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PAIR_STATE_UNSPECIFIED: _ClassVar[PairState]
+    PAIR_STATE_STARTING: _ClassVar[PairState]
+    PAIR_STATE_SERVING: _ClassVar[PairState]
+    PAIR_STATE_LOST: _ClassVar[PairState]
+    PAIR_STATE_DRAINING: _ClassVar[PairState]
+    PAIR_STATE_FAILED: _ClassVar[PairState]
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_END_OF_SEQUENCE: FinishReason
 FINISH_REASON_STOP_STRING: FinishReason
@@ -44,6 +53,12 @@ SERVER_STATE_UNSPECIFIED: ServerState
 SERVER_STATE_LOADING: ServerState
 SERVER_STATE_SERVING: ServerState
 SERVER_STATE_DRAINING: ServerState
+PAIR_STATE_UNSPECIFIED: PairState
+PAIR_STATE_STARTING: PairState
+PAIR_STATE_SERVING: PairState
+PAIR_STATE_LOST: PairState
+PAIR_STATE_DRAINING: PairState
+PAIR_STATE_FAILED: PairState
 
 class ChatMessage(_message.Message):
     __slots__ = ("role", "content")
@@ -74,7 +89,7 @@ class LogitBias(_message.Message):
     def __init__(self, token_id: _Optional[int] = ..., bias: _Optional[float] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("text", "chat", "tokens", "max_tokens", "temperature", "top_k", "top_p", "seed", "stop", "draft_length", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "min_tokens", "stop_token_ids", "ignore_eos", "logprobs", "prompt_logprobs", "n", "echo", "json_schema", "regex", "grammar", "request_id", "priority", "timeout_s")
+    __slots__ = ("text", "chat", "tokens", "max_tokens", "temperature", "top_k", "top_p", "seed", "stop", "draft_length", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "min_tokens", "stop_token_ids", "ignore_eos", "logprobs", "prompt_logprobs", "n", "echo", "json_schema", "regex", "grammar", "request_id", "priority", "timeout_s", "cache_salt")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -104,6 +119,7 @@ class GenerateRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     text: str
     chat: ChatPrompt
     tokens: TokenPrompt
@@ -133,7 +149,8 @@ class GenerateRequest(_message.Message):
     request_id: str
     priority: int
     timeout_s: float
-    def __init__(self, text: _Optional[str] = ..., chat: _Optional[_Union[ChatPrompt, _Mapping]] = ..., tokens: _Optional[_Union[TokenPrompt, _Mapping]] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., draft_length: _Optional[int] = ..., min_p: _Optional[float] = ..., typical_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., logit_bias: _Optional[_Iterable[_Union[LogitBias, _Mapping]]] = ..., min_tokens: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: bool = ..., logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., n: _Optional[int] = ..., echo: bool = ..., json_schema: _Optional[str] = ..., regex: _Optional[str] = ..., grammar: _Optional[str] = ..., request_id: _Optional[str] = ..., priority: _Optional[int] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+    cache_salt: str
+    def __init__(self, text: _Optional[str] = ..., chat: _Optional[_Union[ChatPrompt, _Mapping]] = ..., tokens: _Optional[_Union[TokenPrompt, _Mapping]] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., draft_length: _Optional[int] = ..., min_p: _Optional[float] = ..., typical_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., logit_bias: _Optional[_Iterable[_Union[LogitBias, _Mapping]]] = ..., min_tokens: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: bool = ..., logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., n: _Optional[int] = ..., echo: bool = ..., json_schema: _Optional[str] = ..., regex: _Optional[str] = ..., grammar: _Optional[str] = ..., request_id: _Optional[str] = ..., priority: _Optional[int] = ..., timeout_s: _Optional[float] = ..., cache_salt: _Optional[str] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("text", "token_ids", "finish_reason", "matched_stop", "usage", "speculation", "matched_stop_token", "logprobs", "prompt_logprobs", "choice", "prompt_token_ids", "request_id")
@@ -164,18 +181,20 @@ class GenerateResponse(_message.Message):
     def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., matched_stop: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., speculation: _Optional[_Union[SpeculationStats, _Mapping]] = ..., matched_stop_token: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[_types_pb2.TokenLogprobs, _Mapping]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[_types_pb2.TokenLogprobs, _Mapping]]] = ..., choice: _Optional[int] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "completion_tokens", "time_to_first_token_s", "total_s", "tokens_per_second")
+    __slots__ = ("prompt_tokens", "completion_tokens", "time_to_first_token_s", "total_s", "tokens_per_second", "cached_prompt_tokens")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TIME_TO_FIRST_TOKEN_S_FIELD_NUMBER: _ClassVar[int]
     TOTAL_S_FIELD_NUMBER: _ClassVar[int]
     TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    CACHED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     completion_tokens: int
     time_to_first_token_s: float
     total_s: float
     tokens_per_second: float
-    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., time_to_first_token_s: _Optional[float] = ..., total_s: _Optional[float] = ..., tokens_per_second: _Optional[float] = ...) -> None: ...
+    cached_prompt_tokens: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., time_to_first_token_s: _Optional[float] = ..., total_s: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., cached_prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class SpeculationStats(_message.Message):
     __slots__ = ("rounds", "drafted", "accepted", "accepted_per_position", "drafted_per_position", "rounds_per_draft_length", "draft_s", "verify_s", "rpc_s", "round_s", "rounds_without_drafter", "recomputations")
@@ -210,7 +229,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "state", "model", "draft_method", "verify_method", "max_model_len", "max_slots", "max_draft_length", "running", "waiting", "drafter_restarts", "verifier_restarts", "memory", "verify_kernel", "draft_kernel", "row_invariant", "verify_s", "draft_step_s", "auto_reason", "max_waiting", "max_buffered_tokens", "num_blocks", "free_blocks", "block_size")
+    __slots__ = ("version", "state", "model", "draft_method", "verify_method", "max_model_len", "max_slots", "max_draft_length", "running", "waiting", "drafter_restarts", "verifier_restarts", "memory", "verify_kernel", "draft_kernel", "row_invariant", "verify_s", "draft_step_s", "auto_reason", "max_waiting", "max_buffered_tokens", "num_blocks", "free_blocks", "block_size", "pairs")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -235,6 +254,7 @@ class GetServerInfoResponse(_message.Message):
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAIRS_FIELD_NUMBER: _ClassVar[int]
     version: str
     state: ServerState
     model: str
@@ -259,7 +279,34 @@ class GetServerInfoResponse(_message.Message):
     num_blocks: int
     free_blocks: int
     block_size: int
-    def __init__(self, version: _Optional[str] = ..., state: _Optional[_Union[ServerState, str]] = ..., model: _Optional[str] = ..., draft_method: _Optional[str] = ..., verify_method: _Optional[str] = ..., max_model_len: _Optional[int] = ..., max_slots: _Optional[int] = ..., max_draft_length: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., drafter_restarts: _Optional[int] = ..., verifier_restarts: _Optional[int] = ..., memory: _Optional[_Iterable[_Union[MemoryLine, _Mapping]]] = ..., verify_kernel: _Optional[str] = ..., draft_kernel: _Optional[str] = ..., row_invariant: bool = ..., verify_s: _Optional[_Iterable[float]] = ..., draft_step_s: _Optional[float] = ..., auto_reason: _Optional[str] = ..., max_waiting: _Optional[int] = ..., max_buffered_tokens: _Optional[int] = ..., num_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., block_size: _Optional[int] = ...) -> None: ...
+    pairs: _containers.RepeatedCompositeFieldContainer[PairInfo]
+    def __init__(self, version: _Optional[str] = ..., state: _Optional[_Union[ServerState, str]] = ..., model: _Optional[str] = ..., draft_method: _Optional[str] = ..., verify_method: _Optional[str] = ..., max_model_len: _Optional[int] = ..., max_slots: _Optional[int] = ..., max_draft_length: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., drafter_restarts: _Optional[int] = ..., verifier_restarts: _Optional[int] = ..., memory: _Optional[_Iterable[_Union[MemoryLine, _Mapping]]] = ..., verify_kernel: _Optional[str] = ..., draft_kernel: _Optional[str] = ..., row_invariant: bool = ..., verify_s: _Optional[_Iterable[float]] = ..., draft_step_s: _Optional[float] = ..., auto_reason: _Optional[str] = ..., max_waiting: _Optional[int] = ..., max_buffered_tokens: _Optional[int] = ..., num_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., pairs: _Optional[_Iterable[_Union[PairInfo, _Mapping]]] = ...) -> None: ...
+
+class PairInfo(_message.Message):
+    __slots__ = ("name", "state", "detail", "running", "waiting", "max_slots", "num_blocks", "free_blocks", "draft_method", "verifier_restarts", "drafter_restarts")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    MAX_SLOTS_FIELD_NUMBER: _ClassVar[int]
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_METHOD_FIELD_NUMBER: _ClassVar[int]
+    VERIFIER_RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    DRAFTER_RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    state: PairState
+    detail: str
+    running: int
+    waiting: int
+    max_slots: int
+    num_blocks: int
+    free_blocks: int
+    draft_method: str
+    verifier_restarts: int
+    drafter_restarts: int
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[PairState, str]] = ..., detail: _Optional[str] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., max_slots: _Optional[int] = ..., num_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., draft_method: _Optional[str] = ..., verifier_restarts: _Optional[int] = ..., drafter_restarts: _Optional[int] = ...) -> None: ...
 
 class MemoryLine(_message.Message):
     __slots__ = ("owner", "name", "bytes", "shared", "mapped_file")

@@ -70,6 +70,24 @@ def test_chunked_prefill_equals_one_chunk(workers: Workers) -> None:
     assert decode(workers, sequence, rounds=3, draft_length=2, first_round=20) == reference
 
 
+def test_entries_are_found_again_by_their_tokens(workers: Workers) -> None:
+    assert workers.verifier.describe().prefix_cache
+    first = started(workers)
+    reference = decode(workers, first, rounds=3, draft_length=2, first_round=2)
+    again, salted = Sequence(1, 1, list(PROMPT)), Sequence(2, 1, list(PROMPT))
+    tokens = tuple(PROMPT[:-1])
+    for sequence, salt, found in ((again, "", BLOCK_SIZE), (salted, "another", 0)):
+        admission = replace(sequence.admission(), token_ids=tokens, cache_salt=salt)
+        answer = workers.verifier.verify(VerifyBatch(epoch=EPOCH, round=10, admissions=(admission,)))
+        assert (only(answer.results).cached_len, only(answer.results).reused_len) == (found, found)
+        answer = workers.verifier.verify(VerifyBatch(epoch=EPOCH, round=11, prefill_chunks=(sequence.chunk(),)))
+        assert (answer.prefill_rows, only(answer.results).reused_len) == (len(tokens) - found, found)
+        assert decode(workers, sequence, rounds=3, draft_length=2, first_round=12) == reference
+    told = replace(Sequence(3, 1, list(PROMPT), Sampling(prompt_logprobs=0)).admission(), token_ids=tokens)
+    with pytest.raises(ContractViolation):
+        workers.verifier.verify(VerifyBatch(epoch=EPOCH, round=20, admissions=(told,)))
+
+
 def test_chunk_beyond_the_cached_tokens_is_stale(workers: Workers) -> None:
     sequence = Sequence(0, 1, list(PROMPT))
     batch = VerifyBatch(

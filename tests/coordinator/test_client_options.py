@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,8 @@ def test_stack_options_reach_the_private_stack() -> None:
     options = parse_options(["--prompt", "a", "--draft-quantization", "off", "--threads", "1"])
     assert options.address is None
     assert (options.stack.draft_quantization, options.stack.threads) == ("off", 1)
+    assert options.stack.prefix_cache
+    assert not parse_options(["--prompt", "a", "--no-prefix-cache"]).stack.prefix_cache
 
 
 def test_prompts_of_files_follow_those_given(tmp_path: Path) -> None:
@@ -167,6 +170,17 @@ def test_a_constraint_reaches_the_request(tmp_path: Path) -> None:
     assert parsed("--grammar", str(file)).request.grammar == '{"enum": ["é"]}'
     assert parsed("--regex", "[ab]+").request.regex == "[ab]+"
     assert parsed().request.WhichOneof("constraint") is None
+
+
+@pytest.mark.parametrize("option", ["--json-schema", "--grammar", "--prompts-file"])
+def test_a_pipe_is_read_once(option: str) -> None:
+    """As a shell's ``<(...)`` is: who reads it again finds it empty."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading), os.fdopen(writing, "w") as writer:
+        writer.write("start: A")
+        writer.close()
+        options = parsed(option, f"/dev/fd/{reading}")
+    assert "start: A" in (options.request.json_schema, options.request.grammar, *options.prompts[1:])
 
 
 def test_a_constraint_that_cannot_be_sent_names_its_option(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def model(model_of: Callable[[str], Path]) -> Path:
     return model_of("tied_least")
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="package")
 def fake_gpu() -> Iterator[FakeGpu]:
     """A GPU in host memory that this process uses."""
     if torch.cuda.is_available():
