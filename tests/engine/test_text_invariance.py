@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Items
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from qspec.engine.batch_plan import Work
+from qspec.engine.row_decision import RowVerdict
 from qspec.engine.verifier import LocalVerifier
 from qspec.interfaces import Sampling
 from tests.engine.stacks import PROMPTS, SEEDED, Stack, generate, generate_alone, running, sequences
@@ -112,14 +114,17 @@ class RecordingVerifier(LocalVerifier):
         assert isinstance(targets, Tensor) or targets == self._computed.argmax(-1).tolist()
         return targets
 
-    def _decide(self, works: list[Work], targets: list[int] | Tensor) -> None:
-        super()._decide(works, targets)
-        logits, first = self._computed, 0
+    def _decide(
+        self, works: list[Work], targets: list[int] | Tensor, verdicts: Mapping[int, Items[RowVerdict]]
+    ) -> None:
+        super()._decide(works, targets, verdicts)
+        assert not verdicts, "on a CPU logits decide"
+        first = 0
         for work in works:
             assert work.verification is not None and work.result is not None
             for index in range(work.result.accepted + 1):
                 at = work.slot, work.verification.committed_len + index
-                self.logits[at] = logits[first + index].clone()
+                self.logits[at] = self._computed[first + index].clone()
             first += len(work.verification.draft_tokens) + 1
 
 
