@@ -31,7 +31,7 @@ if importlib.util.find_spec("triton") is None:
     collect_ignore_glob = ["test_*.py"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def model_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
     """The directory of a tiny model by family, written once, and a cache of its own for conversions."""
     directory = tmp_path_factory.mktemp("tiny")
@@ -48,7 +48,7 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
         yield written
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def model(model_of: Callable[[str], Path]) -> Path:
     """One whose layers the kernels can multiply: tied, so that the embedding is read out of planes."""
     return model_of("tied_least")
