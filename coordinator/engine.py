@@ -30,6 +30,8 @@ from coordinator.engine_observer import Costs, EngineObserver
 from coordinator.generation import Generation, TextSource
 from coordinator.intake import Intake
 from coordinator.stream import MAX_BUFFERED_TOKENS, UNREAD_S, Stream
+from coordinator.telemetry import Telemetry
+from coordinator.tracing.tracer import UNTRACED_CALL, CallTrace
 from coordinator.valid_request import ValidRequest
 from qspec.cost_calibration import calibrate as calibrate_costs
 from qspec.errors import QspecError, Unavailable, WorkerLost
@@ -60,6 +62,7 @@ class Engine:
         max_active: int,
         max_buffered_tokens: int = MAX_BUFFERED_TOKENS,
         unread_s: float = UNREAD_S,
+        telemetry: Telemetry | None = None,
     ) -> None:
         """
         Args:
@@ -70,6 +73,7 @@ class Engine:
             max_active: bounds the requests running and waiting together.
             max_buffered_tokens: bounds what is kept for a client that does not take its text,
             unread_s: and for how many seconds after the text's end.
+            telemetry: told what becomes of requests, and what rounds took; None: one of its own.
         """
         self._loop = loop
         self._eos_token_ids = eos_token_ids
@@ -78,6 +82,8 @@ class Engine:
         self.admission = Admission(max_active)
         self.max_buffered_tokens = max_buffered_tokens
         self._unread_s = unread_s
+        self._telemetry = telemetry or Telemetry()
+        self._metrics = self._telemetry.metrics
         self._commands = CommandQueue()
         self._wanted = False  # a command that only wakes the thread is on its way
         self._intake: Intake | None = None
@@ -97,7 +103,7 @@ class Engine:
         """Start the thread; streams are delivered to ``event_loop``."""
         def drop(stream: Stream) -> None:
             self._commands.post(lambda: self._drop(stream))
-        self._intake = Intake(event_loop, self.admission, drop)
+        self._intake = Intake(event_loop, self.admission, drop, self._telemetry)
         self._thread.start()
 
     def close(self, timeout_s: float | None = None) -> None:
@@ -110,13 +116,17 @@ class Engine:
         """Requests that are running or waiting."""
         return self.admission.active
 
-    def submit(self, request: ValidRequest, *, client: str = "", deadline: float | None = None) -> Stream | Choices:
+    def submit(
+        self, request: ValidRequest, *, client: str = "", deadline: float | None = None,
+        trace: CallTrace = UNTRACED_CALL,
+    ) -> Stream | Choices:
         """Queue a request; to be called on the event loop. Several choices are told apart by the pieces.
 
         Args:
             request: what to generate.
             client: who asks; the queue is fair between clients.
             deadline: time of the event loop's clock at which the request fails with ``DeadlineExceeded``.
+            trace: of the call.
 
         Raises ``QueueFull`` when there is no room for it, ``InvalidInput`` when its client uses its id already,
         ``DeadlineExceeded`` when it is too late.
@@ -130,6 +140,7 @@ class Engine:
                 Generation(sequence, self._text_source(), request.stop, echo=request.echo), intake.cancel,
                 client=client, request_id=request_id, priority=request.priority,
                 max_buffered_tokens=self.max_buffered_tokens, unread_s=self._unread_s, changed=changed,
+                trace=trace,
             )
 
         streams = [stream(choice) for choice in range(request.choices)]
@@ -165,6 +176,16 @@ class Engine:
     def free_blocks(self) -> int:
         """KV blocks that no request holds, as of the last round."""
         return self._loop.free_blocks
+
+    @property
+    def verifier_attached(self) -> bool:
+        """Whether rounds go on: False from a verifier's loss until another one is attached."""
+        return self._verifier is not None
+
+    @property
+    def preemptions(self) -> int:
+        """Requests that had to give way because KV blocks ran out."""
+        return self._loop.preemptions
 
     @property
     def costs(self) -> Costs:
@@ -269,6 +290,8 @@ class Engine:
             verifier, self._verifier = self._verifier, None
             self._observer.verifier_lost(verifier, error)
             return
+        if self._loop.report is not None:
+            self._metrics.round_ended(self._loop.report, self._loop.policy)
         changed: list[Stream] = []
         made: dict[str, int] = {}
         for commit in commits:
@@ -278,6 +301,7 @@ class Engine:
             changed.append(stream)
             made[stream.client] = made.get(stream.client, 0) + len(commit.token_ids)
             piece = stream.generation.take(commit.token_ids, commit.logprobs)
+            self._metrics.tokens_came(stream.generation.times, len(piece.token_ids), commit.sequence.prompt_len)
             kept = stream.put(piece)
             if piece.ending is not None or not kept:
                 del self._streams[commit.sequence.request_id]
@@ -300,6 +324,7 @@ class Engine:
     def _take_costs(self) -> None:
         self._costs_taken = time.monotonic()
         self._costs = Costs.of(self._loop.policy)
+        self._metrics.plain.forget_costs()
 
     def _look(self) -> None:
         """A request waits: nothing to do but to look whether there is work."""
@@ -310,6 +335,7 @@ class Engine:
         while (stream := self.admission.next(self._loop.has_room)) is not None:
             sequence = stream.generation.sequence
             self._streams[sequence.request_id] = stream
+            stream.generation.times.begin()
             self._loop.add(sequence)
 
     def _drop(self, stream: Stream) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 
 from coordinator.generation import Ending, Piece
 from coordinator.serving import ServerState, Serving
+from coordinator.version import package_version
 from qspec.interfaces import MemoryItem
 from qspec.rpc.logprobs_codec import logprobs_to_pb
 from qspec.sequence import FinishReason
@@ -50,7 +50,7 @@ def piece_messages(piece: Piece, request_id: str = "") -> Iterator[pb.GenerateRe
 def info_message(serving: Serving) -> pb.GetServerInfoResponse:
     """What runs here."""
     message = pb.GetServerInfoResponse(
-        version=_version(),
+        version=package_version(),
         state=_STATES[serving.state],
         model=serving.model,
         max_waiting=serving.max_waiting,
@@ -115,10 +115,3 @@ def _add_memory(message: pb.GetServerInfoResponse, worker: str, items: tuple[Mem
         owner = "arena" if item.shared else worker
         message.memory.add(
             owner=owner, name=item.name, bytes=item.bytes, shared=item.shared, mapped_file=item.mapped_file)
-
-
-def _version() -> str:
-    try:
-        return version("qspec-serve")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "unknown"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,12 +16,15 @@ import grpc
 from coordinator.drain import drain
 from coordinator.engine import Engine
 from coordinator.messages import info_message
+from coordinator.metrics.endpoint import metrics_endpoint
 from coordinator.mps import mps_for_workers
 from coordinator.runtime_directory import runtime_directory
 from coordinator.service import GenerationService
 from coordinator.serving import ServerState, Serving
 from coordinator.stack import Stack
 from coordinator.start_progress import StartProgress
+from coordinator.telemetry import Telemetry
+from coordinator.tracing.settings import make_tracer
 from qspec.config import StackConfig
 from qspec.device import configured_backend
 from qspec.errors import InvalidInput
@@ -38,6 +43,7 @@ from qspec.status import Status
 from qspec.v1 import generation_pb2_grpc
 
 SERVICE_NAME = "qspec.v1.GenerationService"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +70,14 @@ class Options:
     """Seconds that requests get to end after SIGTERM."""
     announce: bool
     """Print the memory budget: no parent asks for it."""
+    metrics_listen: str | None = None
+    """HOST:PORT for metrics; None: none are served."""
+    trace_endpoint: str | None = None
+    """URL of a collector for traces; None leaves it to the environment."""
+    log_json: bool = False
+    """Whether somebody's machine reads the log."""
+    worker_options: tuple[str, ...] = ()
+    """Options of the workers besides the stack's."""
 
 
 async def serve_coordinator(options: Options, status: Status) -> None:
@@ -78,8 +92,16 @@ async def serve_coordinator(options: Options, status: Status) -> None:
     with runtime_directory(options.runtime_dir) as (directory, made):
         if options.lifeline_fd is not None:
             watch_lifeline(options.lifeline_fd, runtime_dir=directory if made else None)
-        with _workers_environment(options, directory, status) as environment:
-            await _serve(options, directory, status, environment)
+        telemetry = Telemetry(make_tracer(options.trace_endpoint, os.environ))
+        serving = Serving(model=options.config.model, max_waiting=options.max_waiting, telemetry=telemetry)
+        try:
+            with (
+                metrics_endpoint(options.metrics_listen, serving),
+                _workers_environment(options, directory, status) as environment,
+            ):
+                await _serve(options, directory, status, environment, serving)
+        finally:
+            await asyncio.to_thread(telemetry.tracer.close)
 
 
 @contextlib.contextmanager
@@ -94,9 +116,10 @@ def _workers_environment(options: Options, directory: Path, status: Status) -> I
         yield added
 
 
-async def _serve(options: Options, directory: Path, status: Status, environment: Mapping[str, str]) -> None:
+async def _serve(
+    options: Options, directory: Path, status: Status, environment: Mapping[str, str], serving: Serving
+) -> None:
     config, event_loop = options.config, asyncio.get_running_loop()
-    serving = Serving(model=config.model, max_waiting=options.max_waiting)
     drafting = options.drafter_address is not None or config.draft_quantization != NO_DRAFTER
     roles = ("verifier", "drafter") if drafting else ("verifier",)
     stop = asyncio.Event()
@@ -117,7 +140,7 @@ async def _serve(options: Options, directory: Path, status: Status, environment:
         engine = Engine(
             SpeculationLoop(), eos_token_ids=tokenizer.eos_token_ids, text_source=lambda: TextStream(tokenizer),
             observer=observer, max_active=description.max_slots + options.max_waiting,
-            max_buffered_tokens=options.max_buffered_tokens,
+            max_buffered_tokens=options.max_buffered_tokens, telemetry=serving.telemetry,
         )
         engine.start(event_loop)
         return engine
@@ -129,7 +152,7 @@ async def _serve(options: Options, directory: Path, status: Status, environment:
     stack = Stack(
         config, serving, StartProgress(roles, tell), runtime_dir=directory,
         verifier_address=options.verifier_address, drafter_address=options.drafter_address, make_engine=make_engine,
-        environment=environment,
+        environment=environment, worker_options=options.worker_options,
     )
     stack.on_failure = lambda error: _call_soon(event_loop, fail, error)
 
@@ -139,7 +162,7 @@ async def _serve(options: Options, directory: Path, status: Status, environment:
 
     def on_serving(address: str) -> None:
         if options.announce:
-            sys.stderr.write(f"memory of the stack:\n{budget_table(info_message(serving).memory)}\n")
+            _announce_memory(serving, options)
         status.ready(address, model=config.model)
 
     def register(server: grpc.aio.Server) -> None:
@@ -155,6 +178,15 @@ async def _serve(options: Options, directory: Path, status: Status, environment:
         await asyncio.to_thread(stack.stop)
     if failures:
         raise failures[0]
+
+
+def _announce_memory(serving: Serving, options: Options) -> None:
+    memory = info_message(serving).memory
+    if options.log_json:
+        logger.info("memory of the stack", extra={"facts": {"bytes": {
+            f"{line.owner}: {line.name}": line.bytes for line in memory}}})
+    else:
+        sys.stderr.write(f"memory of the stack:\n{budget_table(memory)}\n")
 
 
 def _call_soon(event_loop: asyncio.AbstractEventLoop, call: object, error: BaseException) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
 from coordinator.constraint_fields import ConstraintChecker
 from coordinator.engine import Engine
 from coordinator.requests import PromptTokenizer, RequestLimits
+from coordinator.telemetry import Telemetry
 from qspec.interfaces import DrafterDescription, VerifierDescription
 
 
@@ -49,6 +50,9 @@ class Serving:
     """None while no drafter is attached."""
     verifier_restarts: int = 0
     drafter_restarts: int = 0
+    epochs: int = 0
+    """Arenas that were attached so far."""
+    telemetry: Telemetry = field(default_factory=Telemetry)
 
     @property
     def limits(self) -> RequestLimits:

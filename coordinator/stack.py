@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from coordinator.attached_drafter import AttachedDrafter
@@ -64,10 +64,11 @@ class Stack:
         make_engine: Callable[[Stack, VerifierDescription], Engine],
         modules: Mapping[str, str] = MODULES,
         environment: Mapping[str, str] | None = None,
+        worker_options: Sequence[str] = (),
     ) -> None:
         """``make_engine`` is called once, when the first verifier is ready, with this stack as the observer.
 
-        ``environment`` is added to that of the workers (``coordinator.mps``).
+        ``environment`` is added to that of the workers (``coordinator.mps``), ``worker_options`` to their options.
         """
         self._serving = serving
         self._progress = progress
@@ -83,7 +84,7 @@ class Stack:
         self.on_failure: Callable[[BaseException], None] = lambda error: None
         """Called once, from another thread, when the stack cannot go on."""
 
-        self._config, self._runtime_dir = config, runtime_dir
+        self._config, self._runtime_dir, self._worker_options = config, runtime_dir, worker_options
 
         def worker(role: str, given: str | None) -> Worker:
             address = given or f"unix:{runtime_dir / role}.sock"
@@ -182,6 +183,7 @@ class Stack:
             if self._serving.engine is None:
                 self._serving.engine = self._make_engine(self, description)
             self._serving.verifier = self._serving.engine.attach_verifier(remote)
+            self._serving.epochs += 1
         except BaseException as error:
             remote.close()
             if not isinstance(error, QspecError) or isinstance(error, InvalidInput):
@@ -209,7 +211,8 @@ class Stack:
 
     def _arguments(self, address: str, config: StackConfig) -> list[str]:
         """Command line of a worker."""
-        return [f"--listen={address}", f"--runtime-dir={self._runtime_dir}", *stack_options(config)]
+        process = (f"--listen={address}", f"--runtime-dir={self._runtime_dir}", *self._worker_options)
+        return [*process, *stack_options(config)]
 
     def _attach_drafter(self, drafter: Worker) -> None:
         remote = RemoteDrafter(drafter.address, answer_timeout_s=DRAFT_TIMEOUT_S)

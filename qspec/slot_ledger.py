@@ -23,6 +23,8 @@ class SlotLedger:
         self.running: list[Sequence] = []
         self.releases: list[Release] = []
         self.free_blocks = 0
+        self.preemptions = 0
+        """Sequences that had to give way because KV blocks ran out."""
         self._free_slots: list[int] = []
         self._lease = time.time_ns()  # above those of any loop that used the same verifier before
 
@@ -82,6 +84,7 @@ class SlotLedger:
         """KV blocks ran out: the newest sequence gives way until there is room again."""
         if len(self.running) < 2:
             raise ContractViolation("one sequence alone exceeds the KV cache")
+        self.preemptions += 1
         self.recompute(self.running[-1])
 
     def confirm(self, releases: tuple[Release, ...], free_blocks: int) -> None:
