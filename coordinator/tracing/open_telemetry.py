@@ -112,7 +112,7 @@ class OpenTelemetryCall:
 
 
 def open_telemetry_tracer(endpoint: str, environment: Mapping[str, str]) -> OpenTelemetryTracer:
-    """Sends spans to ``endpoint``, from a thread of its own; the environment decides on sampler, headers and resource."""
+    """Sends spans to ``endpoint`` from a thread of its own; sampler, headers and resource are the environment's."""
     named = "OTEL_SERVICE_NAME" in environment or "service.name=" in environment.get("OTEL_RESOURCE_ATTRIBUTES", "")
     attributes = {"service.version": package_version()} | ({} if named else {"service.name": "qspec"})
     provider = TracerProvider(resource=Resource.create(attributes), shutdown_on_exit=False)

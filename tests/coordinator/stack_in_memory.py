@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from coordinator.engine import Engine
 from coordinator.generation import TextSource
+from coordinator.telemetry import Telemetry
 from coordinator.valid_request import ValidRequest
 from qspec.errors import QspecError
 from qspec.interfaces import Drafter, Sampling, Verifier
@@ -64,14 +65,14 @@ def request(
 async def running_engine(
     verifier: FakeVerifier, drafter: FakeDrafter | None, *, max_active: int = 8,
     eos_token_ids: frozenset[int] = frozenset(), max_buffered_tokens: int = 1024,
-    text_source: Callable[[], TextSource] = NumberText, unread_s: float = 30.0,
+    text_source: Callable[[], TextSource] = NumberText, unread_s: float = 30.0, telemetry: Telemetry | None = None,
 ) -> AsyncIterator[tuple[Engine, RecordingObserver]]:
     """An engine with these workers attached."""
     observer = RecordingObserver()
     engine = Engine(
         SpeculationLoop(), eos_token_ids=eos_token_ids, text_source=text_source, observer=observer,
         max_active=max_active, max_buffered_tokens=max_buffered_tokens,
-        unread_s=unread_s)
+        unread_s=unread_s, telemetry=telemetry)
     engine.start(asyncio.get_running_loop())
     try:
         await asyncio.to_thread(engine.attach_verifier, verifier)
