@@ -29,6 +29,7 @@ from coordinator.command_queue import CommandQueue, ThreadEnded
 from coordinator.engine_observer import Costs, EngineObserver
 from coordinator.generation import Generation, TextSource
 from coordinator.intake import Intake
+from coordinator.metrics.engine_metrics import EngineMetrics
 from coordinator.stream import MAX_BUFFERED_TOKENS, UNREAD_S, Stream
 from coordinator.telemetry import Telemetry
 from coordinator.tracing.tracer import UNTRACED_CALL, CallTrace
@@ -73,7 +74,7 @@ class Engine:
             max_active: bounds the requests running and waiting together.
             max_buffered_tokens: bounds what is kept for a client that does not take its text,
             unread_s: and for how many seconds after the text's end.
-            telemetry: told what becomes of requests, and what rounds took; None: one of its own.
+            telemetry: told what becomes of requests; None: one of its own.
         """
         self._loop = loop
         self._eos_token_ids = eos_token_ids
@@ -83,7 +84,8 @@ class Engine:
         self.max_buffered_tokens = max_buffered_tokens
         self._unread_s = unread_s
         self._telemetry = telemetry or Telemetry()
-        self._metrics = self._telemetry.metrics
+        self.metrics = EngineMetrics()
+        """What rounds took and made; the engine's thread writes it."""
         self._commands = CommandQueue()
         self._wanted = False  # a command that only wakes the thread is on its way
         self._intake: Intake | None = None
@@ -291,7 +293,7 @@ class Engine:
             self._observer.verifier_lost(verifier, error)
             return
         if self._loop.report is not None:
-            self._metrics.round_ended(self._loop.report, self._loop.policy)
+            self.metrics.round_ended(self._loop.report, self._loop.policy)
         changed: list[Stream] = []
         made: dict[str, int] = {}
         for commit in commits:
@@ -301,7 +303,7 @@ class Engine:
             changed.append(stream)
             made[stream.client] = made.get(stream.client, 0) + len(commit.token_ids)
             piece = stream.generation.take(commit.token_ids, commit.logprobs)
-            self._metrics.tokens_came(stream.generation.times, len(piece.token_ids), commit.sequence.prompt_len)
+            self.metrics.tokens_came(stream.generation.times, len(piece.token_ids), commit.sequence.prompt_len)
             kept = stream.put(piece)
             if piece.ending is not None or not kept:
                 del self._streams[commit.sequence.request_id]
@@ -324,7 +326,7 @@ class Engine:
     def _take_costs(self) -> None:
         self._costs_taken = time.monotonic()
         self._costs = Costs.of(self._loop.policy)
-        self._metrics.plain.forget_costs()
+        self.metrics.plain.forget_costs()
 
     def _look(self) -> None:
         """A request waits: nothing to do but to look whether there is work."""

@@ -10,7 +10,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-from coordinator.metrics.engine_metrics import EngineMetrics
+from coordinator.metrics.request_metrics import RequestMetrics
 from coordinator.outcome import reason_of
 from coordinator.requests import id_problem
 from coordinator.stream import Stream
@@ -21,10 +21,10 @@ logger = logging.getLogger("qspec.requests")
 
 
 class Telemetry:
-    """See the module; for the event loop, but for ``metrics``, which says itself who writes what."""
+    """See the module; for the event loop."""
 
     def __init__(self, tracer: Tracer | None = None) -> None:
-        self.metrics = EngineMetrics()
+        self.requests = RequestMetrics()
         self.tracer = tracer or Untraced()
 
     @contextlib.contextmanager
@@ -34,7 +34,7 @@ class Telemetry:
             yield
         except BaseException as error:
             reason = reason_of(error)
-            self.metrics.request_refused(reason)
+            self.requests.request_refused(reason)
             trace.refused(reason)
             fields = [violation.field for violation in error.violations] if isinstance(error, InvalidInput) else []
             named = request_id if id_problem(request_id) is None else None
@@ -46,10 +46,10 @@ class Telemetry:
         sequence, ending = stream.generation.sequence, stream.ending
         if ending is not None:
             outcome = ending.reason.value
-            self.metrics.text_finished(outcome, ending.usage.total_s)
+            self.requests.text_finished(outcome, ending.usage.total_s)
         else:
             outcome = reason_of(stream.error)
-            self.metrics.text_failed(outcome)
+            self.requests.text_failed(outcome)
         stream.trace.text_ended(stream)
         times, stats = stream.generation.times, sequence.stats
         _log(

@@ -1,12 +1,11 @@
-"""What happened in the engine, counted in plain numbers; ``coordinator.metrics.collector`` makes metrics of them.
+"""What happened in one engine, counted in plain numbers; ``coordinator.metrics.collector`` makes metrics of them.
 
-The engine's thread writes all of it but the requests' ends, which the event loop counts. One call a round and one a
-sequence; what that costs is measured by ``benchmarks/metrics_cost.py``.
+The engine's thread writes them and any thread reads. One call a round and one a sequence; what that costs is measured
+by ``benchmarks/metrics_cost.py``.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 
 from coordinator.metrics.histogram import Histogram
@@ -30,11 +29,6 @@ OVERHEADS = (
     5e-5, 1e-4, 2e-4, 3e-4, 5e-4, 7.5e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 5.0,
 )
 """Seconds that a call takes besides the worker's own."""
-WHOLE = (
-    0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0,
-    960.0, 1920.0,
-)
-"""Seconds of whole requests."""
 LONGEST_DRAFT = 64
 """Drafts longer than this are counted as of this length."""
 
@@ -62,7 +56,6 @@ class EngineMetrics:
     inter_token: Histogram = field(default_factory=lambda: Histogram(CALLS))
     queue_time: Histogram = field(default_factory=lambda: Histogram(WAITS))
     prefill_time: Histogram = field(default_factory=lambda: Histogram(WAITS))
-    end_to_end: Histogram = field(default_factory=lambda: Histogram(WHOLE))
     round_time: Histogram = field(default_factory=lambda: Histogram(CALLS))
     draft_time: Histogram = field(default_factory=lambda: Histogram(CALLS))
     verify_time: Histogram = field(default_factory=lambda: Histogram(CALLS))
@@ -78,12 +71,6 @@ class EngineMetrics:
     generation_tokens: int = 0
     prefill_tokens: int = 0
     """Entered into the KV cache, those that were computed again included."""
-    finished: Counter[str] = field(default_factory=Counter)
-    """Texts that came to their end, by its reason."""
-    failed: Counter[str] = field(default_factory=Counter)
-    """Texts that were begun or queued and did not, by reason."""
-    refused: Counter[str] = field(default_factory=Counter)
-    """Requests that were not let in, by reason."""
     _rounds_by_drafted: list[int] = field(default_factory=lambda: [0] * (LONGEST_DRAFT + 1))
     _rounds_by_accepted: list[int] = field(default_factory=lambda: [0] * (LONGEST_DRAFT + 1))
 
@@ -119,21 +106,6 @@ class EngineMetrics:
         if times.time_to_first_token_s is not None and times.prefill_s is not None:
             self.time_to_first_token.observe(times.time_to_first_token_s)
             self.prefill_time.observe(times.prefill_s)
-
-    # ---- the event loop ---------------------------------------------------------------------------------------------
-
-    def text_finished(self, reason: str, seconds: float) -> None:
-        """A text came to its end."""
-        self.finished[reason] += 1
-        self.end_to_end.observe(seconds)
-
-    def text_failed(self, reason: str) -> None:
-        """A text that had been let in did not come to its end."""
-        self.failed[reason] += 1
-
-    def request_refused(self, reason: str) -> None:
-        """A request was not let in."""
-        self.refused[reason] += 1
 
     # ---- any thread -------------------------------------------------------------------------------------------------
 

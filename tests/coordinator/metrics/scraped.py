@@ -21,8 +21,9 @@ class Scrape:
     labels: dict[str, frozenset[str]]
 
     def __call__(self, name: str, **labels: str) -> float:
-        """The value of a series; fails where it is not there."""
-        return self.values[name, frozenset(labels.items())]
+        """The value of a series, of the only pair where there are pairs; fails where it is not there."""
+        of_pair = self.values.get((name, frozenset({**labels, "pair": "1"}.items())))
+        return self.values[name, frozenset(labels.items())] if of_pair is None else of_pair
 
 
 def scrape(serving: Serving) -> Scrape:

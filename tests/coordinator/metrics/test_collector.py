@@ -153,7 +153,7 @@ def test_load_refusals_and_failures() -> None:
 
 def test_preemptions_are_counted() -> None:
     async def test() -> None:
-        verifier = FakeVerifier(num_blocks=14, max_slots=2)
+        verifier = FakeVerifier(num_blocks=14, max_slots=2, delay_s=0.002)
         async with serving_engine(verifier, None) as (serving, engine):
             texts = await asyncio.gather(*(
                 collect(engine, request(prompt=[1, 2, first], max_tokens=40)) for first in (3, 4)))
