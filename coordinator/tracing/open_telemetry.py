@@ -33,6 +33,7 @@ SERVICE, METHOD = "qspec.v1.GenerationService", "Generate"
 CLOSE_S = 2.0
 """Seconds that the last spans get to be sent."""
 _EXPORT_TIMEOUT_S = 5.0
+_TIMEOUTS = {"OTEL_EXPORTER_OTLP_TIMEOUT", "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT"}
 
 
 class OpenTelemetryTracer:
@@ -116,7 +117,8 @@ def open_telemetry_tracer(endpoint: str, environment: Mapping[str, str]) -> Open
     named = "OTEL_SERVICE_NAME" in environment or "service.name=" in environment.get("OTEL_RESOURCE_ATTRIBUTES", "")
     attributes = {"service.version": package_version()} | ({} if named else {"service.name": "qspec"})
     provider = TracerProvider(resource=Resource.create(attributes), shutdown_on_exit=False)
-    exporter = OTLPSpanExporter(endpoint=endpoint, insecure=endpoint.startswith("http:"), timeout=_EXPORT_TIMEOUT_S)
+    timeout_s = None if _TIMEOUTS & environment.keys() else _EXPORT_TIMEOUT_S
+    exporter = OTLPSpanExporter(endpoint=endpoint, insecure=endpoint.startswith("http:"), timeout=timeout_s)
     provider.add_span_processor(BatchSpanProcessor(PatientExporter(exporter, endpoint)))
     return OpenTelemetryTracer(provider)
 

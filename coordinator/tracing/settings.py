@@ -41,19 +41,31 @@ def trace_endpoint(option: str | None, environment: Mapping[str, str]) -> str | 
 
 
 def make_tracer(option: str | None, environment: Mapping[str, str]) -> Tracer:
-    """The tracer that was asked for. Without its packages, asking by option is an error, by environment a warning."""
-    endpoint = trace_endpoint(option, environment)
-    if endpoint is None:
+    """The tracer that was asked for.
+
+    What keeps it from working is an error where the option asks, and a warning where the environment does, which may
+    have been made for other programs.
+    """
+    try:
+        endpoint = trace_endpoint(option, environment)
+        return Untraced() if endpoint is None else _open_telemetry(endpoint, environment)
+    except InvalidInput as error:
+        if option is not None:
+            raise
+        logger.warning("no traces, for which the environment asks: %s", error)
         return Untraced()
+
+
+def _open_telemetry(endpoint: str, environment: Mapping[str, str]) -> Tracer:
     try:
         from coordinator.tracing.open_telemetry import open_telemetry_tracer
     except ImportError:
         text = "traces need packages that are not installed; run: pip install 'qspec-serve[tracing]'"
-        if option is not None:
-            raise InvalidInput.field(OPTION, text) from None
-        logger.warning("no traces: the environment asks for them, but %s", text)
-        return Untraced()
-    return open_telemetry_tracer(endpoint, environment)
+        raise InvalidInput.field(OPTION, text) from None
+    try:
+        return open_telemetry_tracer(endpoint, environment)
+    except ValueError as error:
+        raise InvalidInput.field("OTEL_…", f"OpenTelemetry cannot read a value in the environment: {error}") from None
 
 
 def _checked_url(text: str, field: str) -> str:

@@ -175,6 +175,7 @@ def test_killed_verifier_is_replaced_and_streams_go_on(monkeypatch: pytest.Monke
             assert running.serving.verifier_restarts == 1 and running.serving.verifier.epoch > epoch
             await until(lambda: running.serving.drafter is not None)
             assert running.pid("drafter") == drafter  # it let go of the old arena
+            assert running.serving.epochs == 2
     run(test)
 
 

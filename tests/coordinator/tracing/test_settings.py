@@ -55,4 +55,22 @@ def test_missing_packages_are_an_error_for_an_option_and_a_warning_for_the_envir
     with caplog.at_level(logging.WARNING):
         assert isinstance(make_tracer(None, {OTLP: "http://collector:4317"}), Untraced)
     (line,) = caplog.messages
-    assert line.startswith("no traces: the environment asks for them, but") and "qspec-serve[tracing]" in line
+    assert line.startswith("no traces, for which the environment asks:") and "qspec-serve[tracing]" in line
+
+
+@pytest.mark.parametrize("environment", [
+    {"OTEL_TRACES_EXPORTER": "zipkin"},
+    {OTLP: "http://a:1", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"},
+    {OTLP: "nowhere"},
+    {OTLP: "http://a:1", "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": "soon"},
+])
+def test_an_environment_made_for_others_is_a_warning(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("opentelemetry.sdk", reason="traces need the extra 'tracing'")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(make_tracer(None, environment), Untraced)
+    (line,) = caplog.messages
+    assert line.startswith("no traces, for which the environment asks:")
