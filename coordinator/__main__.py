@@ -1,7 +1,9 @@
-"""``python -m coordinator``: the public server, and the supervisor of its two workers.
+"""``python -m coordinator``: the public server, and the supervisor of its workers.
 
-With ``--verifier-address`` or ``--drafter-address`` that worker is somebody else's process (a container of the same
-pod, say); it is waited for and connected to, never started or stopped.
+With ``--verifier`` or ``--drafter`` that worker is somebody else's process (a container of the same pod, say); it is
+waited for and connected to, never started or stopped. There may be several pairs of workers: ``--pairs`` of the
+server's own, ``--verifier`` and ``--drafter`` once for each pair, or a file that may change meanwhile
+(``--pairs-file``).
 """
 
 from __future__ import annotations
@@ -9,7 +11,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import math
+from pathlib import Path
 
+from coordinator.pair_source import PairSource, given_pairs, read_pairs
 from coordinator.stream import MAX_BUFFERED_TOKENS
 from qspec.cli import EXIT_ERROR, add_process_arguments, add_stack_arguments, run_program, stack_config
 from qspec.errors import FieldViolation, InvalidInput, QspecError
@@ -29,8 +33,15 @@ def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m coordinator", description="Serves text, and runs its two workers.")
     add_process_arguments(parser, listen=DEFAULT_LISTEN)
     workers = parser.add_argument_group("workers")
-    workers.add_argument("--verifier-address", metavar="ADDRESS", help="use this verifier instead of starting one")
-    workers.add_argument("--drafter-address", metavar="ADDRESS", help="use this drafter instead of starting one")
+    workers.add_argument("--pairs", type=int, metavar="N", help=(
+        "pairs of a verifier and a drafter to start; on GPUs, each has one of its own (default: 1)"))
+    workers.add_argument("--verifier-address", "--verifier", action="append", default=[], metavar="ADDRESS", help=(
+        "use this verifier instead of starting one; once for each pair"))
+    workers.add_argument("--drafter-address", "--drafter", action="append", default=[], metavar="ADDRESS", help=(
+        "use this drafter instead of starting one; once for each pair, in the same order"))
+    workers.add_argument("--pairs-file", type=Path, metavar="FILE", help=(
+        'a pair in each line, "own" or "VERIFIER [DRAFTER]"; read again when it changes: pairs are added, and go when '
+        "their requests have ended or moved"))
     flow = parser.add_argument_group("requests")
     flow.add_argument("--max-waiting", type=int, default=256, metavar="INT", help=(
         "requests that may wait for a slot; more get RESOURCE_EXHAUSTED (default: %(default)s)"
@@ -72,8 +83,8 @@ def main() -> int:
             listen=args.listen,
             runtime_dir=args.runtime_dir,
             lifeline_fd=args.lifeline_fd,
-            verifier_address=args.verifier_address,
-            drafter_address=args.drafter_address,
+            pairs=_pairs(args),
+            pairs_file=args.pairs_file,
             max_waiting=args.max_waiting,
             max_buffered_tokens=args.max_buffered_tokens,
             grace_s=args.grace,
@@ -87,6 +98,14 @@ def main() -> int:
         status.error(error)
         return EXIT_ERROR if isinstance(error, InvalidInput) else EXIT_FAILURE
     return 0
+
+
+def _pairs(args: argparse.Namespace) -> tuple[PairSource, ...]:
+    if args.pairs_file is None:
+        return given_pairs(args.pairs, args.verifier_address, args.drafter_address)
+    if args.pairs is not None or args.verifier_address or args.drafter_address:
+        raise InvalidInput.field("pairs_file", "names all pairs; leave out --pairs, --verifier and --drafter")
+    return read_pairs(args.pairs_file)
 
 
 def _check_flow(args: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ A request is *active* from the moment it is let in until it has ended. Active re
 a slot stand in a fair queue, and texts that are being made into tokens are bounded as well, so that no client can fill
 the memory by asking. What is asked beyond is refused, with an honest guess at when to come back.
 
-The event loop lets in and out, the engine's thread asks who is next: everything happens under one lock.
+The event loop lets in and out, the router asks who is next: everything happens under one lock.
 """
 
 from __future__ import annotations
@@ -48,6 +48,16 @@ class Admission:
         """The active ones."""
         with self._lock:
             return list(self._active)
+
+    def resize(self, max_active: int) -> None:
+        """Bound the active requests anew; those that are active stay."""
+        with self._lock:
+            self._max_active = max_active
+
+    def is_active(self, stream: Stream) -> bool:
+        """Whether a request was let in and has not ended."""
+        with self._lock:
+            return stream in self._active
 
     @contextlib.contextmanager
     def looking(self) -> Iterator[None]:
@@ -110,7 +120,7 @@ class Admission:
             self._estimate.ended(time.monotonic())
             return True
 
-    # ---- the engine's thread ----------------------------------------------------------------------------------------
+    # ---- the router, in any thread -----------------------------------------------------------------------------------
 
     @property
     def waiting(self) -> int:

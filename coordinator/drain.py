@@ -16,11 +16,11 @@ async def drain(serving: Serving, grace_s: float) -> None:
     The rest get ``Unavailable``, with a time to ask again; so do all when this is cancelled.
     """
     serving.state = ServerState.DRAINING
-    if serving.engine is None:
+    if serving.router is None:
         return
     try:
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(serving.engine.drain(), grace_s)
+            await asyncio.wait_for(serving.router.drain(), grace_s)
     finally:
         text = "the server is shutting down and did not finish this request: ask again"
-        serving.engine.abandon(Unavailable(text, RETRY_ELSEWHERE_S))
+        serving.router.abandon(Unavailable(text, RETRY_ELSEWHERE_S))

@@ -1,39 +1,33 @@
-"""The engine: one thread that owns the decoding loop, between the event loop that serves requests and the workers.
+"""The engine of one pair: a thread that owns the decoding loop, between the router and the workers.
 
-Nothing else touches the ``SpeculationLoop``. Requests wait in ``Admission`` until the loop has room for the next one.
-The event loop posts what is to be dropped, the stack posts workers (attach, replace); both land in one queue that the
-thread empties between two rounds, so a request that was cancelled, is past its deadline or does not read gives its slot
-back with the next batch. What a round commits goes to the streams, and the event loop is told in a single call.
+Nothing else touches the ``SpeculationLoop``. The router places requests in ``Seats``, from where the thread takes them
+between two rounds; streams to drop and workers to use (attach, replace) come as commands, which it obeys then, too. So
+a request that was cancelled, is past its deadline or does not read gives its slot back with the next batch. What a
+round commits goes to the streams, and the event loop is told in a single call.
 
 Workers see batches of many requests, never a request: a deadline reaches them as a release in the next batch, and every
 batch has a time limit of its own (``coordinator.stack``).
 
-A lost drafter costs speed only. A lost verifier pauses every stream until ``attach_verifier`` brings another one; the
-loop then prefills each sequence again from its committed tokens, and the streams go on where they were.
+A lost drafter costs speed only. At the loss of a verifier all requests go back to the router, which has them prefilled
+again from their committed tokens by whichever pair has room for them first, this one included once ``attach_verifier``
+has brought another verifier; the streams go on where they were.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Collection, Mapping
+from typing import Protocol, TypeVar
 
-from coordinator.admission import Admission
-from coordinator.choices import Choices
 from coordinator.command_queue import CommandQueue, ThreadEnded
 from coordinator.engine_observer import Costs, EngineObserver
-from coordinator.generation import Generation, TextSource
-from coordinator.intake import Intake
 from coordinator.metrics.engine_metrics import EngineMetrics
-from coordinator.stream import MAX_BUFFERED_TOKENS, UNREAD_S, Stream
-from coordinator.telemetry import Telemetry
-from coordinator.tracing.tracer import UNTRACED_CALL, CallTrace
-from coordinator.valid_request import ValidRequest
+from coordinator.placement import PairLoad
+from coordinator.seats import Seats
+from coordinator.stream import Stream
 from qspec.cost_calibration import calibrate as calibrate_costs
 from qspec.errors import QspecError, Unavailable, WorkerLost
 from qspec.interfaces import Drafter, DrafterDescription, Progress, Verifier, VerifierDescription
@@ -50,45 +44,44 @@ class EngineFailed(QspecError):
     """The decoding loop failed in a way that it is not meant to; the stream cannot go on."""
 
 
+class EngineHome(Protocol):
+    """What an engine tells the router; called from the engine's thread, returns at once."""
+
+    def room_changed(self) -> None:
+        """Another load than before was published."""
+        ...
+
+    def committed(self, engine: Engine, streams: Collection[Stream], made: Mapping[str, int]) -> None:
+        """These streams have something new; ``made``: tokens by client."""
+        ...
+
+    def take_back(self, engine: Engine, streams: Collection[Stream], *, cache_lost: bool) -> None:
+        """These have no place any more and have not ended; ``cache_lost``: the verifier's cache is gone."""
+        ...
+
+    def engine_ended(self, engine: Engine, error: QspecError, left: Collection[Stream]) -> None:
+        """Nothing runs there any more; ``left`` is what ran, and was ended with ``error``."""
+        ...
+
+
 class Engine:
     """Runs requests; see the module. ``start`` before anything else, ``close`` at the end."""
 
-    def __init__(
-        self,
-        loop: SpeculationLoop,
-        *,
-        eos_token_ids: frozenset[int],
-        text_source: Callable[[], TextSource],
-        observer: EngineObserver,
-        max_active: int,
-        max_buffered_tokens: int = MAX_BUFFERED_TOKENS,
-        unread_s: float = UNREAD_S,
-        telemetry: Telemetry | None = None,
-    ) -> None:
+    def __init__(self, loop: SpeculationLoop, *, home: EngineHome, observer: EngineObserver) -> None:
         """
         Args:
             loop: runs the rounds; the engine's from now on.
-            eos_token_ids: tokens that end a text.
-            text_source: makes a detokeniser.
+            home: places requests here.
             observer: told about losses.
-            max_active: bounds the requests running and waiting together.
-            max_buffered_tokens: bounds what is kept for a client that does not take its text,
-            unread_s: and for how many seconds after the text's end.
-            telemetry: told what becomes of requests; None: one of its own.
         """
         self._loop = loop
-        self._eos_token_ids = eos_token_ids
-        self._text_source = text_source
+        self._home = home
         self._observer = observer
-        self.admission = Admission(max_active)
-        self.max_buffered_tokens = max_buffered_tokens
-        self._unread_s = unread_s
-        self._telemetry = telemetry or Telemetry()
-        self.metrics = EngineMetrics()
-        """What rounds took and made; the engine's thread writes it."""
         self._commands = CommandQueue()
         self._wanted = False  # a command that only wakes the thread is on its way
-        self._intake: Intake | None = None
+        self.metrics = EngineMetrics()
+        """What rounds took and made; the engine's thread writes it."""
+        self._seats = Seats()
         self._streams: dict[str, Stream] = {}  # by request id; engine's thread only
         self._verifier: Verifier | None = None
         self._drafter: Drafter | None = None
@@ -96,16 +89,10 @@ class Engine:
         self._costs_taken = 0.0
         self._closing = False
         self._failure: BaseException | None = None
-        self._ended = False
-        self._ending = threading.Lock()  # a request comes before the end, and is told, or after it, and is refused
-        self._sequence_ids = itertools.count(1)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
-    def start(self, event_loop: asyncio.AbstractEventLoop) -> None:
-        """Start the thread; streams are delivered to ``event_loop``."""
-        def drop(stream: Stream) -> None:
-            self._commands.post(lambda: self._drop(stream))
-        self._intake = Intake(event_loop, self.admission, drop, self._telemetry)
+    def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     def close(self, timeout_s: float | None = None) -> None:
@@ -114,55 +101,26 @@ class Engine:
         self._thread.join(timeout_s)
 
     @property
-    def active(self) -> int:
-        """Requests that are running or waiting."""
-        return self.admission.active
+    def load(self) -> PairLoad | None:
+        """What is held and left; None while nothing can run here."""
+        return self._seats.load
 
-    def submit(
-        self, request: ValidRequest, *, client: str = "", deadline: float | None = None,
-        trace: CallTrace = UNTRACED_CALL,
-    ) -> Stream | Choices:
-        """Queue a request; to be called on the event loop. Several choices are told apart by the pieces.
-
-        Args:
-            request: what to generate.
-            client: who asks; the queue is fair between clients.
-            deadline: time of the event loop's clock at which the request fails with ``DeadlineExceeded``.
-            trace: of the call.
-
-        Raises ``QueueFull`` when there is no room for it, ``InvalidInput`` when its client uses its id already,
-        ``DeadlineExceeded`` when it is too late.
-        """
-        intake = self._started()
-        request_id, changed = request.request_id or self.admission.new_request_id(), asyncio.Event()
-
-        def stream(choice: int) -> Stream:
-            sequence = request.sequence(str(next(self._sequence_ids)), self._eos_token_ids, choice)
-            return Stream(
-                Generation(sequence, self._text_source(), request.stop, echo=request.echo), intake.cancel,
-                client=client, request_id=request_id, priority=request.priority,
-                max_buffered_tokens=self.max_buffered_tokens, unread_s=self._unread_s, changed=changed,
-                trace=trace,
-            )
-
-        streams = [stream(choice) for choice in range(request.choices)]
-        with self._ending:
-            if self._ended:
-                raise self._end_error()
-            intake.enter(streams, deadline)
-        if not self._wanted:
+    def place(self, stream: Stream) -> bool:
+        """Run a request from the next round on; False when nothing can run here any more."""
+        placed = self._seats.place(stream)
+        if placed and not self._wanted:
             self._wanted = True
             self._commands.post(self._look)
-        return streams[0] if len(streams) == 1 else Choices(streams, changed)
+        return placed
 
-    async def drain(self) -> None:
-        """Wait until no stream is running or waiting."""
-        while self.active:
-            await asyncio.sleep(0.02)
+    def drop(self, stream: Stream) -> None:
+        """Forget a stream, if it is here."""
+        if not self._seats.withdraw(stream):
+            self._commands.post(lambda: self._drop(stream))
 
-    def abandon(self, error: QspecError) -> None:
-        """End every stream with ``error`` now; on the event loop. It does not wait for the round in progress."""
-        self._started().abandon(error)
+    def evict(self) -> None:
+        """Give all requests back to the router after the round in progress, as if the verifier was lost; blocks."""
+        self._call(lambda: self._hand_over(cache_lost=False))
 
     @property
     def running(self) -> int:
@@ -171,8 +129,8 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Requests that have none yet, or not any more."""
-        return self.admission.waiting + self._loop.waiting
+        """Requests on their way to a slot, or that had to give theirs up."""
+        return self._seats.placed + self._loop.waiting
 
     @property
     def free_blocks(self) -> int:
@@ -200,7 +158,8 @@ class Engine:
         A drafter has to be attached again afterwards.
         """
         def attach() -> VerifierDescription:
-            self._verifier = self._drafter = None
+            self._lose_verifier()
+            self._drafter = None
             description = self._loop.attach_verifier(verifier)
             self._verifier = verifier
             return description
@@ -216,10 +175,8 @@ class Engine:
         return self._call(attach)
 
     def detach_verifier(self) -> None:
-        """Pause: the verifier is known to be gone, perhaps before a round has noticed."""
-        def detach() -> None:
-            self._verifier = None
-        self._call(detach)
+        """Nothing runs here any more: the verifier is known to be gone, perhaps before a round has noticed."""
+        self._call(self._lose_verifier)
 
     def calibrate(self, progress: Progress) -> None:
         """Warm-up rounds that fill the cost table; blocks, raises what they raise."""
@@ -227,11 +184,6 @@ class Engine:
             calibrate_costs(self._loop, progress)
             self._take_costs()
         self._call(calibrate)
-
-    def _started(self) -> Intake:
-        if self._intake is None:
-            raise EngineFailed("the engine was not started")
-        return self._intake
 
     def _call(self, command: Callable[[], T]) -> T:
         """Run a command on the engine's thread and wait for its result."""
@@ -243,53 +195,74 @@ class Engine:
     # ---- on the engine's thread -------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        error: QspecError = Unavailable("the server is shutting down", RETRY_ELSEWHERE_S)
         try:
             while not self._closing:
                 self._obey_commands()
+                self._take_seats()
                 if self._has_work:
-                    self._fill_slots()
                     self._round()
-        except BaseException as error:
+                    self._publish()
+        except BaseException as failure:
             logger.exception("the decoding loop failed")
-            self._failure = error
-            self._end(EngineFailed("the decoding loop failed: see the server's log"))
-            self._observer.engine_failed(error)
-        else:
-            self._end(self._end_error())
+            self._failure = failure
+            error = EngineFailed("the decoding loop failed: see the server's log")
+        self._end(error)
+        if self._failure is not None:
+            self._observer.engine_failed(self._failure)
 
     def _end(self, error: QspecError) -> None:
         """Take no more requests, and fail those that came."""
-        with self._ending:
-            self._ended = True
+        self._seats.publish(None)
         while (command := self._commands.next(block=False)) is not None:
             with contextlib.suppress(Exception):  # the loop may be in no state to obey
                 command()
-        failed = list(self._streams.values())
+        failed = [*self._streams.values(), *self._seats.take()]
         self._streams.clear()
-        while (stream := self.admission.next(lambda sequence: True)) is not None:
-            failed.append(stream)
         for stream in failed:
             stream.fail(error)
-        self._started().deliveries.tell(failed)
-
-    def _end_error(self) -> QspecError:
-        if self._failure is not None:
-            return EngineFailed("the engine has stopped: see the server's log")
-        return Unavailable("the server is shutting down", RETRY_ELSEWHERE_S)
+        self._home.engine_ended(self, error, failed)
 
     def _obey_commands(self) -> None:
         """Empty the queue; wait for a command when there is nothing else to do."""
-        idle = not self._has_work
-        while not self._closing and (command := self._commands.next(block=idle)) is not None:
+        while not self._closing and (command := self._commands.next(block=not self._has_work)) is not None:
             command()
-            idle = idle and not self._has_work
+            self._publish()
+
+    def _take_seats(self) -> None:
+        for stream in self._seats.take():
+            stream.generation.times.begin()
+            sequence = stream.generation.sequence
+            self._streams[sequence.request_id] = stream
+            self._loop.add(sequence)
+
+    def _publish(self) -> None:
+        """Say what there is room for now, and have requests that wait for it placed."""
+        loop = self._loop
+        load = None
+        if self._verifier is not None and not self._closing:
+            load = PairLoad(sequences=loop.running + loop.waiting, room=loop.room)
+        if self._seats.publish(load):
+            self._home.room_changed()
+
+    def _lose_verifier(self) -> None:
+        self._verifier = None
+        self._hand_over(cache_lost=True)
+
+    def _hand_over(self, *, cache_lost: bool) -> None:
+        """Every request goes back to the router, in the order in which they came."""
+        ids = [sequence.request_id for sequence in self._loop.evict_all()]
+        streams = [stream for name in ids if (stream := self._streams.pop(name, None)) is not None]
+        self._seats.publish(None)
+        self._home.take_back(self, [*streams, *self._seats.take()], cache_lost=cache_lost)
 
     def _round(self) -> None:
         assert self._verifier is not None
         try:
             commits = self._loop.step()
         except QspecError as error:  # dead, hung, of another epoch, or talking nonsense
-            verifier, self._verifier = self._verifier, None
+            verifier = self._verifier
+            self._lose_verifier()
             self._observer.verifier_lost(verifier, error)
             return
         if self._loop.report is not None:
@@ -309,8 +282,7 @@ class Engine:
                 del self._streams[commit.sequence.request_id]
                 if commit.sequence.finish is None:  # a stop string, or a slow reader: the loop knows neither
                     self._loop.remove(commit.sequence)
-        self.admission.charge(made)
-        self._started().deliveries.tell(changed)
+        self._home.committed(self, changed, made)
         if self._drafter is not None and not self._loop.drafter_attached:
             drafter, self._drafter = self._drafter, None
             self._observer.drafter_lost(drafter, self._loop.drafter_error or WorkerLost("the drafter is gone"))
@@ -321,7 +293,7 @@ class Engine:
     def _has_work(self) -> bool:
         if self._closing or self._verifier is None:
             return False
-        return self._loop.has_work or self.admission.waiting > 0
+        return self._loop.has_work or self._seats.placed > 0
 
     def _take_costs(self) -> None:
         self._costs_taken = time.monotonic()
@@ -329,16 +301,8 @@ class Engine:
         self.metrics.plain.forget_costs()
 
     def _look(self) -> None:
-        """A request waits: nothing to do but to look whether there is work."""
+        """A request was placed: nothing to do but to look."""
         self._wanted = False
-
-    def _fill_slots(self) -> None:
-        """Give the loop as many waiting requests as will run in the next round."""
-        while (stream := self.admission.next(self._loop.has_room)) is not None:
-            sequence = stream.generation.sequence
-            self._streams[sequence.request_id] = stream
-            stream.generation.times.begin()
-            self._loop.add(sequence)
 
     def _drop(self, stream: Stream) -> None:
         """Forget a stream; one that has not ended is taken out of the loop."""

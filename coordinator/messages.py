@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from coordinator.generation import Ending, Piece
+from coordinator.pair import Pair, PairState
 from coordinator.serving import ServerState, Serving
 from coordinator.version import package_version
 from qspec.interfaces import MemoryItem
@@ -25,6 +26,13 @@ _STATES = {
     ServerState.LOADING: pb.SERVER_STATE_LOADING,
     ServerState.SERVING: pb.SERVER_STATE_SERVING,
     ServerState.DRAINING: pb.SERVER_STATE_DRAINING,
+}
+_PAIR_STATES = {
+    PairState.STARTING: pb.PAIR_STATE_STARTING,
+    PairState.SERVING: pb.PAIR_STATE_SERVING,
+    PairState.LOST: pb.PAIR_STATE_LOST,
+    PairState.DRAINING: pb.PAIR_STATE_DRAINING,
+    PairState.FAILED: pb.PAIR_STATE_FAILED,
 }
 
 
@@ -49,34 +57,52 @@ def piece_messages(piece: Piece, request_id: str = "") -> Iterator[pb.GenerateRe
 
 def info_message(serving: Serving) -> pb.GetServerInfoResponse:
     """What runs here."""
+    pairs = serving.pairs
     message = pb.GetServerInfoResponse(
         version=package_version(),
         state=_STATES[serving.state],
         model=serving.model,
         max_waiting=serving.max_waiting,
-        verifier_restarts=serving.verifier_restarts,
-        drafter_restarts=serving.drafter_restarts,
+        verifier_restarts=sum(pair.verifier_restarts for pair in pairs),
+        drafter_restarts=sum(pair.drafter_restarts for pair in pairs),
+        pairs=map(_pair_message, pairs),
     )
-    if (engine := serving.engine) is not None:
-        message.running, message.waiting = engine.running, engine.waiting
-        message.verify_s[:] = engine.costs.verify_s
-        message.draft_step_s = engine.costs.draft_step_s
-        message.max_buffered_tokens = engine.max_buffered_tokens
-        message.free_blocks = engine.free_blocks
+    if (router := serving.router) is not None:
+        message.running, message.waiting = router.running, router.waiting
+        message.max_buffered_tokens = router.max_buffered_tokens
+        message.free_blocks = router.free_blocks
     if (verifier := serving.verifier) is not None:
         message.verify_method = verifier.method
         message.verify_kernel = verifier.kernel
         message.max_model_len = verifier.max_model_len
-        message.max_slots = verifier.max_slots
         message.max_draft_length = verifier.max_draft_length
         message.row_invariant = verifier.row_invariant
-        message.num_blocks, message.block_size = verifier.num_blocks, verifier.block_size
+        message.block_size = verifier.block_size
         message.auto_reason = verifier.auto_reason
-        _add_memory(message, "verifier", verifier.memory)
-    if (drafter := serving.drafter) is not None:
-        message.draft_method = drafter.method
-        message.draft_kernel = drafter.kernel
-        _add_memory(message, "drafter", drafter.memory)
+    for pair in pairs:
+        if (engine := pair.engine) is not None and not message.verify_s:
+            message.verify_s[:] = engine.costs.verify_s
+            message.draft_step_s = engine.costs.draft_step_s
+        if pair.verifier is not None:
+            message.max_slots += pair.verifier.max_slots
+            message.num_blocks += pair.verifier.num_blocks
+            _add_memory(message, "verifier", pair.verifier.memory)
+        if pair.drafter is not None:
+            message.draft_method, message.draft_kernel = pair.drafter.method, pair.drafter.kernel
+            _add_memory(message, "drafter", pair.drafter.memory)
+    return message
+
+
+def _pair_message(pair: Pair) -> pb.PairInfo:
+    message = pb.PairInfo(
+        name=pair.name, state=_PAIR_STATES[pair.state], detail=pair.detail,
+        verifier_restarts=pair.verifier_restarts, drafter_restarts=pair.drafter_restarts)
+    if (engine := pair.engine) is not None:
+        message.running, message.waiting, message.free_blocks = engine.running, engine.waiting, engine.free_blocks
+    if pair.verifier is not None:
+        message.max_slots, message.num_blocks = pair.verifier.max_slots, pair.verifier.num_blocks
+    if pair.drafter is not None:
+        message.draft_method = pair.drafter.method
     return message
 
 

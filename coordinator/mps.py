@@ -35,10 +35,11 @@ TURN_TAKING = "verifier and drafter take turns on the GPU at about 190 µs a cha
 class MpsDaemon:
     """A private daemon, from ``wait_ready`` to ``close``; started on construction in ``directory``."""
 
-    def __init__(self, binary: str, directory: Path) -> None:
+    def __init__(self, binary: str, directory: Path, environment: Mapping[str, str] | None = None) -> None:
+        """``environment`` is added to its own."""
         self._news = threading.Event()
         arguments = [f"--binary={binary}", f"--directory={directory}"]
-        self._guardian = ChildProcess("MPS daemon", GUARDIAN, arguments, self._news.set)
+        self._guardian = ChildProcess("MPS daemon", GUARDIAN, arguments, self._news.set, environment)
 
     def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> dict[str, str]:
         """What the environment of its clients has to say. ``QspecError`` when it does not start."""
@@ -65,12 +66,13 @@ class MpsDaemon:
 
 @contextlib.contextmanager
 def mps_for_workers(
-    directory: Path, tell: Callable[[str], None], environment: Mapping[str, str] = os.environ
+    directory: Path, tell: Callable[[str], None], environment: Mapping[str, str] = os.environ,
+    added: Mapping[str, str] | None = None,
 ) -> Iterator[dict[str, str]]:
     """What to add to the environment of workers that share a GPU, while it is entered; one line of ``tell`` says why.
 
-    ``directory``: where a daemon of one's own keeps pipes and logs. A daemon that does not start is told and done
-    without.
+    ``directory``: where a daemon of one's own keeps pipes and logs; ``added`` to its environment. A daemon that does
+    not start is told and done without.
     """
     if (running := running_daemon(environment)) is not None:
         tell(f"MPS runs already ({running})")
@@ -80,7 +82,7 @@ def mps_for_workers(
         tell(f"{TURN_TAKING} ({BINARY} is not installed)")
         yield {}
         return
-    daemon = MpsDaemon(binary, directory)
+    daemon = MpsDaemon(binary, directory, added)
     try:
         try:
             added = daemon.wait_ready()

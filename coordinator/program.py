@@ -1,4 +1,4 @@
-"""The coordinator's server program: tokenizer, engine, workers and the public service put together."""
+"""The coordinator's server program: tokenizer, router, pairs of workers and the public service put together."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +17,14 @@ from coordinator.drain import drain
 from coordinator.engine import Engine
 from coordinator.messages import info_message
 from coordinator.metrics.endpoint import metrics_endpoint
-from coordinator.mps import mps_for_workers
+from coordinator.pair_environment import PairEnvironments
+from coordinator.pair_source import PairSource, watch_pairs
+from coordinator.pairs import Pairs
+from coordinator.router import Router
 from coordinator.runtime_directory import runtime_directory
 from coordinator.service import GenerationService
 from coordinator.serving import ServerState, Serving
 from coordinator.stack import Stack
-from coordinator.start_progress import StartProgress
 from coordinator.telemetry import Telemetry
 from coordinator.tracing.settings import make_tracer
 from qspec.config import StackConfig
@@ -36,7 +38,7 @@ from qspec.models.converted import prepare_tokenizer
 from qspec.models.text_stream import TextStream
 from qspec.models.tokenizer import Tokenizer
 from qspec.quant.method_plan import check_methods
-from qspec.quant.methods import NO_DRAFTER, Backend, Role
+from qspec.quant.methods import Role
 from qspec.rpc.server import Service, serve
 from qspec.speculation import SpeculationLoop
 from qspec.status import Status
@@ -58,10 +60,10 @@ class Options:
     """Directory for the workers' sockets; made when missing, temporary when None."""
     lifeline_fd: int | None
     """Pipe whose end means that the parent is gone."""
-    verifier_address: str | None
-    """A verifier that somebody else runs."""
-    drafter_address: str | None
-    """A drafter that somebody else runs."""
+    pairs: tuple[PairSource, ...]
+    """Where the workers come from, at least one pair; of ``pairs_file`` those that it named at the start."""
+    pairs_file: Path | None
+    """Names the pairs from then on."""
     max_waiting: int
     """Requests that may wait for a slot."""
     max_buffered_tokens: int
@@ -85,51 +87,34 @@ async def serve_coordinator(options: Options, status: Status) -> None:
 
     Raises what keeps the stack from starting or from going on.
     """
-    if options.verifier_address is None:
-        check_methods(options.config, Role.VERIFY, configured_backend(options.config))
-    if options.drafter_address is None:
-        check_methods(options.config, Role.DRAFT, configured_backend(options.config))
+    for role, foreign in (
+        (Role.VERIFY, [source.verifier for source in options.pairs]),
+        (Role.DRAFT, [source.drafter for source in options.pairs]),
+    ):
+        if None in foreign:
+            check_methods(options.config, role, configured_backend(options.config))
     with runtime_directory(options.runtime_dir) as (directory, made):
         if options.lifeline_fd is not None:
             watch_lifeline(options.lifeline_fd, runtime_dir=directory if made else None)
         telemetry = Telemetry(make_tracer(options.trace_endpoint, os.environ))
         serving = Serving(model=options.config.model, max_waiting=options.max_waiting, telemetry=telemetry)
         try:
-            with (
-                metrics_endpoint(options.metrics_listen, serving),
-                _workers_environment(options, directory, status) as environment,
-            ):
-                await _serve(options, directory, status, environment, serving)
+            with metrics_endpoint(options.metrics_listen, serving):
+                await _serve(options, directory, status, serving)
         finally:
             await asyncio.to_thread(telemetry.tracer.close)
 
 
-@contextlib.contextmanager
-def _workers_environment(options: Options, directory: Path, status: Status) -> Iterator[Mapping[str, str]]:
-    """What to add to the environment of the workers while it is entered: on a GPU, the way to MPS."""
-    workers_elsewhere = options.verifier_address is not None or options.drafter_address is not None
-    alone = options.config.draft_quantization == NO_DRAFTER
-    if workers_elsewhere or alone or configured_backend(options.config) is not Backend.CUDA:
-        yield {}
-        return
-    with mps_for_workers(directory / "mps", lambda text: status.stage(text, 0.0)) as added:
-        yield added
-
-
-async def _serve(
-    options: Options, directory: Path, status: Status, environment: Mapping[str, str], serving: Serving
-) -> None:
+async def _serve(options: Options, directory: Path, status: Status, serving: Serving) -> None:
     config, event_loop = options.config, asyncio.get_running_loop()
-    drafting = options.drafter_address is not None or config.draft_quantization != NO_DRAFTER
-    roles = ("verifier", "drafter") if drafting else ("verifier",)
-    stop = asyncio.Event()
+    stop, making = asyncio.Event(), threading.Lock()
     failures: list[BaseException] = []
 
     def tell(text: str, fraction: float) -> None:
         serving.stage = text
         status.stage(text, fraction)
 
-    def make_engine(observer: Stack, description: VerifierDescription) -> Engine:
+    def make_router(description: VerifierDescription) -> Router:
         tokenizer = Tokenizer.load(prepare_tokenizer(config.model))
         if tokenizer.vocab_fingerprint != description.vocab_fingerprint:
             raise InvalidInput.field(
@@ -137,27 +122,37 @@ async def _serve(
                          "coordinator and verifier the same --model")
         serving.tokenizer = tokenizer
         serving.constraints = Grammars(lambda: tokenizer, vocab_size=description.vocab_size)
-        engine = Engine(
-            SpeculationLoop(), eos_token_ids=tokenizer.eos_token_ids, text_source=lambda: TextStream(tokenizer),
-            observer=observer, max_active=description.max_slots + options.max_waiting,
-            max_buffered_tokens=options.max_buffered_tokens, telemetry=serving.telemetry,
-        )
-        engine.start(event_loop)
+        router = Router(
+            eos_token_ids=tokenizer.eos_token_ids, text_source=lambda: TextStream(tokenizer),
+            max_waiting=options.max_waiting, max_buffered_tokens=options.max_buffered_tokens,
+            telemetry=serving.telemetry)
+        router.start(event_loop)
+        return router
+
+    def make_engine(observer: Stack, description: VerifierDescription) -> Engine:
+        with making:
+            if serving.router is None:
+                serving.router = make_router(description)
+        engine = Engine(SpeculationLoop(), home=serving.router, observer=observer)
+        engine.start()
         return engine
 
     def fail(error: BaseException) -> None:
         failures.append(error)
         stop.set()
 
-    stack = Stack(
-        config, serving, StartProgress(roles, tell), runtime_dir=directory,
-        verifier_address=options.verifier_address, drafter_address=options.drafter_address, make_engine=make_engine,
-        environment=environment, worker_options=options.worker_options,
-    )
-    stack.on_failure = lambda error: _call_soon(event_loop, fail, error)
+    several = len(options.pairs) > 1 or options.pairs_file is not None
+    pairs = Pairs(
+        config, serving, options.pairs, directory=directory, make_engine=make_engine, tell=tell,
+        environments=PairEnvironments(config, several=several, tell=lambda text: status.stage(text, 0.0)),
+        grace_s=options.grace_s, worker_options=options.worker_options)
+    pairs.on_failure = lambda error: _call_soon(event_loop, fail, error)
+    watching: list[asyncio.Task[None]] = []
 
     async def prepare() -> None:
-        await asyncio.to_thread(stack.start)
+        await asyncio.to_thread(pairs.start)
+        if options.pairs_file is not None:
+            watching.append(asyncio.ensure_future(watch_pairs(options.pairs_file, pairs.change)))
         serving.state, serving.stage = ServerState.SERVING, "ready"
 
     def on_serving(address: str) -> None:
@@ -175,7 +170,9 @@ async def _serve(
             grace_s=1.0, public=True,
         )
     finally:
-        await asyncio.to_thread(stack.stop)
+        for task in watching:
+            task.cancel()
+        await asyncio.to_thread(pairs.stop)
     if failures:
         raise failures[0]
 

@@ -1,4 +1,4 @@
-"""The public service: translates messages, delegates to the engine, and gives a slot back when its client is gone."""
+"""The public service: translates messages, delegates to the router, and gives a slot back when its client is gone."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import grpc
 from coordinator.callers import client_of
 from coordinator.choices import Choices
 from coordinator.constraint_fields import ConstraintChecker
-from coordinator.engine import RETRY_ELSEWHERE_S, Engine
+from coordinator.engine import RETRY_ELSEWHERE_S
 from coordinator.messages import info_message, piece_messages
 from coordinator.requests import encode_prompt, validate_request
+from coordinator.router import Router
 from coordinator.serving import ServerState, Serving, ServingTokenizer
 from coordinator.stream import Stream
 from coordinator.tracing.tracer import CallTrace
@@ -54,8 +55,8 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
         """The tokens that Generate would see."""
-        engine, tokenizer, _ = self._ready()
-        with engine.admission.looking():
+        router, tokenizer, _ = self._ready()
+        with router.admission.looking():
             tokens = await asyncio.to_thread(encode_prompt, request, tokenizer, self._serving.limits.vocab_size)
         return pb.TokenizeResponse(token_ids=tokens)
 
@@ -65,21 +66,21 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
         arrived, left = clock(), cast("float | None", context.time_remaining())  # the stubs do not know of None
         deadlines = [] if left is None else [arrived + left]
         client = client_of(context.invocation_metadata() or (), context.peer())
-        engine, tokenizer, constraints = self._ready()
-        engine.admission.check(client, request.request_id if request.HasField("request_id") else None, request.n or 1)
-        with engine.admission.looking():  # a long text takes a while, as a constraint does
+        router, tokenizer, constraints = self._ready()
+        router.admission.check(client, request.request_id if request.HasField("request_id") else None, request.n or 1)
+        with router.admission.looking():  # a long text takes a while, as a constraint does
             valid = await asyncio.to_thread(validate_request, request, tokenizer, self._serving.limits, constraints)
         if valid.timeout_s is not None:
             deadlines.append(arrived + valid.timeout_s)
         self._ready()  # a server that was told to stop meanwhile lets nobody in
-        return engine.submit(valid, client=client, deadline=min(deadlines, default=None), trace=trace)
+        return router.submit(valid, client=client, deadline=min(deadlines, default=None), trace=trace)
 
-    def _ready(self) -> tuple[Engine, ServingTokenizer, ConstraintChecker]:
+    def _ready(self) -> tuple[Router, ServingTokenizer, ConstraintChecker]:
         serving = self._serving
         if serving.state is ServerState.DRAINING:
             raise Unavailable("the server is shutting down", RETRY_ELSEWHERE_S)
-        engine, tokenizer, constraints = serving.engine, serving.tokenizer, serving.constraints
-        if serving.state is ServerState.LOADING or engine is None or tokenizer is None or constraints is None:
+        router, tokenizer, constraints = serving.router, serving.tokenizer, serving.constraints
+        if serving.state is ServerState.LOADING or router is None or tokenizer is None or constraints is None:
             text = f"the server is not ready yet ({serving.stage}); GetServerInfo tells when it is"
             raise Unavailable(text, RETRY_LOADING_S)
-        return engine, tokenizer, constraints
+        return router, tokenizer, constraints

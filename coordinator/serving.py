@@ -1,4 +1,4 @@
-"""What the public service can see of the stack behind it: written by the stack, read by the service."""
+"""What the public service can see of what is behind it: written by program and pairs, read by the service."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+from coordinator.agreement import Agreement
 from coordinator.constraint_fields import ConstraintChecker
-from coordinator.engine import Engine
+from coordinator.pair import Pair
 from coordinator.requests import PromptTokenizer, RequestLimits
+from coordinator.router import Router
 from coordinator.telemetry import Telemetry
-from qspec.interfaces import DrafterDescription, VerifierDescription
+from qspec.interfaces import VerifierDescription
 
 
 class ServerState(Enum):
@@ -32,7 +34,7 @@ class ServingTokenizer(PromptTokenizer, Protocol):
 
 @dataclass(slots=True)
 class Serving:
-    """The stack as it is now; each field is replaced as a whole, so that any thread may read it."""
+    """The server as it is now; each field is replaced as a whole, so that any thread may read it."""
 
     model: str
     """As the user named it."""
@@ -41,18 +43,20 @@ class Serving:
     state: ServerState = ServerState.LOADING
     stage: str = "starting"
     """What is being loaded, for people."""
-    engine: Engine | None = None
+    router: Router | None = None
     tokenizer: ServingTokenizer | None = None
     constraints: ConstraintChecker | None = None
     """Set before the state says that requests are served, as the two above."""
-    verifier: VerifierDescription | None = None
-    drafter: DrafterDescription | None = None
-    """None while no drafter is attached."""
-    verifier_restarts: int = 0
-    drafter_restarts: int = 0
-    epochs: int = 0
-    """Arenas that were attached so far."""
+    agreement: Agreement = field(default_factory=Agreement)
+    """What all verifiers are like."""
+    pairs: tuple[Pair, ...] = ()
+    """In the order in which they came."""
     telemetry: Telemetry = field(default_factory=Telemetry)
+
+    @property
+    def verifier(self) -> VerifierDescription | None:
+        """The first one; all others are like it."""
+        return self.agreement.first
 
     @property
     def limits(self) -> RequestLimits:

@@ -1,4 +1,4 @@
-"""Keeps a verifier and a drafter behind the engine, from the first start to the last stop.
+"""Keeps a verifier and a drafter behind one pair's engine, from the first start to the last stop.
 
 One thread compares what there is with what there should be, whenever something has changed (a process told something or
 ended, the engine lost a worker) and every so often, and does the next thing that is missing: start a process, attach a
@@ -13,15 +13,15 @@ loss takes the same path as the first start.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from coordinator.attached_drafter import AttachedDrafter
+from coordinator.agreement import Agreement
+from coordinator.connections import Connections
 from coordinator.engine import Engine
-from coordinator.serving import Serving
+from coordinator.pair import Pair
 from coordinator.start_progress import StartProgress
 from coordinator.worker import Worker
 from qspec.cli import stack_options
@@ -29,8 +29,6 @@ from qspec.config import StackConfig
 from qspec.errors import InvalidInput, QspecError, WorkerLost
 from qspec.interfaces import Drafter, Verifier, VerifierDescription
 from qspec.quant.methods import NO_DRAFTER
-from qspec.rpc.remote_drafter import RemoteDrafter
-from qspec.rpc.remote_verifier import RemoteVerifier
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +37,6 @@ MODULES = {"verifier": "verifier", "drafter": "drafter"}
 LOOK_EVERY_S = 0.25
 STOP_GRACE_S = 5.0
 """Seconds that a worker has to end after SIGTERM."""
-DETACH_TIMEOUT_S = 2.0
-DRAFT_TIMEOUT_S = 10.0
-"""Seconds within which a drafter must answer before it is taken for hung; rounds wait for it meanwhile."""
-VERIFY_TIMEOUT_S = 60.0
 
 
 class StackStopped(QspecError):
@@ -50,14 +44,15 @@ class StackStopped(QspecError):
 
 
 class Stack:
-    """The workers of one coordinator, and the thread that tends them."""
+    """The workers of one pair, and the thread that tends them."""
 
     def __init__(
         self,
         config: StackConfig,
-        serving: Serving,
+        pair: Pair,
         progress: StartProgress,
         *,
+        agreement: Agreement,
         runtime_dir: Path,
         verifier_address: str | None,
         drafter_address: str | None,
@@ -68,19 +63,18 @@ class Stack:
     ) -> None:
         """``make_engine`` is called once, when the first verifier is ready, with this stack as the observer.
 
-        ``environment`` is added to that of the workers (``coordinator.mps``), ``worker_options`` to their options.
+        ``pair`` is told how it goes. Verifiers have to be like the one that ``agreement`` knows. ``environment`` is
+        added to that of the workers (``coordinator.mps``), ``worker_options`` to their options.
         """
-        self._serving = serving
+        self._pair = pair
         self._progress = progress
-        self._make_engine = make_engine
+        self._connections = Connections(pair, agreement, lambda description: make_engine(self, description))
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._started = threading.Event()
         self._failed: BaseException | None = None
         self._verifier_error: tuple[Verifier, QspecError] | None = None
         self._drafter_error: tuple[Drafter, QspecError] | None = None
-        self._remote_verifier: RemoteVerifier | None = None
-        self._remote_drafter: AttachedDrafter | None = None
         self.on_failure: Callable[[BaseException], None] = lambda error: None
         """Called once, from another thread, when the stack cannot go on."""
 
@@ -103,10 +97,14 @@ class Stack:
         if self._failed is not None:
             raise self._failed
 
-    def stop(self) -> None:
-        """End every stream and both workers; blocks. Nothing is left running."""
+    def interrupt(self) -> None:
+        """Begin to stop; does not wait."""
         self._stopping.set()
         self._wake.set()
+
+    def stop(self) -> None:
+        """End every stream and both workers; blocks. Nothing is left running."""
+        self.interrupt()
         if self._thread.ident is not None:
             self._thread.join()
 
@@ -158,14 +156,14 @@ class Stack:
     def _bury(self) -> None:
         """Take away workers that are dead, hung, or that the engine could not work with."""
         verifier, drafter = self._verifier, self._drafter
-        error = verifier.failure() or _about(self._verifier_error, self._remote_verifier)
+        error = verifier.failure() or _about(self._verifier_error, self._connections.verifier)
         if error is not None:
             self._refuse_bad_start(verifier, error)
             self._lose_verifier(error)
             if verifier.given_up:
                 raise QspecError(f"the verifier failed {verifier.restarts} times, last: {error}") from error
         if drafter is not None:
-            error = drafter.failure() or _about(self._drafter_error, self._remote_drafter)
+            error = drafter.failure() or _about(self._drafter_error, self._connections.drafter)
             if error is not None:
                 self._refuse_bad_start(drafter, error)
                 self._lose_drafter(drafter, error)
@@ -176,35 +174,20 @@ class Stack:
             raise error
 
     def _attach_verifier(self) -> None:
-        remote = RemoteVerifier(self._verifier.address, answer_timeout_s=VERIFY_TIMEOUT_S)
         try:
-            description = remote.describe()
-            self._pin_methods(description)
-            if self._serving.engine is None:
-                self._serving.engine = self._make_engine(self, description)
-            self._serving.verifier = self._serving.engine.attach_verifier(remote)
-            self._serving.epochs += 1
-        except BaseException as error:
-            remote.close()
-            if not isinstance(error, QspecError) or isinstance(error, InvalidInput):
-                raise
+            first = self._connections.attach_verifier(self._verifier.address)
+        except InvalidInput:
+            raise
+        except QspecError as error:
             self._refuse_bad_start(self._verifier, error)
             self._lose_verifier(error)
             return
-        self._remote_verifier = remote
+        self._pin_methods(first)
         self._verifier.mark_attached()
-        logger.info("verifier attached, epoch %d", description.epoch)
+        logger.info("verifier attached")
 
     def _pin_methods(self, verifier: VerifierDescription) -> None:
-        """Keep what ``auto`` stood for at the first start, whatever a later one would choose: the text must not change.
-
-        ``InvalidInput`` when a verifier that somebody else started has come back with another method.
-        """
-        first = self._serving.verifier
-        if first is not None and first.verify_quantization != verifier.verify_quantization:
-            raise InvalidInput.field(
-                "verify_quantization", f"the verifier came back as {verifier.verify_quantization}, and texts "
-                f"were begun as {first.verify_quantization}; give it that method by name")
+        """Keep what ``auto`` stood for at the first start, whatever a later one would choose."""
         config = self._config.settled(draft=verifier.draft_quantization, verify=verifier.verify_quantization)
         for worker in self._workers:
             worker.start_with(self._arguments(worker.address, config))
@@ -215,94 +198,61 @@ class Stack:
         return [*process, *stack_options(config)]
 
     def _attach_drafter(self, drafter: Worker) -> None:
-        remote = RemoteDrafter(drafter.address, answer_timeout_s=DRAFT_TIMEOUT_S)
         try:
-            # Mapping the arena and quantising takes a while: done here, so that rounds go on meanwhile.
-            attached = AttachedDrafter(remote, remote.attach(self._description()))
-            self._serving.drafter = self._engine().attach_drafter(attached)
-        except BaseException as error:
-            remote.close()
-            if not isinstance(error, QspecError):
-                raise
+            attached = self._connections.attach_drafter(drafter.address)
+        except QspecError as error:
             self._refuse_bad_start(drafter, error)
             self._lose_drafter(drafter, error)
             return
-        self._remote_drafter = attached
         drafter.mark_attached()
         logger.info("drafter attached, %s", attached.description.method)
 
     def _lose_verifier(self, error: QspecError) -> None:
-        logger.warning("the verifier is lost, streams pause until it is replaced: %s", error)
-        if self._serving.engine is not None:
-            self._serving.engine.detach_verifier()
+        logger.warning("the verifier is lost, its requests pause until it is replaced: %s", error)
+        self._connections.close_verifier()
         if self._drafter is not None and self._drafter.attached:
             self._free_arena(self._drafter)
-        if self._remote_verifier is not None:
-            self._remote_verifier.close()
-            self._remote_verifier = None
         self._verifier.discard()
-        self._serving.verifier_restarts = self._verifier.restarts
+        self._pair.verifier_restarts = self._verifier.restarts
 
     def _free_arena(self, drafter: Worker) -> None:
         """Have the drafter let go of a lost arena, or kill it."""
-        self._close_drafter()
-        remote = RemoteDrafter(drafter.address, answer_timeout_s=DETACH_TIMEOUT_S)
         try:
-            remote.detach(self._description().epoch)
+            self._connections.free_arena(drafter.address)
             drafter.release()
         except QspecError as error:
             self._lose_drafter(drafter, error)
-        finally:
-            remote.close()
 
     def _lose_drafter(self, drafter: Worker, error: QspecError) -> None:
         logger.warning("the drafter is lost, decoding goes on without it: %s", error)
-        self._close_drafter()
+        self._connections.close_drafter()
         drafter.discard()
-        self._serving.drafter_restarts = drafter.restarts
+        self._pair.drafter_restarts = drafter.restarts
         if drafter.given_up:
             logger.error("the drafter failed %d times and is given up: %s", drafter.restarts, error)
-
-    def _close_drafter(self) -> None:
-        """Close the connection; a round that still uses it is told that the drafter is lost."""
-        self._serving.drafter = None
-        if self._remote_drafter is not None:
-            self._remote_drafter.close()
-            self._remote_drafter = None
 
     def _calibrate(self) -> None:
         """Measure; a worker that is lost meanwhile is replaced, and whatever was not measured is learnt in use."""
         self._progress.calibrating("measuring draft and verify steps", 0.0)
         try:
-            self._engine().calibrate(self._progress.calibrating)
+            self._connections.engine.calibrate(self._progress.calibrating)
         except WorkerLost as error:
-            if self._remote_verifier is not None:
-                self.verifier_lost(self._remote_verifier, error)
+            if self._connections.verifier is not None:
+                self.verifier_lost(self._connections.verifier, error)
 
     def _shut_down(self) -> None:
-        if self._serving.engine is not None:
-            self._serving.engine.close(STOP_GRACE_S)  # a round that hangs ends with its worker
+        if self._pair.engine is not None:
+            self._pair.engine.close(STOP_GRACE_S)  # a round that hangs ends with its worker
         for worker in self._workers:  # both at once, then one after the other
             if worker.child is not None:
                 worker.child.terminate()
         for worker in self._workers:
             worker.end(STOP_GRACE_S)
-        for remote in (self._remote_verifier, self._remote_drafter):
-            if remote is not None:
-                with contextlib.suppress(QspecError):
-                    remote.close()
+        self._connections.close()
 
     @property
     def _workers(self) -> list[Worker]:
         return [self._verifier] if self._drafter is None else [self._verifier, self._drafter]
-
-    def _engine(self) -> Engine:
-        assert self._serving.engine is not None  # made before anything is attached
-        return self._serving.engine
-
-    def _description(self) -> VerifierDescription:
-        assert self._serving.verifier is not None  # set when a verifier is attached
-        return self._serving.verifier
 
     # Called from any thread.
 

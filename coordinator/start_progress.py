@@ -1,4 +1,4 @@
-"""How far the start of a whole stack is: the workers' stages and the calibration as one fraction."""
+"""How far the start of a server is: the workers' stages and the calibration, of all pairs, as one fraction."""
 
 from __future__ import annotations
 
@@ -44,3 +44,24 @@ class StartProgress:
             self._texts.add(text)
             self._told = fraction
             self._tell(text, fraction)
+
+
+class PairsProgress:
+    """Several pairs that start, as one fraction; a single one is told as it is. May be told from any thread."""
+
+    def __init__(self, pairs: int, tell: Callable[[str, float], None]) -> None:
+        self._fractions = [0.0] * pairs
+        self._tell = tell
+        self._lock = threading.Lock()
+
+    def of(self, index: int, name: str) -> Callable[[str, float], None]:
+        """What the progress of one of them tells; of one beyond those that are started first nothing is told."""
+        def tell(text: str, fraction: float) -> None:
+            if index >= len(self._fractions):
+                return
+            with self._lock:
+                self._fractions[index] = max(self._fractions[index], fraction)
+                pair = f"pair {name}, " if len(self._fractions) > 1 else ""
+                self._tell(f"{pair}{text}", sum(self._fractions) / len(self._fractions))
+
+        return tell

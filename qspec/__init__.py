@@ -9,6 +9,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from qspec.constraint import Constraint as Constraint
+from qspec.constraint import ConstraintKind as ConstraintKind
+
 if TYPE_CHECKING:
     from qspec.api.qspec_model import QSPECModel
     from qspec.api.quantization_method import QuantizationMethod
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Constraint",
+    "ConstraintKind",
     "QSPECModel",
     "QuantizationMethod",
     "QuantizedModel",

@@ -9,10 +9,32 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from dataclasses import dataclass, replace
 
 from qspec.errors import ContractViolation
 from qspec.interfaces import Release
 from qspec.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What is left for sequences that are queued now, behind those that wait already."""
+
+    free_slots: int
+    free_blocks: int
+    block_size: int
+    idle: bool
+    """Nobody runs, waits or has anything to give back: whatever fits into the cache at all would run."""
+
+    def fits(self, tokens: int) -> bool:
+        """Whether a sequence of so many committed tokens would run in the next round."""
+        return self.free_slots > 0 and (self.idle or _first_blocks(tokens, self.block_size) <= self.free_blocks)
+
+    def less(self, tokens: int) -> Room:
+        """What is left behind a sequence of so many committed tokens."""
+        return replace(
+            self, free_slots=self.free_slots - 1, idle=False,
+            free_blocks=self.free_blocks - _first_blocks(tokens, self.block_size))
 
 
 class SlotLedger:
@@ -42,19 +64,21 @@ class SlotLedger:
             self._requeue(sequence)
         self.running.clear()
 
-    def has_room(self, sequence: Sequence, block_size: int) -> bool:
-        """Whether a sequence that is queued now would get a slot at once, behind those that wait already."""
-        if len(self.waiting) >= len(self._free_slots):
-            return False
-        needed = sum(_first_blocks(one, block_size) for one in (*self.waiting, sequence))
-        return needed <= self.free_blocks or not (self.waiting or self.running or self.releases)
+    def room(self, block_size: int) -> Room:
+        """What a sequence that is queued now would find."""
+        room = Room(
+            free_slots=len(self._free_slots), free_blocks=self.free_blocks, block_size=block_size,
+            idle=not (self.waiting or self.running or self.releases))
+        for sequence in self.waiting:
+            room = room.less(len(sequence.tokens))
+        return room
 
     def admit(self, block_size: int) -> None:
         """Give free slots to waiting sequences, in order, as long as their tokens fit into free blocks."""
         free_blocks = self.free_blocks
         while self.waiting and self._free_slots:
             sequence = self.waiting[0]
-            needed = _first_blocks(sequence, block_size)
+            needed = _first_blocks(len(sequence.tokens), block_size)
             if needed > free_blocks and (self.running or self.releases):
                 return
             free_blocks -= needed
@@ -70,6 +94,15 @@ class SlotLedger:
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
 
+    def evict_all(self) -> list[Sequence]:
+        """Take back every slot and empty the queue; returns who was there, in the order in which they came."""
+        evicted = [*self.running, *self.waiting]
+        for sequence in list(self.running):
+            self.vacate(sequence)
+            sequence.stats.recomputations += 1
+        self.waiting.clear()
+        return evicted
+
     def vacate(self, sequence: Sequence) -> None:
         """Take a running sequence's slot back."""
         self.running.remove(sequence)
@@ -81,8 +114,13 @@ class SlotLedger:
         self._requeue(sequence)
 
     def preempt(self) -> None:
-        """KV blocks ran out: the newest sequence gives way until there is room again."""
+        """KV blocks ran out: the newest sequence gives way until there is room again.
+
+        A sequence that is alone goes on once what ended in this round has given its blocks back, with the next one.
+        """
         if len(self.running) < 2:
+            if self.releases:
+                return
             raise ContractViolation("one sequence alone exceeds the KV cache")
         self.preemptions += 1
         self.recompute(self.running[-1])
@@ -98,6 +136,6 @@ class SlotLedger:
         self.waiting.appendleft(sequence)
 
 
-def _first_blocks(sequence: Sequence, block_size: int) -> int:
+def _first_blocks(tokens: int, block_size: int) -> int:
     """Blocks that a sequence needs to begin with: for its tokens and one more."""
-    return -(-(len(sequence.tokens) + 1) // block_size)
+    return -(-(tokens + 1) // block_size)

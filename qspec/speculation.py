@@ -38,7 +38,7 @@ from qspec.interfaces import (
 )
 from qspec.round_report import RoundReport
 from qspec.sequence import FinishReason, Sequence
-from qspec.slot_ledger import SlotLedger
+from qspec.slot_ledger import Room, SlotLedger
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +163,10 @@ class SpeculationLoop:
         """Sequences that had to give way because KV blocks ran out."""
         return self._ledger.preemptions
 
-    def has_room(self, sequence: Sequence) -> bool:
-        """Whether the sequence, added now, would run in the next round."""
-        return self._ledger.has_room(sequence, self.description.block_size)
+    @property
+    def room(self) -> Room:
+        """What a sequence that is added now would find."""
+        return self._ledger.room(self.description.block_size)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; it gets a slot when one is free. It must fit into the verifier's ``max_model_len``."""
@@ -176,6 +177,10 @@ class SpeculationLoop:
     def remove(self, sequence: Sequence) -> None:
         """Drop a sequence (cancelled, or stopped by its text); slot and blocks are given back with the next step."""
         self._ledger.remove(sequence)
+
+    def evict_all(self) -> list[Sequence]:
+        """Let go of every sequence, in the order in which they came: another loop can go on with them."""
+        return self._ledger.evict_all()
 
     def committed_tokens(self, slot: int, lease: int) -> list[int] | None:
         """What the sequence of a tenancy has committed, for a drafter that reads tokens; None when it is over.

@@ -265,12 +265,21 @@ def test_no_confidence_is_asked_for_by_default() -> None:
 def test_room_is_a_free_slot_and_free_blocks_for_all_that_wait() -> None:
     loop = attached(FakeVerifier(max_slots=2, num_blocks=8, block_size=4))
     whole, half, small = sequence(31, max_tokens=1), sequence(15, max_tokens=8), sequence(3, max_tokens=1)
-    assert loop.has_room(whole)  # nothing else is there: it must fit
+    assert loop.room.fits(len(whole.tokens))  # nothing else is there: it must fit
     loop.add(half)
-    assert loop.has_room(small) and not loop.has_room(whole)  # 4 of 8 blocks are spoken for
+    assert loop.room.fits(len(small.tokens)) and not loop.room.fits(len(whole.tokens))  # 4 of 8 blocks are spoken for
     loop.step()
-    assert loop.free_blocks < 8 and loop.has_room(small) and not loop.has_room(whole)
+    assert loop.free_blocks < 8 and loop.room.fits(len(small.tokens)) and not loop.room.fits(len(whole.tokens))
     loop.add(small)
-    assert not loop.has_room(sequence(1, max_tokens=1))  # no slot
+    assert not loop.room.fits(1)  # no slot
     run(loop)
-    assert loop.free_blocks == 8 and loop.has_room(whole)
+    assert loop.free_blocks == 8 and loop.room.fits(len(whole.tokens))
+
+
+def test_the_end_of_one_sequence_makes_room_for_the_other_that_ran_out_of_blocks_in_the_same_round() -> None:
+    loop = attached(FakeVerifier(num_blocks=5, block_size=4, max_model_len=20))
+    short, long = sequence(1, max_tokens=6, draft_length=0), sequence(8, max_tokens=10, draft_length=0)
+    commits = run(loop, short, long)
+    assert [t for c in commits if c.sequence is short for t in c.token_ids] == text_of(short, 6)
+    assert [t for c in commits if c.sequence is long for t in c.token_ids] == text_of(long, 10)
+    assert long.stats.rounds == 10 and long.stats.recomputations == 0

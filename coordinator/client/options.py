@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NoReturn
 
+from coordinator.client.constraint_options import read_constraint_files
 from coordinator.client.generation_options import (
     add_generation_options,
     generation_request,
@@ -79,17 +80,21 @@ class _Parser(argparse.ArgumentParser):
 def parse_options(arguments: Sequence[str]) -> ClientOptions:
     """The options of one run; ``InvalidInput`` names every option that cannot be used."""
     args = _parser().parse_args(arguments)
-    violations = _violations(args)
-    for check in (lambda: read_prompts(args.prompt, args.prompts_file), lambda: _check_stack(args)):
-        try:
-            check()
-        except InvalidInput as error:
-            violations += error.violations
+    violations = [*read_constraint_files(args), *_violations(args)]
+    prompts: tuple[str, ...] = ()
+    try:
+        prompts = read_prompts(args.prompt, args.prompts_file)
+    except InvalidInput as error:
+        violations += error.violations
+    try:
+        _check_stack(args)
+    except InvalidInput as error:
+        violations += error.violations
     if violations:
         raise InvalidInput(*violations)
     given = {name: value for name in _STACK_OPTIONS if (value := getattr(args, name)) is not None}
     return ClientOptions(
-        prompts=read_prompts(args.prompt, args.prompts_file),
+        prompts=prompts,
         address=args.address,
         stack=StackConfig(**given),
         raw=args.raw,

@@ -6,21 +6,20 @@ What a pair of workers and its engine have is labelled with the ``pair``; what b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from coordinator.engine import Engine
 from coordinator.metrics.catalogue import BY_NAME, Kind
 from coordinator.metrics.engine_metrics import EngineMetrics
 from coordinator.metrics.histogram import Histogram
 from coordinator.metrics.request_metrics import RequestMetrics
 from coordinator.outcome import FAILURES, REFUSALS
+from coordinator.pair import Pair
 from coordinator.serving import ServerState, Serving
 from coordinator.version import package_version
-from qspec.interfaces import ArenaBackend, DrafterDescription, VerifierDescription
+from qspec.interfaces import ArenaBackend
 from qspec.memory.budget import budget_lines
 from qspec.sequence import FinishReason
 
@@ -28,37 +27,6 @@ Samples = Iterable[tuple[tuple[str, ...], float]]
 """Values of the labels, and the metric's."""
 HOST_MEMORY = "(host memory)"
 """In the name of what a stack on a GPU keeps in the host's memory."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PairView:
-    """One pair of workers as a scrape finds it."""
-
-    name: str
-    engine: Engine | None
-    verifier: VerifierDescription | None
-    drafter: DrafterDescription | None
-    verifier_restarts: int
-    drafter_restarts: int
-    epochs: int
-    _none: EngineMetrics = field(default_factory=EngineMetrics)
-
-    @property
-    def metrics(self) -> EngineMetrics:
-        """What its engine counted; nothing before there is one."""
-        return self._none if self.engine is None else self.engine.metrics
-
-    @property
-    def longest_draft(self) -> int:
-        """Most tokens of a draft."""
-        return self.verifier.max_draft_length if self.verifier is not None else 0
-
-
-def pairs_of(serving: Serving) -> list[PairView]:
-    """The pairs of a server: as yet there is one."""
-    return [PairView(
-        name="1", engine=serving.engine, verifier=serving.verifier, drafter=serving.drafter,
-        verifier_restarts=serving.verifier_restarts, drafter_restarts=serving.drafter_restarts, epochs=serving.epochs)]
 
 
 class StackCollector(Collector):
@@ -69,7 +37,7 @@ class StackCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All metrics."""
-        pairs = pairs_of(self._serving)
+        pairs = self._serving.pairs
         yield from _server(self._serving, pairs)
         yield from _requests(self._serving.telemetry.requests)
         yield from _texts(pairs)
@@ -78,14 +46,14 @@ class StackCollector(Collector):
         yield from _workers(pairs)
 
 
-def _server(serving: Serving, pairs: Sequence[PairView]) -> Iterator[Metric]:
+def _server(serving: Serving, pairs: Sequence[Pair]) -> Iterator[Metric]:
     yield _family("qspec_up", [((), serving.state is ServerState.SERVING)])
     yield _family("qspec_stack_info", [((
         pair.name, package_version(), serving.model, pair.verifier.method if pair.verifier else "",
         pair.drafter.method if pair.drafter else "", str(pair.verifier.epoch) if pair.verifier else ""), 1.0)
         for pair in pairs])
     yield _by_pair("qspec_num_requests_running", pairs, lambda pair: pair.engine.running if pair.engine else 0)
-    yield _family("qspec_num_requests_waiting", [((), serving.engine.waiting if serving.engine else 0)])
+    yield _family("qspec_num_requests_waiting", [((), serving.router.waiting if serving.router else 0)])
     yield _by_pair("qspec_max_requests_running", pairs, lambda pair: pair.verifier.max_slots if pair.verifier else 0)
     yield _family("qspec_max_requests_waiting", [((), serving.max_waiting)])
 
@@ -98,10 +66,10 @@ def _requests(requests: RequestMetrics) -> Iterator[Metric]:
     yield _histogram("qspec_e2e_request_latency_seconds", [((), requests.end_to_end)])
 
 
-def _texts(pairs: Sequence[PairView]) -> Iterator[Metric]:
-    yield _by_pair("qspec_prompt_tokens_total", pairs, lambda pair: pair.metrics.prompt_tokens)
-    yield _by_pair("qspec_generation_tokens_total", pairs, lambda pair: pair.metrics.generation_tokens)
-    yield _by_pair("qspec_prefill_tokens_total", pairs, lambda pair: pair.metrics.prefill_tokens)
+def _texts(pairs: Sequence[Pair]) -> Iterator[Metric]:
+    yield _by_pair("qspec_prompt_tokens_total", pairs, lambda pair: _counted(pair).prompt_tokens)
+    yield _by_pair("qspec_generation_tokens_total", pairs, lambda pair: _counted(pair).generation_tokens)
+    yield _by_pair("qspec_prefill_tokens_total", pairs, lambda pair: _counted(pair).prefill_tokens)
     yield _by_pair("qspec_kv_cache_usage_perc", pairs, _kv_usage)
     yield _by_pair("qspec_kv_cache_blocks", pairs, lambda pair: pair.verifier.num_blocks if pair.verifier else 0)
     yield _by_pair("qspec_num_preemptions_total", pairs, lambda pair: pair.engine.preemptions if pair.engine else 0)
@@ -111,23 +79,23 @@ def _texts(pairs: Sequence[PairView]) -> Iterator[Metric]:
     yield _histograms("qspec_request_prefill_time_seconds", pairs, lambda metrics: metrics.prefill_time)
 
 
-def _rounds(pairs: Sequence[PairView]) -> Iterator[Metric]:
+def _rounds(pairs: Sequence[Pair]) -> Iterator[Metric]:
     yield _histograms("qspec_round_time_seconds", pairs, lambda metrics: metrics.round_time)
     yield _histograms("qspec_draft_time_seconds", pairs, lambda metrics: metrics.draft_time)
     yield _histograms("qspec_verify_time_seconds", pairs, lambda metrics: metrics.verify_time)
     yield _histogram("qspec_rpc_time_seconds", [
-        ((pair.name, worker), each) for pair in pairs for worker, each in pair.metrics.rpc_time.items()])
+        ((pair.name, worker), each) for pair in pairs for worker, each in _counted(pair).rpc_time.items()])
     yield _family("qspec_worker_stage_seconds_total", [
         ((pair.name, worker, stage), nanoseconds * 1e-9)
         for pair in pairs
-        for worker, each in pair.metrics.stages.items()
+        for worker, each in _counted(pair).stages.items()
         for stage, nanoseconds in (
             ("prepare", each.prepare_ns), ("forward", each.forward_ns), ("sample", each.sample_ns))])
 
 
-def _speculation(pairs: Sequence[PairView]) -> Iterator[Metric]:
-    rounds = {pair.name: pair.metrics.rounds_by_draft_length(pair.longest_draft) for pair in pairs}
-    stood = {pair.name: pair.metrics.accepted_per_position(pair.longest_draft) for pair in pairs}
+def _speculation(pairs: Sequence[Pair]) -> Iterator[Metric]:
+    rounds = {pair.name: _counted(pair).rounds_by_draft_length(_longest_draft(pair)) for pair in pairs}
+    stood = {pair.name: _counted(pair).accepted_per_position(_longest_draft(pair)) for pair in pairs}
     drafted = {name: sum(length * count for length, count in enumerate(each)) for name, each in rounds.items()}
     yield _by_pair("qspec_spec_decode_num_drafts_total", pairs, lambda pair: sum(rounds[pair.name][1:]))
     yield _by_pair("qspec_spec_decode_num_draft_tokens_total", pairs, lambda pair: drafted[pair.name])
@@ -140,12 +108,12 @@ def _speculation(pairs: Sequence[PairView]) -> Iterator[Metric]:
         cumulative = [(f"{length}.0", float(sum(each[: length + 1]))) for length in range(len(each))]
         lengths.add_metric([name], [*cumulative, ("+Inf", float(sum(each)))], drafted[name])
     yield lengths
-    yield _by_pair("qspec_spec_decode_seconds_total", pairs, lambda pair: pair.metrics.plain.actual_s)
-    yield _by_pair("qspec_spec_decode_plain_seconds_total", pairs, lambda pair: pair.metrics.plain.plain_s)
-    yield _by_pair("qspec_spec_decode_estimated_speedup", pairs, lambda pair: pair.metrics.plain.speedup)
+    yield _by_pair("qspec_spec_decode_seconds_total", pairs, lambda pair: _counted(pair).plain.actual_s)
+    yield _by_pair("qspec_spec_decode_plain_seconds_total", pairs, lambda pair: _counted(pair).plain.plain_s)
+    yield _by_pair("qspec_spec_decode_estimated_speedup", pairs, lambda pair: _counted(pair).plain.speedup)
 
 
-def _workers(pairs: Sequence[PairView]) -> Iterator[Metric]:
+def _workers(pairs: Sequence[Pair]) -> Iterator[Metric]:
     yield _family("qspec_worker_restarts_total", [
         ((pair.name, worker), restarts) for pair in pairs
         for worker, restarts in (("verifier", pair.verifier_restarts), ("drafter", pair.drafter_restarts))])
@@ -158,13 +126,22 @@ def _workers(pairs: Sequence[PairView]) -> Iterator[Metric]:
     yield _family("qspec_memory_bytes", [sample for pair in pairs for sample in _memory(pair)])
 
 
-def _kv_usage(pair: PairView) -> float:
+def _counted(pair: Pair) -> EngineMetrics:
+    """What its engine counted; nothing before there is one."""
+    return EngineMetrics() if pair.engine is None else pair.engine.metrics
+
+
+def _longest_draft(pair: Pair) -> int:
+    return pair.verifier.max_draft_length if pair.verifier is not None else 0
+
+
+def _kv_usage(pair: Pair) -> float:
     if pair.verifier is None or pair.engine is None:
         return 0.0
     return (pair.verifier.num_blocks - pair.engine.free_blocks) / pair.verifier.num_blocks
 
 
-def _memory(pair: PairView) -> Samples:
+def _memory(pair: Pair) -> Samples:
     """The budget by owner; items of one name are one."""
     sizes: dict[tuple[str, ...], float] = {}
     on_gpu = pair.verifier is not None and pair.verifier.arena.backend is ArenaBackend.CUDA_IPC
@@ -183,7 +160,7 @@ def _by_reason(counts: Mapping[str, int], known: Iterable[str]) -> Samples:
     return [((reason,), count) for reason, count in (dict.fromkeys(known, 0) | dict(counts)).items()]
 
 
-def _by_pair(name: str, pairs: Sequence[PairView], value: Callable[[PairView], float]) -> Metric:
+def _by_pair(name: str, pairs: Sequence[Pair], value: Callable[[Pair], float]) -> Metric:
     return _family(name, [((pair.name,), value(pair)) for pair in pairs])
 
 
@@ -196,8 +173,8 @@ def _family(name: str, samples: Samples) -> Metric:
     return family
 
 
-def _histograms(name: str, pairs: Sequence[PairView], histogram: Callable[[EngineMetrics], Histogram]) -> Metric:
-    return _histogram(name, [((pair.name,), histogram(pair.metrics)) for pair in pairs])
+def _histograms(name: str, pairs: Sequence[Pair], histogram: Callable[[EngineMetrics], Histogram]) -> Metric:
+    return _histogram(name, [((pair.name,), histogram(_counted(pair))) for pair in pairs])
 
 
 def _histogram(name: str, histograms: Iterable[tuple[tuple[str, ...], Histogram]]) -> Metric:

@@ -9,6 +9,7 @@ from qspec.config import StackConfig
 from qspec.engine.drafter import LocalDrafter
 from qspec.engine.verifier import LocalVerifier
 from qspec.errors import QspecError
+from qspec.grammar import Grammars
 from qspec.interfaces import Drafter, unwatched
 from qspec.models.converted import prepare_tokenizer
 from qspec.models.tokenizer import Tokenizer
@@ -42,6 +43,11 @@ class Engines:
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
         return Tokenizer.load(prepare_tokenizer(self.config.model))
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Says whether texts can be held to a constraint."""
+        return Grammars(lambda: self.tokenizer, vocab_size=self.description.vocab_size)
 
     @cached_property
     def drafter(self) -> LocalDrafter:

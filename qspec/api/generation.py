@@ -80,9 +80,13 @@ def generate(
             raise InvalidInput.field(
                 f"prefix[{row}]", f"is {len(prompt)} tokens long, and a sequence holds {description.max_model_len} "
                 "including at least one new token; shorten it, or load the model with more kv_tokens")
+    if request.constraint is not None and (problem := engines.grammars.check(request.constraint)):
+        raise InvalidInput.field("constraint", f"{request.constraint.kind.value} {problem}")
     eos = engines.tokenizer.eos_token_ids
     sequences = [
-        Sequence(str(row), prompt, request.max_len, sampling, eos, draft_length=request.gamma if drafter else 0)
+        Sequence(
+            str(row), prompt, request.max_len, sampling, eos, draft_length=request.gamma if drafter else 0,
+            constraint=request.constraint)
         for row, (prompt, sampling) in enumerate(zip(prompts, request.samplings(len(prompts)), strict=True))
     ]
     engines.use_drafter(drafter)

@@ -16,6 +16,8 @@ end-of-sequence token (the smallest of them, 0 if there is none). Shared paramet
                    seed, so equal prompts in a batch get different texts). None: fresh noise in every call
 ``verbose``        write the texts to standard output, coloured by what speculation did on a terminal (or with
                    FORCE_COLOR set): accepted drafts green, recovered tokens red, bonus tokens blue
+``constraint``     what each new text has to be: ``Constraint(ConstraintKind.JSON_SCHEMA, "{…}")``, or a ``REGEX`` or
+                   ``GRAMMAR`` (Lark's EBNF); a text that ends by ``max_len`` may be the beginning of such a text only
 =================  ====================================================================================================
 
 The text's law is that of the verifying model alone, and greedy and seeded texts are its very tokens: with a seed, and
@@ -37,6 +39,7 @@ from qspec.api.qspec_model import QSPECModel
 from qspec.api.quantized_model import QuantizedModel
 from qspec.api.round_colours import show
 from qspec.api.text_request import TextRequest
+from qspec.constraint import Constraint
 from qspec.errors import InvalidInput
 from qspec.interfaces import Drafter
 
@@ -52,9 +55,11 @@ def autoregressive_sampling(
     random_seed: int | None = None,
     verbose: bool = False,
     attention_mask: Tensor | None = None,
+    constraint: Constraint | None = None,
 ) -> Tensor:
     """Decode ``N`` new tokens per row of ``x`` with one model, one token at a time: int64 ``[batch, longest]``."""
-    request = TextRequest(max_len=N, temperature=temperature, top_k=top_k, top_p=top_p, random_seed=random_seed)
+    request = TextRequest(
+        max_len=N, temperature=temperature, top_k=top_k, top_p=top_p, random_seed=random_seed, constraint=constraint)
     batch = autoregressive_texts(x, model, request, attention_mask)
     return _output(batch, _quantized(model, "none", "cpu"), verbose)
 
@@ -72,6 +77,7 @@ def speculative_sampling(
     random_seed: int | None = None,
     *,
     attention_mask: Tensor | None = None,
+    constraint: Constraint | None = None,
 ) -> Tensor:
     """Decode with ``target_model`` what ``approx_model`` drafts: int64 ``[batch, longest]``.
 
@@ -79,7 +85,8 @@ def speculative_sampling(
     ``InvalidInput``. Each has its own weights and its own cache (``qspec.engine.separate_drafter``).
     """
     request = TextRequest(
-        max_len=max_len, gamma=gamma, temperature=temperature, top_k=top_k, top_p=top_p, random_seed=random_seed)
+        max_len=max_len, gamma=gamma, temperature=temperature, top_k=top_k, top_p=top_p, random_seed=random_seed,
+        constraint=constraint)
     target = _quantized(target_model, "none", "cpu")
     batch = speculative_texts(prefix, _quantized(approx_model, "none", "cpu"), target, request, attention_mask)
     return _output(batch, target, verbose)
@@ -100,6 +107,7 @@ def qspec_sampling(
     device: str = "cpu",
     *,
     attention_mask: Tensor | None = None,
+    constraint: Constraint | None = None,
 ) -> Tensor:
     """Decode with a model that drafts for itself under another method: int64 ``[batch, longest]``.
 
@@ -107,7 +115,8 @@ def qspec_sampling(
     method that pays on this machine.
     """
     request = TextRequest(
-        max_len=max_len, gamma=gamma, temperature=temperature, top_k=top_k, top_p=top_p, random_seed=random_seed)
+        max_len=max_len, gamma=gamma, temperature=temperature, top_k=top_k, top_p=top_p, random_seed=random_seed,
+        constraint=constraint)
     if isinstance(model, str):
         model = loaded_pair(model, draft_quantization, verify_quantization, device, gamma)
     return _output(speculative_texts(prefix, model.draft, model.verify, request, attention_mask), model.verify, verbose)
@@ -129,13 +138,15 @@ def qspec_sampling_different_models(
     device: str = "cpu",
     *,
     attention_mask: Tensor | None = None,
+    constraint: Constraint | None = None,
 ) -> Tensor:
     """Decode with the model ``verify`` what another, quantised model drafts: int64 ``[batch, longest]``.
 
     As ``speculative_sampling``, with methods for the models that are given by name.
     """
     request = TextRequest(
-        max_len=max_len, gamma=gamma, temperature=temperature, top_k=top_k, top_p=top_p, random_seed=random_seed)
+        max_len=max_len, gamma=gamma, temperature=temperature, top_k=top_k, top_p=top_p, random_seed=random_seed,
+        constraint=constraint)
     drafting = _quantized(draft, draft_quantization, device)
     verifying = _quantized(verify, verify_quantization, device)
     return _output(speculative_texts(prefix, drafting, verifying, request, attention_mask), verifying, verbose)

@@ -6,6 +6,7 @@ import math
 import secrets
 from dataclasses import dataclass
 
+from qspec.constraint import MAX_CONSTRAINT_BYTES, Constraint
 from qspec.errors import FieldViolation, InvalidInput
 from qspec.interfaces import AcceptanceRule, Sampling
 
@@ -29,6 +30,8 @@ class TextRequest:
     """Reproducible texts, by coupled acceptance; None takes fresh noise, and rejection sampling. 0 is a seed."""
     gamma: int = 0
     """Tokens drafted per round; 0 drafts none."""
+    constraint: Constraint | None = None
+    """What each text has to be; it ends by an end-of-sequence token where the constraint can end."""
 
     def __post_init__(self) -> None:
         seed = self.random_seed
@@ -39,6 +42,8 @@ class TextRequest:
             "top_k": self.top_k < 0 and f"must be at least 0 (0 keeps all), got {self.top_k}",
             "top_p": not 0 <= self.top_p <= 1 and f"must be in 0..1 (0 and 1 keep all), got {self.top_p:g}",
             "random_seed": seed is not None and not 0 <= seed < 1 << 64 and f"must be in 0..2^64-1, got {seed}",
+            "constraint": self.constraint is not None and self.constraint.size > MAX_CONSTRAINT_BYTES and (
+                f"at most {MAX_CONSTRAINT_BYTES} bytes, got {self.constraint.size}"),
             "gamma": self.gamma < 0 and f"must be at least 0 (0 drafts none), got {self.gamma}",
         }
         if violations := [FieldViolation(name, str(problem)) for name, problem in problems.items() if problem]:

@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from coordinator.engine import Engine
 from coordinator.generation import TextSource
+from coordinator.router import Router
 from coordinator.telemetry import Telemetry
 from coordinator.valid_request import ValidRequest
 from qspec.errors import QspecError
@@ -61,23 +63,33 @@ def request(
         stop_token_ids=stop_token_ids, ignore_eos=ignore_eos)
 
 
+class OnePair(Router):
+    """A router with one engine, whose own questions it answers, too."""
+
+    def __init__(self, observer: RecordingObserver, **options: Any) -> None:
+        super().__init__(max_waiting=0, **options)
+        self.engine = Engine(SpeculationLoop(), home=self, observer=observer)
+        self.attach_verifier, self.attach_drafter = self.engine.attach_verifier, self.engine.attach_drafter
+
+
 @contextlib.asynccontextmanager
 async def running_engine(
     verifier: FakeVerifier, drafter: FakeDrafter | None, *, max_active: int = 8,
     eos_token_ids: frozenset[int] = frozenset(), max_buffered_tokens: int = 1024,
     text_source: Callable[[], TextSource] = NumberText, unread_s: float = 30.0, telemetry: Telemetry | None = None,
-) -> AsyncIterator[tuple[Engine, RecordingObserver]]:
-    """An engine with these workers attached."""
+) -> AsyncIterator[tuple[OnePair, RecordingObserver]]:
+    """A router in front of one engine with these workers attached."""
     observer = RecordingObserver()
-    engine = Engine(
-        SpeculationLoop(), eos_token_ids=eos_token_ids, text_source=text_source, observer=observer,
-        max_active=max_active, max_buffered_tokens=max_buffered_tokens,
+    router = OnePair(
+        observer, eos_token_ids=eos_token_ids, text_source=text_source, max_buffered_tokens=max_buffered_tokens,
         unread_s=unread_s, telemetry=telemetry)
-    engine.start(asyncio.get_running_loop())
+    router.start(asyncio.get_running_loop())
+    router.engine.start()
+    router.add(router.engine, slots=max_active, blocks=0)
     try:
-        await asyncio.to_thread(engine.attach_verifier, verifier)
+        await asyncio.to_thread(router.attach_verifier, verifier)
         if drafter is not None:
-            await asyncio.to_thread(engine.attach_drafter, drafter)
-        yield engine, observer
+            await asyncio.to_thread(router.attach_drafter, drafter)
+        yield router, observer
     finally:
-        await asyncio.to_thread(engine.close)
+        await asyncio.to_thread(router.engine.close)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,17 @@ def test_a_constraint_reaches_the_request(tmp_path: Path) -> None:
     assert parsed("--grammar", str(file)).request.grammar == '{"enum": ["é"]}'
     assert parsed("--regex", "[ab]+").request.regex == "[ab]+"
     assert parsed().request.WhichOneof("constraint") is None
+
+
+@pytest.mark.parametrize("option", ["--json-schema", "--grammar", "--prompts-file"])
+def test_a_pipe_is_read_once(option: str) -> None:
+    """As a shell's ``<(...)`` is: who reads it again finds it empty."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading), os.fdopen(writing, "w") as writer:
+        writer.write("start: A")
+        writer.close()
+        options = parsed(option, f"/dev/fd/{reading}")
+    assert "start: A" in (options.request.json_schema, options.request.grammar, *options.prompts[1:])
 
 
 def test_a_constraint_that_cannot_be_sent_names_its_option(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 
-from coordinator.engine import Engine
 from coordinator.generation import Piece
 from coordinator.messages import piece_messages
+from coordinator.router import Router
 from coordinator.valid_request import ValidRequest
 from qspec.errors import DeadlineExceeded, InvalidInput, QspecError, QueueFull, Unavailable, WorkerLost
 from qspec.interfaces import DraftAnswer, DraftBatch, Sampling, VerifyAnswer, VerifyBatch
@@ -55,12 +55,12 @@ class WrongVerifier(FakeVerifier):
         return super().verify(batch)
 
 
-async def collect(engine: Engine, wanted: ValidRequest) -> list[Piece]:
+async def collect(engine: Router, wanted: ValidRequest) -> list[Piece]:
     async with engine.submit(wanted) as stream:
         return [piece async for piece in stream]
 
 
-async def text_of(engine: Engine, wanted: ValidRequest) -> str:
+async def text_of(engine: Router, wanted: ValidRequest) -> str:
     return "".join(piece.text for piece in await collect(engine, wanted))
 
 
@@ -320,7 +320,7 @@ def test_closing_ends_open_streams() -> None:
         async with running_engine(verifier, None) as (engine, _):
             stream = engine.submit(request(max_tokens=200))
             await stream.__anext__()
-            await asyncio.to_thread(engine.close)
+            await asyncio.to_thread(engine.engine.close)
             with pytest.raises(Unavailable, match="shutting down"):
                 async for _ in stream:
                     pass
@@ -332,9 +332,9 @@ def test_calibration_measures_costs() -> None:
         verifier = FakeVerifier(delay_s=0.002)
         async with running_engine(verifier, FakeDrafter(verifier)) as (engine, _):
             told: list[float | None] = []
-            await asyncio.to_thread(engine.calibrate, lambda text, fraction: told.append(fraction))
-            assert told and len(engine.costs.verify_s) == 9
-            assert min(engine.costs.verify_s) >= 0.001 and engine.costs.draft_step_s > 0
+            await asyncio.to_thread(engine.engine.calibrate, lambda text, fraction: told.append(fraction))
+            assert told and len(engine.engine.costs.verify_s) == 9
+            assert min(engine.engine.costs.verify_s) >= 0.001 and engine.engine.costs.draft_step_s > 0
     run(test)
 
 
@@ -342,7 +342,7 @@ def test_request_that_comes_with_the_end_is_told_or_refused() -> None:
     async def test() -> None:
         for _ in range(30):
             async with running_engine(FakeVerifier(), None) as (engine, _observer):
-                closing = asyncio.ensure_future(asyncio.to_thread(engine.close))
+                closing = asyncio.ensure_future(asyncio.to_thread(engine.engine.close))
                 while not closing.done():
                     await asyncio.sleep(0)
                     with contextlib.suppress(QspecError):

@@ -349,7 +349,7 @@ def test_drain_lets_requests_end_and_refuses_new_ones(tmp_path: Path) -> None:
         verifier = FakeVerifier(delay_s=0.005, max_slots=1)
         async with served(tmp_path, verifier) as (stub, serving, _):
             calls = [asyncio.ensure_future(tokens_of(ask(stub, tokens=20))) for _ in range(2)]  # one of them waits
-            while serving.engine is None or serving.engine.active < 2:
+            while serving.router is None or serving.router.active < 2:
                 await asyncio.sleep(0.005)
             draining = asyncio.ensure_future(drain(serving, 20.0))
             await asyncio.sleep(0)

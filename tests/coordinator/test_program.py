@@ -37,6 +37,10 @@ def coordinator(*arguments: str) -> subprocess.CompletedProcess[str]:
         (("--listen", "127.0.0.1:0", "--max-waiting", "-1"), "max_waiting: must be at least 0"),
         (("--listen", "127.0.0.1:0", "--max-buffered-tokens", "0", "--grace", "nan"),
          "max_buffered_tokens: must be at least 1, got 0; grace: must be a number of seconds from 0 on, got nan"),
+        (("--listen", "127.0.0.1:0", "--pairs", "0"), "pairs: must be from 1 to 64, got 0"),
+        (("--listen", "127.0.0.1:0", "--pairs", "2", "--verifier", "unix:/v"), "pairs: is for workers of the server's"),
+        (("--listen", "127.0.0.1:0", "--pairs-file", "/does/not/exist"), "pairs_file: cannot read /does/not/exist"),
+        (("--listen", "127.0.0.1:0", "--pairs-file", "x", "--pairs", "2"), "pairs_file: names all pairs; leave out"),
     ],
 )
 def test_refusal_is_one_line(arguments: tuple[str, ...], message: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from coordinator.engine import Engine
+from coordinator.pair import Pair, PairState
 from coordinator.service import GenerationService
 from coordinator.serving import ServerState, Serving
 from qspec.errors import InvalidInput
@@ -26,7 +26,7 @@ from qspec.rpc.server import RpcServer, Service
 from qspec.v1 import generation_pb2 as pb
 from qspec.v1 import generation_pb2_grpc as pb_grpc
 from tests.coordinator.fake_constraints import FakeConstraints
-from tests.coordinator.stack_in_memory import running_engine
+from tests.coordinator.stack_in_memory import OnePair, running_engine
 from tests.fakes import FakeDrafter, FakeVerifier
 from tests.tiny_models import build_tiny_tokenizer
 from tests.toy_model import continue_text
@@ -48,7 +48,7 @@ class WordTokenizer:
 async def served(
     directory: Path, verifier: FakeVerifier, drafter: FakeDrafter | None = None, *, max_active: int = 8,
     channel_options: Sequence[tuple[str, int]] = (), **engine_options: Any,
-) -> AsyncIterator[tuple[pb_grpc.GenerationServiceStub, Serving, Engine]]:
+) -> AsyncIterator[tuple[pb_grpc.GenerationServiceStub, Serving, OnePair]]:
     serving = Serving(model="toy", max_waiting=max(0, max_active - verifier.describe().max_slots))
     service = GenerationService(serving)
     server = RpcServer(
@@ -60,8 +60,10 @@ async def served(
     async with running_engine(
         verifier, drafter, max_active=max_active, telemetry=serving.telemetry, **engine_options
     ) as (engine, _):
-        serving.engine, serving.tokenizer, serving.constraints = engine, WordTokenizer(), FakeConstraints()
-        serving.verifier, serving.state = verifier.describe(), ServerState.SERVING
+        serving.router, serving.tokenizer, serving.constraints = engine, WordTokenizer(), FakeConstraints()
+        serving.agreement.join(verifier.describe())
+        serving.pairs = (Pair(stage=PairState.SERVING, engine=engine.engine, verifier=verifier.describe()),)
+        serving.state = ServerState.SERVING
         try:
             async with grpc.aio.insecure_channel(address, options=list(channel_options)) as channel:
                 yield pb_grpc.GenerationServiceStub(channel), serving, engine
@@ -207,8 +209,8 @@ def test_server_info(tmp_path: Path) -> None:
     async def test() -> None:
         verifier = FakeVerifier()
         async with served(tmp_path, verifier) as (stub, serving, _):
-            serving.drafter = FakeDrafter().attach(verifier.describe())
-            serving.drafter_restarts = 3
+            serving.pairs[0].drafter = FakeDrafter().attach(verifier.describe())
+            serving.pairs[0].drafter_restarts = 3
             info = await stub.GetServerInfo(pb.GetServerInfoRequest())
             assert (info.model, info.verify_method, info.draft_method) == ("toy", "none (toy)", "toy")
             assert (info.max_slots, info.max_model_len, info.max_draft_length) == (4, 256, 8)

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-import coordinator.stack
+import coordinator.connections
+from coordinator.agreement import Agreement
 from coordinator.engine import Engine
+from coordinator.pair import Pair
+from coordinator.router import Router
 from coordinator.runtime_directory import runtime_directory
-from coordinator.serving import Serving
 from coordinator.stack import Stack
 from coordinator.start_progress import StartProgress
 from qspec.config import StackConfig
@@ -38,15 +40,15 @@ def expected(count: int) -> str:
 class Running:
     """A stack, its view for the service, and the processes that it ever had."""
 
-    def __init__(self, stack: Stack, serving: Serving, told: list[tuple[str, float]]) -> None:
-        self.stack, self.serving, self.told = stack, serving, told
+    def __init__(self, stack: Stack, pair: Pair, router: Router, told: list[tuple[str, float]]) -> None:
+        self.stack, self.pair, self.router, self.told = stack, pair, router, told
         self.failures: list[BaseException] = []
         stack.on_failure = self.failures.append
 
     @property
     def engine(self) -> Engine:
-        assert self.serving.engine is not None
-        return self.serving.engine
+        assert self.pair.engine is not None
+        return self.pair.engine
 
     def pid(self, role: str) -> int:
         worker = next(worker for worker in self.stack._workers if worker.role == role)
@@ -55,7 +57,7 @@ class Running:
 
     async def text(self, count: int = 20, draft_length: int | None = 4) -> str:
         wanted = request(prompt=PROMPT, max_tokens=count, draft_length=draft_length)
-        async with self.engine.submit(wanted) as stream:
+        async with self.router.submit(wanted) as stream:
             return "".join([piece.text async for piece in stream])
 
 
@@ -63,23 +65,27 @@ class Running:
 async def prepared(*, verifier_address: str | None = None, **config: object) -> AsyncIterator[Running]:
     """A stack that was not started; its verifier is somebody else's at ``verifier_address``."""
     event_loop = asyncio.get_running_loop()
-    serving, told = Serving(model="toy"), []
+    told: list[tuple[str, float]] = []
+    pair = Pair()
+    router = Router(eos_token_ids=frozenset(), text_source=NumberText, max_waiting=0)
+    router.start(event_loop)
     settings = StackConfig(**config)  # type: ignore[arg-type]
     roles = ("verifier",) if settings.draft_quantization == "off" else ("verifier", "drafter")
 
     def make_engine(stack: Stack, description: VerifierDescription) -> Engine:
-        engine = Engine(SpeculationLoop(), eos_token_ids=frozenset(), text_source=NumberText, observer=stack,
-                        max_active=8)
-        engine.start(event_loop)
+        engine = Engine(SpeculationLoop(), home=router, observer=stack)
+        engine.start()
+        router.add(engine, slots=8, blocks=0)
         return engine
 
     with runtime_directory(None) as (directory, _):
         stack = Stack(
-            settings, serving, StartProgress(roles, lambda text, fraction: told.append((text, fraction))),
-            runtime_dir=directory, verifier_address=verifier_address, drafter_address=None, make_engine=make_engine,
+            settings, pair, StartProgress(roles, lambda text, fraction: told.append((text, fraction))),
+            agreement=Agreement(), runtime_dir=directory, verifier_address=verifier_address, drafter_address=None,
+            make_engine=make_engine,
             modules=FAKES)
         try:
-            yield Running(stack, serving, told)
+            yield Running(stack, pair, router, told)
         finally:
             await asyncio.to_thread(stack.stop)
         assert {path.name for path in directory.iterdir()} <= {"arena.sock"}
@@ -115,7 +121,7 @@ def test_start_generate_stop_leaves_nothing_behind() -> None:
         async with started() as running:
             pids = [running.pid("verifier"), running.pid("drafter")]
             assert await running.text() == expected(20)
-            assert running.serving.verifier is not None and running.serving.drafter is not None
+            assert running.pair.verifier is not None and running.pair.drafter is not None
             fractions = [fraction for _, fraction in running.told]
             assert fractions == sorted(fractions) and 0 < fractions[0] < fractions[-1] <= 1
             assert all(os.getsid(pid) == pid for pid in pids)  # out of a terminal's reach
@@ -127,7 +133,7 @@ def test_without_a_drafter() -> None:
     async def test() -> None:
         async with started(draft_quantization="off") as running:
             assert await running.text() == expected(20)
-            assert running.serving.drafter is None and running.serving.drafter_restarts == 0
+            assert running.pair.drafter is None and running.pair.drafter_restarts == 0
     run(test)
 
 
@@ -141,14 +147,14 @@ def test_killed_drafter_is_replaced_and_no_token_changes(monkeypatch: pytest.Mon
             await until(lambda: running.engine.running == 1)
             os.kill(first, signal.SIGKILL)
             assert await text == expected(200)
-            await until(lambda: running.serving.drafter is not None and running.serving.drafter_restarts == 1)
-            assert running.pid("drafter") != first and running.serving.verifier_restarts == 0
+            await until(lambda: running.pair.drafter is not None and running.pair.drafter_restarts == 1)
+            assert running.pid("drafter") != first and running.pair.verifier_restarts == 0
             assert await running.text() == expected(20)
     run(test)
 
 
 def test_hung_drafter_is_killed_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coordinator.stack, "DRAFT_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(coordinator.connections, "DRAFT_TIMEOUT_S", 0.3)
 
     async def test() -> None:
         async with started() as running:
@@ -156,7 +162,7 @@ def test_hung_drafter_is_killed_and_replaced(monkeypatch: pytest.MonkeyPatch) ->
             os.kill(hung, signal.SIGSTOP)
             assert await running.text(count=60) == expected(60)
             await until(lambda: not alive(hung))
-            await until(lambda: running.serving.drafter is not None)
+            await until(lambda: running.pair.drafter is not None)
             assert await running.text() == expected(20)
     run(test)
 
@@ -166,16 +172,16 @@ def test_killed_verifier_is_replaced_and_streams_go_on(monkeypatch: pytest.Monke
 
     async def test() -> None:
         async with started() as running:
-            assert running.serving.verifier is not None
-            epoch, drafter = running.serving.verifier.epoch, running.pid("drafter")
+            assert running.pair.verifier is not None
+            epoch, drafter = running.pair.verifier.epoch, running.pid("drafter")
             texts = asyncio.gather(*(running.text(count=200) for _ in range(2)))
             await until(lambda: running.engine.running == 2)
             os.kill(running.pid("verifier"), signal.SIGKILL)
             assert await texts == [expected(200)] * 2
-            assert running.serving.verifier_restarts == 1 and running.serving.verifier.epoch > epoch
-            await until(lambda: running.serving.drafter is not None)
+            assert running.pair.verifier_restarts == 1 and running.pair.verifier.epoch > epoch
+            await until(lambda: running.pair.drafter is not None)
             assert running.pid("drafter") == drafter  # it let go of the old arena
-            assert running.serving.epochs == 2
+            assert running.pair.epochs == 2
     run(test)
 
 
@@ -192,7 +198,7 @@ def test_replaced_workers_are_given_what_auto_stood_for_at_first() -> None:
                 first = running.pid(role)
                 os.kill(first, signal.SIGKILL)
                 await until(lambda first=first: not alive(first))  # type: ignore[misc]
-                await until(lambda: running.serving.verifier is not None and running.serving.drafter is not None)
+                await until(lambda: running.pair.verifier is not None and running.pair.drafter is not None)
                 assert await running.text() == expected(20)
                 assert {"--verify-quantization=toy", "--draft-quantization=w8a8"} <= set(
                     command_line(running.pid(role)))
@@ -219,7 +225,7 @@ def test_a_verifier_of_somebody_else_may_not_come_back_with_another_method(tmp_p
                 (failure,) = running.failures
                 assert isinstance(failure, InvalidInput)
                 assert str(failure) == (
-                    "verify_quantization: the verifier came back as none:fp16, and texts were begun as none:fp32; "
+                    "verify_quantization: the verifier has none:fp16, and texts were begun as none:fp32; "
                     "give it that method by name")
     run(test)
 
@@ -229,7 +235,7 @@ def test_idle_worker_that_dies_is_replaced() -> None:
         async with started() as running:
             os.kill(running.pid("verifier"), signal.SIGKILL)
             os.kill(running.pid("drafter"), signal.SIGKILL)
-            await until(lambda: running.serving.verifier_restarts == 1 and running.serving.drafter_restarts == 1)
+            await until(lambda: running.pair.verifier_restarts == 1 and running.pair.drafter_restarts == 1)
             assert await running.text() == expected(20)
     run(test)
 
@@ -252,7 +258,7 @@ def test_worker_that_crashes_at_the_start_is_tried_twice(monkeypatch: pytest.Mon
         async with prepared() as running:
             with pytest.raises(QspecError, match="the drafter ended unexpectedly with exit code 7"):
                 await asyncio.to_thread(running.stack.start)
-            assert running.serving.drafter_restarts == 1
+            assert running.pair.drafter_restarts == 1
     run(test)
 
 
@@ -277,7 +283,7 @@ def test_verifier_that_cannot_be_replaced_ends_the_stack(monkeypatch: pytest.Mon
     async def test() -> None:
         async with started() as running:
             monkeypatch.setenv("QSPEC_FAKE_VERIFIER", "crash")
-            stream = running.engine.submit(request(max_tokens=200))
+            stream = running.router.submit(request(max_tokens=200))
             os.kill(running.pid("verifier"), signal.SIGKILL)
             await until(lambda: bool(running.failures))
             assert "the verifier failed 2 times" in str(running.failures[0])

@@ -63,8 +63,8 @@ def test_the_programs_of_a_pod_agree_on_their_stack(overlay: str) -> None:
 @each_pod_of_three
 def test_the_coordinator_finds_its_workers(overlay: str) -> None:
     found = {name: parse(name, arguments(overlay, each)) for name, each in programs(overlay).items()}
-    assert found["coordinator"].verifier_address == found["verifier"].listen
-    assert found["coordinator"].drafter_address == found["drafter"].listen
+    assert found["coordinator"].verifier_address == [found["verifier"].listen]
+    assert found["coordinator"].drafter_address == [found["drafter"].listen]
     directory = Path(found["verifier"].listen.removeprefix("unix:")).parent
     maker = containers(overlay)["socket-directory"]
     assert maker["command"] == ["mkdir", "--parents", "--mode=0700", str(directory)]
@@ -83,7 +83,7 @@ def test_workers_start_first_and_stop_last(overlay: str) -> None:
 def test_a_single_container_makes_its_own_sockets(overlay: str) -> None:
     assert "initContainers" not in pod(overlay) or not pod(overlay)["initContainers"]
     args = parse("coordinator", arguments(overlay, programs(overlay)["coordinator"]))
-    assert args.verifier_address is None and args.drafter_address is None
+    assert args.verifier_address == args.drafter_address == []
     assert args.runtime_dir.parent in writable_paths(overlay, programs(overlay)["coordinator"])
 
 

@@ -9,16 +9,16 @@ from dataclasses import replace
 
 import pytest
 
-from coordinator.engine import Engine
 from coordinator.generation import Piece
 from coordinator.metrics.catalogue import METRICS, Kind
+from coordinator.pair import Pair
 from coordinator.serving import ServerState, Serving
 from coordinator.stream import Stream
 from coordinator.valid_request import ValidRequest
 from qspec.errors import QueueFull
 from qspec.interfaces import ArenaBackend, DraftAnswer, DraftBatch, MemoryItem, StageTimings, VerifyAnswer, VerifyBatch
 from tests.coordinator.metrics.scraped import scrape
-from tests.coordinator.stack_in_memory import request, running_engine
+from tests.coordinator.stack_in_memory import OnePair, request, running_engine
 from tests.fakes import FakeDrafter, FakeVerifier
 
 
@@ -40,15 +40,16 @@ class TimedDrafter(FakeDrafter):
 @contextlib.asynccontextmanager
 async def serving_engine(
     verifier: FakeVerifier, drafter: FakeDrafter | None, **options: int
-) -> AsyncIterator[tuple[Serving, Engine]]:
-    serving = Serving(model="toy", max_waiting=4, epochs=1)
+) -> AsyncIterator[tuple[Serving, OnePair]]:
+    pair = Pair(epochs=1)
+    serving = Serving(model="toy", max_waiting=4, pairs=(pair,))
     async with running_engine(verifier, drafter, telemetry=serving.telemetry, **options) as (engine, _):  # type: ignore[arg-type]
-        serving.engine, serving.verifier = engine, verifier.describe()
+        serving.router, pair.engine, pair.verifier = engine, engine.engine, verifier.describe()
         serving.state = ServerState.SERVING
         yield serving, engine
 
 
-async def collect(engine: Engine, wanted: ValidRequest) -> list[Piece]:
+async def collect(engine: OnePair, wanted: ValidRequest) -> list[Piece]:
     async with engine.submit(wanted) as stream:
         return [piece async for piece in stream]
 
@@ -163,26 +164,27 @@ def test_preemptions_are_counted() -> None:
 
 
 def test_memory_is_the_budget_by_owner() -> None:
-    serving = Serving(model="toy")
+    pair = Pair()
+    serving = Serving(model="toy", pairs=(pair,))
     description = FakeVerifier().describe()
     memory = (
         MemoryItem(name="weights", bytes=1000, shared=True, mapped_file=True),
         MemoryItem(name="buffers", bytes=30, shared=False),
         MemoryItem(name="batch state (host memory)", bytes=5, shared=True),
     )
-    serving.verifier = replace(description, memory=memory)
+    pair.verifier = replace(description, memory=memory)
     name, now = "qspec_memory_bytes", scrape(serving)
     assert now(name, owner="arena", purpose="weights", device="host", mapped_file="true") == 1000
     assert now(name, owner="verifier", purpose="buffers", device="host", mapped_file="false") == 30
     on_gpu = replace(description.arena, backend=ArenaBackend.CUDA_IPC)
-    serving.verifier = replace(serving.verifier, arena=on_gpu)
+    pair.verifier = replace(pair.verifier, arena=on_gpu)
     now = scrape(serving)
     assert now(name, owner="verifier", purpose="buffers", device="gpu", mapped_file="false") == 30
     assert now(name, owner="arena", purpose="batch state (host memory)", device="host", mapped_file="false") == 5
 
 
 def test_workers_restarts_and_epochs() -> None:
-    serving = Serving(model="toy", verifier_restarts=2, drafter_restarts=3, epochs=4)
+    serving = Serving(model="toy", pairs=(Pair(verifier_restarts=2, drafter_restarts=3, epochs=4),))
     now = scrape(serving)
     assert now("qspec_worker_restarts_total", worker="verifier") == 2
     assert now("qspec_worker_restarts_total", worker="drafter") == 3
@@ -191,12 +193,13 @@ def test_workers_restarts_and_epochs() -> None:
 
 
 def test_a_scrape_has_the_catalogue_from_the_first_moment() -> None:
-    serving = Serving(model="toy")
+    pair = Pair()
+    serving = Serving(model="toy", pairs=(pair,))
     now = scrape(serving)
     assert now.types == {spec.name: spec.kind.value for spec in METRICS}
     assert now.helps == {spec.name: spec.help for spec in METRICS}
-    serving.verifier = FakeVerifier().describe()
-    serving.drafter = FakeDrafter().attach(serving.verifier)
+    pair.verifier = FakeVerifier().describe()
+    pair.drafter = FakeDrafter().attach(pair.verifier)
     labels = {spec.name: frozenset(spec.labels) for spec in METRICS}
     assert scrape(serving).labels == labels
     assert {spec.kind for spec in METRICS} == set(Kind)

@@ -13,6 +13,7 @@ import pytest
 
 from coordinator.metrics.__main__ import table
 from coordinator.metrics.endpoint import metrics_endpoint
+from coordinator.pair import Pair
 from coordinator.serving import Serving
 from qspec.errors import InvalidInput
 from tests.coordinator.metrics.scraped import read_scrape
@@ -29,7 +30,7 @@ def fetch(address: str | None, path: str = "/metrics") -> str:
 
 def test_documentation_and_endpoint_list_the_same() -> None:
     rows = re.findall(r"^\| `(qspec_\w+)` \| (\w+) \| ([^|]*) \| ([^|]*) \|", DOCUMENT, flags=re.MULTILINE)
-    serving = Serving(model="toy", verifier=FakeVerifier().describe())
+    serving = Serving(model="toy", pairs=(Pair(verifier=FakeVerifier().describe()),))
     with metrics_endpoint("127.0.0.1:0", serving) as address:
         now = read_scrape(fetch(address))
     assert {name: kind for name, kind, _, _ in rows} == now.types
