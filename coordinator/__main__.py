@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import math
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from coordinator.pair_source import PairSource, given_pairs, read_pairs
 from coordinator.stream import MAX_BUFFERED_TOKENS
 from qspec.cli import EXIT_ERROR, add_process_arguments, add_stack_arguments, run_program, stack_config
 from qspec.errors import FieldViolation, InvalidInput, QspecError
+from qspec.log_format import LogFormat, configure_logging, log_options
 from qspec.rpc.options import quieten_grpc
 from qspec.status import Status
 
@@ -54,6 +54,14 @@ def command_line() -> argparse.ArgumentParser:
         "time that requests get to end after SIGTERM; the rest get UNAVAILABLE, as all do at a second signal "
         "(default: %(default)s)"
     ))
+    watching = parser.add_argument_group("metrics and traces")
+    watching.add_argument("--metrics-listen", metavar="HOST:PORT", help=(
+        "serve Prometheus metrics there, at /metrics (default: nowhere; docs/metrics.md)"
+    ))
+    watching.add_argument("--trace-endpoint", metavar="URL", help=(
+        "send OpenTelemetry traces to this collector, http://HOST:PORT or https://HOST:PORT, by gRPC (default: what "
+        "OTEL_EXPORTER_OTLP_ENDPOINT says, or nowhere)"
+    ))
     add_stack_arguments(parser)
     return parser
 
@@ -61,8 +69,9 @@ def command_line() -> argparse.ArgumentParser:
 def main() -> int:
     """Parse the command line and serve until told to stop."""
     args = command_line().parse_args()
-    status = Status(args.status_fd)
-    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    log_json = LogFormat(args.log_format) is LogFormat.JSON
+    status = Status(args.status_fd, as_log=log_json)
+    configure_logging(args)
     quieten_grpc()
 
     from coordinator.program import Options, serve_coordinator  # late: gRPC reads the environment that was just set
@@ -80,6 +89,10 @@ def main() -> int:
             max_buffered_tokens=args.max_buffered_tokens,
             grace_s=args.grace,
             announce=args.status_fd is None,
+            metrics_listen=args.metrics_listen,
+            trace_endpoint=args.trace_endpoint,
+            log_json=log_json,
+            worker_options=tuple(log_options(args)),
         ), status))
     except QspecError as error:
         status.error(error)

@@ -52,6 +52,7 @@ class Connections:
                 self._pair.engine = self._make_engine(description)
             first = self._agreement.join(description)
             self._pair.verifier = self._pair.engine.attach_verifier(remote)
+            self._pair.epochs += 1
         except BaseException:
             remote.close()
             raise

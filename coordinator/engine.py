@@ -24,6 +24,7 @@ from typing import Protocol, TypeVar
 
 from coordinator.command_queue import CommandQueue, ThreadEnded
 from coordinator.engine_observer import Costs, EngineObserver
+from coordinator.metrics.engine_metrics import EngineMetrics
 from coordinator.placement import PairLoad
 from coordinator.seats import Seats
 from coordinator.stream import Stream
@@ -78,6 +79,8 @@ class Engine:
         self._observer = observer
         self._commands = CommandQueue()
         self._wanted = False  # a command that only wakes the thread is on its way
+        self.metrics = EngineMetrics()
+        """What rounds took and made; the engine's thread writes it."""
         self._seats = Seats()
         self._streams: dict[str, Stream] = {}  # by request id; engine's thread only
         self._verifier: Verifier | None = None
@@ -133,6 +136,16 @@ class Engine:
     def free_blocks(self) -> int:
         """KV blocks that no request holds, as of the last round."""
         return self._loop.free_blocks
+
+    @property
+    def verifier_attached(self) -> bool:
+        """Whether rounds go on: False from a verifier's loss until another one is attached."""
+        return self._verifier is not None
+
+    @property
+    def preemptions(self) -> int:
+        """Requests that had to give way because KV blocks ran out."""
+        return self._loop.preemptions
 
     @property
     def costs(self) -> Costs:
@@ -218,6 +231,7 @@ class Engine:
 
     def _take_seats(self) -> None:
         for stream in self._seats.take():
+            stream.generation.times.begin()
             sequence = stream.generation.sequence
             self._streams[sequence.request_id] = stream
             self._loop.add(sequence)
@@ -251,6 +265,8 @@ class Engine:
             self._lose_verifier()
             self._observer.verifier_lost(verifier, error)
             return
+        if self._loop.report is not None:
+            self.metrics.round_ended(self._loop.report, self._loop.policy)
         changed: list[Stream] = []
         made: dict[str, int] = {}
         for commit in commits:
@@ -260,6 +276,7 @@ class Engine:
             changed.append(stream)
             made[stream.client] = made.get(stream.client, 0) + len(commit.token_ids)
             piece = stream.generation.take(commit.token_ids, commit.logprobs)
+            self.metrics.tokens_came(stream.generation.times, len(piece.token_ids), commit.sequence.prompt_len)
             kept = stream.put(piece)
             if piece.ending is not None or not kept:
                 del self._streams[commit.sequence.request_id]
@@ -281,6 +298,7 @@ class Engine:
     def _take_costs(self) -> None:
         self._costs_taken = time.monotonic()
         self._costs = Costs.of(self._loop.policy)
+        self.metrics.plain.forget_costs()
 
     def _look(self) -> None:
         """A request was placed: nothing to do but to look."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence as ReadOnlySequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from coordinator.request_times import RequestTimes
 from coordinator.stop_strings import StopScanner
 from qspec.interfaces import TokenLogprobs
 from qspec.sequence import FinishReason, Sequence, SequenceStats
@@ -86,8 +87,7 @@ class Generation:
         self._text = text
         self._scanner = StopScanner(stops)
         self._completion_tokens = 0
-        self._admitted = time.perf_counter()
-        self._first_token: float | None = None
+        self.times = RequestTimes()
 
     def take(self, token_ids: ReadOnlySequence[int], logprobs: tuple[TokenLogprobs, ...] = ()) -> Piece:
         """Turn newly committed tokens into a piece; drops what comes after a stop string.
@@ -95,9 +95,7 @@ class Generation:
         The text of the first ``min_tokens`` tokens is not looked at: a stop string that begins there is none.
         """
         now = time.perf_counter()
-        first = self._first_token is None
-        if first:
-            self._first_token = now
+        first = self.times.tokens_came(now)
         taken: list[int] = []
         echoed = tuple(self.sequence.prompt) if first and self._echo else ()
         text = [self._text.push(echoed)] if echoed else []
@@ -123,7 +121,6 @@ class Generation:
         reason = FinishReason.STOP_STRING if self._scanner.matched is not None else self.sequence.finish
         if reason is None:
             return None
-        first = self._first_token if self._first_token is not None else now
         return Ending(
             reason=reason,
             matched_stop=self._scanner.matched,
@@ -132,8 +129,8 @@ class Generation:
                 prompt_tokens=self.sequence.prompt_len,
                 cached_prompt_tokens=self.sequence.cached_prompt_tokens or 0,
                 completion_tokens=self._completion_tokens,
-                time_to_first_token_s=first - self._admitted,
-                total_s=now - self._admitted,
+                time_to_first_token_s=self.times.time_to_first_token_s or 0.0,
+                total_s=now - self.times.queued,
             ),
             stats=self.sequence.stats,
         )

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from coordinator.admission import Admission
 from coordinator.deliveries import Deliveries
 from coordinator.stream import Stream
+from coordinator.telemetry import Telemetry
 from qspec.errors import DeadlineExceeded, QspecError
 
 
@@ -19,12 +20,14 @@ class Intake:
     """See the module; everything but ``deliveries.tell`` and ``admission.next`` is for the event loop."""
 
     def __init__(
-        self, event_loop: asyncio.AbstractEventLoop, admission: Admission, drop: Callable[[Stream], None]
+        self, event_loop: asyncio.AbstractEventLoop, admission: Admission, drop: Callable[[Stream], None],
+        telemetry: Telemetry,
     ) -> None:
-        """``drop`` has the engine's thread forget a stream that left before its end."""
+        """``drop`` has the engine's thread forget a stream that left early; ``telemetry`` is told of every end."""
         self._event_loop = event_loop
         self._admission = admission
         self._drop = drop
+        self._telemetry = telemetry
         self._timers: dict[Stream, asyncio.TimerHandle] = {}
         self.deliveries = Deliveries(event_loop, self._settle)
 
@@ -39,6 +42,7 @@ class Intake:
         displaced = self._admission.enter(streams)
         if displaced is not None:
             self._end(displaced, self._admission.refusal("the queue is full, and a client with less in it came"))
+            self._telemetry.text_ended(displaced)  # it has lost its place already
         if deadline is not None:
             for stream in streams:
                 self._timers[stream] = self._event_loop.call_at(deadline, self._expire, stream, now)
@@ -70,4 +74,7 @@ class Intake:
         timer = self._timers.pop(stream, None)
         if timer is not None:
             timer.cancel()
-        return self._admission.leave(stream)
+        left = self._admission.leave(stream)
+        if left:
+            self._telemetry.text_ended(stream)
+        return left

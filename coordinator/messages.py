@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 
 from coordinator.generation import Ending, Piece
 from coordinator.pair import Pair, PairState
 from coordinator.serving import ServerState, Serving
+from coordinator.version import package_version
 from qspec.interfaces import MemoryItem
 from qspec.rpc.logprobs_codec import logprobs_to_pb
 from qspec.sequence import FinishReason
@@ -59,7 +59,7 @@ def info_message(serving: Serving) -> pb.GetServerInfoResponse:
     """What runs here."""
     pairs = serving.pairs
     message = pb.GetServerInfoResponse(
-        version=_version(),
+        version=package_version(),
         state=_STATES[serving.state],
         model=serving.model,
         max_waiting=serving.max_waiting,
@@ -142,10 +142,3 @@ def _add_memory(message: pb.GetServerInfoResponse, worker: str, items: tuple[Mem
         owner = "arena" if item.shared else worker
         message.memory.add(
             owner=owner, name=item.name, bytes=item.bytes, shared=item.shared, mapped_file=item.mapped_file)
-
-
-def _version() -> str:
-    try:
-        return version("qspec-serve")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "unknown"

@@ -38,6 +38,8 @@ class Pair:
     """None while no drafter is attached."""
     verifier_restarts: int = 0
     drafter_restarts: int = 0
+    epochs: int = 0
+    """Arenas that were attached so far."""
 
     @property
     def state(self) -> PairState:

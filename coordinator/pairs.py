@@ -44,6 +44,7 @@ class Pairs:
         tell: Callable[[str, float], None],
         grace_s: float,
         modules: Mapping[str, str] = MODULES,
+        worker_options: Sequence[str] = (),
     ) -> None:
         """
         Args:
@@ -64,6 +65,7 @@ class Pairs:
         self._make_engine = make_engine
         self._grace_s = grace_s
         self._modules = modules
+        self._worker_options = worker_options
         self._numbers = itertools.count(1)
         self._progress = PairsProgress(len(sources), tell)
         self._lock = threading.Condition()
@@ -152,7 +154,7 @@ class Pairs:
             config, pair, StartProgress(roles, self._progress.of(number - 1, pair.name)),
             agreement=self._serving.agreement, runtime_dir=directory, verifier_address=source.verifier,
             drafter_address=source.drafter, make_engine=self._make_engine, modules=self._modules,
-            environment=environment)
+            environment=environment, worker_options=self._worker_options)
 
     def _router(self) -> Router:
         assert self._serving.router is not None  # made with the first engine

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import os
 import sys
 import threading
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ import grpc
 from coordinator.drain import drain
 from coordinator.engine import Engine
 from coordinator.messages import info_message
+from coordinator.metrics.endpoint import metrics_endpoint
 from coordinator.pair_environment import PairEnvironments
 from coordinator.pair_source import PairSource, watch_pairs
 from coordinator.pairs import Pairs
@@ -22,6 +25,8 @@ from coordinator.runtime_directory import runtime_directory
 from coordinator.service import GenerationService
 from coordinator.serving import ServerState, Serving
 from coordinator.stack import Stack
+from coordinator.telemetry import Telemetry
+from coordinator.tracing.settings import make_tracer
 from qspec.config import StackConfig
 from qspec.device import configured_backend
 from qspec.errors import InvalidInput
@@ -40,6 +45,7 @@ from qspec.status import Status
 from qspec.v1 import generation_pb2_grpc
 
 SERVICE_NAME = "qspec.v1.GenerationService"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +72,14 @@ class Options:
     """Seconds that requests get to end after SIGTERM."""
     announce: bool
     """Print the memory budget: no parent asks for it."""
+    metrics_listen: str | None = None
+    """HOST:PORT for metrics; None: none are served."""
+    trace_endpoint: str | None = None
+    """URL of a collector for traces; None leaves it to the environment."""
+    log_json: bool = False
+    """Whether somebody's machine reads the log."""
+    worker_options: tuple[str, ...] = ()
+    """Options of the workers besides the stack's."""
 
 
 async def serve_coordinator(options: Options, status: Status) -> None:
@@ -82,12 +96,17 @@ async def serve_coordinator(options: Options, status: Status) -> None:
     with runtime_directory(options.runtime_dir) as (directory, made):
         if options.lifeline_fd is not None:
             watch_lifeline(options.lifeline_fd, runtime_dir=directory if made else None)
-        await _serve(options, directory, status)
+        telemetry = Telemetry(make_tracer(options.trace_endpoint, os.environ))
+        serving = Serving(model=options.config.model, max_waiting=options.max_waiting, telemetry=telemetry)
+        try:
+            with metrics_endpoint(options.metrics_listen, serving):
+                await _serve(options, directory, status, serving)
+        finally:
+            await asyncio.to_thread(telemetry.tracer.close)
 
 
-async def _serve(options: Options, directory: Path, status: Status) -> None:
+async def _serve(options: Options, directory: Path, status: Status, serving: Serving) -> None:
     config, event_loop = options.config, asyncio.get_running_loop()
-    serving = Serving(model=config.model, max_waiting=options.max_waiting)
     stop, making = asyncio.Event(), threading.Lock()
     failures: list[BaseException] = []
 
@@ -105,7 +124,8 @@ async def _serve(options: Options, directory: Path, status: Status) -> None:
         serving.constraints = Grammars(lambda: tokenizer, vocab_size=description.vocab_size)
         router = Router(
             eos_token_ids=tokenizer.eos_token_ids, text_source=lambda: TextStream(tokenizer),
-            max_waiting=options.max_waiting, max_buffered_tokens=options.max_buffered_tokens)
+            max_waiting=options.max_waiting, max_buffered_tokens=options.max_buffered_tokens,
+            telemetry=serving.telemetry)
         router.start(event_loop)
         return router
 
@@ -125,7 +145,7 @@ async def _serve(options: Options, directory: Path, status: Status) -> None:
     pairs = Pairs(
         config, serving, options.pairs, directory=directory, make_engine=make_engine, tell=tell,
         environments=PairEnvironments(config, several=several, tell=lambda text: status.stage(text, 0.0)),
-        grace_s=options.grace_s)
+        grace_s=options.grace_s, worker_options=options.worker_options)
     pairs.on_failure = lambda error: _call_soon(event_loop, fail, error)
     watching: list[asyncio.Task[None]] = []
 
@@ -137,7 +157,7 @@ async def _serve(options: Options, directory: Path, status: Status) -> None:
 
     def on_serving(address: str) -> None:
         if options.announce:
-            sys.stderr.write(f"memory of the stack:\n{budget_table(info_message(serving).memory)}\n")
+            _announce_memory(serving, options)
         status.ready(address, model=config.model)
 
     def register(server: grpc.aio.Server) -> None:
@@ -155,6 +175,15 @@ async def _serve(options: Options, directory: Path, status: Status) -> None:
         await asyncio.to_thread(pairs.stop)
     if failures:
         raise failures[0]
+
+
+def _announce_memory(serving: Serving, options: Options) -> None:
+    memory = info_message(serving).memory
+    if options.log_json:
+        logger.info("memory of the stack", extra={"facts": {"bytes": {
+            f"{line.owner}: {line.name}": line.bytes for line in memory}}})
+    else:
+        sys.stderr.write(f"memory of the stack:\n{budget_table(memory)}\n")
 
 
 def _call_soon(event_loop: asyncio.AbstractEventLoop, call: object, error: BaseException) -> None:

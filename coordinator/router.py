@@ -24,6 +24,8 @@ from coordinator.intake import Intake
 from coordinator.placed_prefixes import PlacedPrefixes
 from coordinator.placement import choose_pair
 from coordinator.stream import MAX_BUFFERED_TOKENS, UNREAD_S, Stream
+from coordinator.telemetry import Telemetry
+from coordinator.tracing.tracer import UNTRACED_CALL, CallTrace
 from coordinator.valid_request import ValidRequest
 from qspec.errors import QspecError
 from qspec.sequence import Sequence
@@ -51,6 +53,7 @@ class Router:
         max_waiting: int,
         max_buffered_tokens: int = MAX_BUFFERED_TOKENS,
         unread_s: float = UNREAD_S,
+        telemetry: Telemetry | None = None,
     ) -> None:
         """
         Args:
@@ -59,6 +62,7 @@ class Router:
             max_waiting: bounds the requests beyond those for which the pairs have slots.
             max_buffered_tokens: bounds what is kept for a client that does not take its text,
             unread_s: and for how many seconds after the text's end.
+            telemetry: told what becomes of requests; None: one of its own.
         """
         self._eos_token_ids = eos_token_ids
         self._text_source = text_source
@@ -66,6 +70,7 @@ class Router:
         self.admission = Admission(max_waiting)
         self.max_buffered_tokens = max_buffered_tokens
         self._unread_s = unread_s
+        self._telemetry = telemetry or Telemetry()
         self._intake: Intake | None = None
         self._lock = threading.RLock()  # before those of admission and seats, never behind them
         self._places: list[_Place] = []
@@ -75,7 +80,7 @@ class Router:
 
     def start(self, event_loop: asyncio.AbstractEventLoop) -> None:
         """Deliver streams to ``event_loop``."""
-        self._intake = Intake(event_loop, self.admission, self._drop)
+        self._intake = Intake(event_loop, self.admission, self._drop, self._telemetry)
 
     # ---- pairs ------------------------------------------------------------------------------------------------------
 
@@ -119,13 +124,17 @@ class Router:
         """KV blocks that no request holds, as of the last rounds."""
         return sum(place.engine.free_blocks for place in self._places)
 
-    def submit(self, request: ValidRequest, *, client: str = "", deadline: float | None = None) -> Stream | Choices:
+    def submit(
+        self, request: ValidRequest, *, client: str = "", deadline: float | None = None,
+        trace: CallTrace = UNTRACED_CALL,
+    ) -> Stream | Choices:
         """Queue a request; to be called on the event loop. Several choices are told apart by the pieces.
 
         Args:
             request: what to generate.
             client: who asks; the queue is fair between clients.
             deadline: time of the event loop's clock at which the request fails with ``DeadlineExceeded``.
+            trace: of the call.
 
         Raises ``QueueFull`` when there is no room for it, ``InvalidInput`` when its client uses its id already,
         ``DeadlineExceeded`` when it is too late.
@@ -139,6 +148,7 @@ class Router:
                 Generation(sequence, self._text_source(), request.stop, echo=request.echo), intake.cancel,
                 client=client, request_id=request_id, priority=request.priority,
                 max_buffered_tokens=self.max_buffered_tokens, unread_s=self._unread_s, changed=changed,
+                trace=trace,
             )
 
         streams = [stream(choice) for choice in range(request.choices)]

@@ -17,6 +17,7 @@ from coordinator.requests import encode_prompt, validate_request
 from coordinator.router import Router
 from coordinator.serving import ServerState, Serving, ServingTokenizer
 from coordinator.stream import Stream
+from coordinator.tracing.tracer import CallTrace
 from qspec.errors import Unavailable
 from qspec.v1 import generation_pb2 as pb
 from qspec.v1 import generation_pb2_grpc as pb_grpc
@@ -34,9 +35,13 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
         """Stream one text."""
-        stream = await self._submit(request, context)
+        telemetry = self._serving.telemetry
+        trace = telemetry.tracer.call(context.invocation_metadata() or ())
+        with telemetry.admitting(request.request_id, trace):
+            stream = await self._submit(request, context, trace)
         # A generator that its client left at a yield is not resumed: the callback is what frees the slot then.
         context.add_done_callback(lambda _: stream.cancel())  # type: ignore[arg-type]  # the stubs know only methods
+        context.add_done_callback(lambda _: trace.close())  # type: ignore[arg-type]
         request_id = stream.request_id
         async with stream:
             async for piece in stream:
@@ -55,7 +60,7 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
             tokens = await asyncio.to_thread(encode_prompt, request, tokenizer, self._serving.limits.vocab_size)
         return pb.TokenizeResponse(token_ids=tokens)
 
-    async def _submit(self, request: pb.GenerateRequest, context: Context) -> Stream | Choices:
+    async def _submit(self, request: pb.GenerateRequest, context: Context, trace: CallTrace) -> Stream | Choices:
         """The request, checked and queued; its time runs from here on."""
         clock = asyncio.get_running_loop().time
         arrived, left = clock(), cast("float | None", context.time_remaining())  # the stubs do not know of None
@@ -68,7 +73,7 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
         if valid.timeout_s is not None:
             deadlines.append(arrived + valid.timeout_s)
         self._ready()  # a server that was told to stop meanwhile lets nobody in
-        return router.submit(valid, client=client, deadline=min(deadlines, default=None))
+        return router.submit(valid, client=client, deadline=min(deadlines, default=None), trace=trace)
 
     def _ready(self) -> tuple[Router, ServingTokenizer, ConstraintChecker]:
         serving = self._serving

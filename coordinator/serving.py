@@ -11,6 +11,7 @@ from coordinator.constraint_fields import ConstraintChecker
 from coordinator.pair import Pair
 from coordinator.requests import PromptTokenizer, RequestLimits
 from coordinator.router import Router
+from coordinator.telemetry import Telemetry
 from qspec.interfaces import VerifierDescription
 
 
@@ -50,6 +51,7 @@ class Serving:
     """What all verifiers are like."""
     pairs: tuple[Pair, ...] = ()
     """In the order in which they came."""
+    telemetry: Telemetry = field(default_factory=Telemetry)
 
     @property
     def verifier(self) -> VerifierDescription | None:

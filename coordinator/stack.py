@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from coordinator.agreement import Agreement
@@ -59,11 +59,12 @@ class Stack:
         make_engine: Callable[[Stack, VerifierDescription], Engine],
         modules: Mapping[str, str] = MODULES,
         environment: Mapping[str, str] | None = None,
+        worker_options: Sequence[str] = (),
     ) -> None:
         """``make_engine`` is called once, when the first verifier is ready, with this stack as the observer.
 
         ``pair`` is told how it goes. Verifiers have to be like the one that ``agreement`` knows. ``environment`` is
-        added to that of the workers (``coordinator.mps``).
+        added to that of the workers (``coordinator.mps``), ``worker_options`` to their options.
         """
         self._pair = pair
         self._progress = progress
@@ -77,7 +78,7 @@ class Stack:
         self.on_failure: Callable[[BaseException], None] = lambda error: None
         """Called once, from another thread, when the stack cannot go on."""
 
-        self._config, self._runtime_dir = config, runtime_dir
+        self._config, self._runtime_dir, self._worker_options = config, runtime_dir, worker_options
 
         def worker(role: str, given: str | None) -> Worker:
             address = given or f"unix:{runtime_dir / role}.sock"
@@ -193,7 +194,8 @@ class Stack:
 
     def _arguments(self, address: str, config: StackConfig) -> list[str]:
         """Command line of a worker."""
-        return [f"--listen={address}", f"--runtime-dir={self._runtime_dir}", *stack_options(config)]
+        process = (f"--listen={address}", f"--runtime-dir={self._runtime_dir}", *self._worker_options)
+        return [*process, *stack_options(config)]
 
     def _attach_drafter(self, drafter: Worker) -> None:
         try:

@@ -11,7 +11,8 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from coordinator.generation import Generation, Piece
+from coordinator.generation import Ending, Generation, Piece
+from coordinator.tracing.tracer import UNTRACED_CALL, CallTrace
 from qspec.errors import QspecError, SlowReader
 
 MAX_BUFFERED_TOKENS = 1024
@@ -39,6 +40,7 @@ class Stream:
         max_buffered_tokens: int = MAX_BUFFERED_TOKENS,
         unread_s: float = UNREAD_S,
         changed: asyncio.Event | None = None,
+        trace: CallTrace = UNTRACED_CALL,
     ) -> None:
         """
         Args:
@@ -50,11 +52,17 @@ class Stream:
             max_buffered_tokens: most tokens that are kept for a client that does not take them.
             unread_s: seconds for which they are kept once the text is complete.
             changed: set when there is something new; None: one of its own.
+            trace: of the call that it belongs to.
         """
         self.generation = generation
         self.client = client
         self.request_id = request_id
         self.priority = priority
+        self.trace = trace
+        self.ending: Ending | None = None
+        """Set once the text is complete."""
+        self.error: QspecError | None = None
+        """What it was failed with."""
         self._cancel = cancel
         self._max_buffered_tokens = max_buffered_tokens
         self._pieces: deque[Piece | QspecError] = deque()
@@ -97,6 +105,7 @@ class Stream:
             return False
         self._put_tokens += len(piece.token_ids)
         self._pieces.append(piece)
+        self.ending = piece.ending
         self._complete = piece.ending is not None
         return True
 
@@ -104,6 +113,7 @@ class Stream:
         """End the stream with an error, after what was put already."""
         if not self._complete:
             self._pieces.append(error)
+            self.error = error
             self._complete = True
 
     def wake(self) -> None:

@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from qspec.config import StackConfig
 from qspec.errors import QspecError
+from qspec.log_format import add_log_arguments
 
 EXIT_ERROR = 2
 """Exit code after a deliberate error (argparse uses the same for options that it cannot read)."""
@@ -70,6 +71,7 @@ def add_process_arguments(parser: argparse.ArgumentParser, *, listen: str | None
     ))
     group.add_argument("--status-fd", type=int, metavar="N", help="descriptor to write JSON status lines to")
     group.add_argument("--lifeline-fd", type=int, metavar="N", help="pipe whose end means that the parent is gone")
+    add_log_arguments(parser)
 
 
 def run_program(main: Callable[[], int]) -> NoReturn:

@@ -48,6 +48,8 @@ class SlotLedger:
         self.running: list[Sequence] = []
         self.releases: list[Release] = []
         self.free_blocks = 0
+        self.preemptions = 0
+        """Sequences that had to give way because KV blocks ran out."""
         self.sharing = PrefixSharing(1, enabled=False)
         self._free_slots: list[int] = []
         self._arrivals = itertools.count()
@@ -135,6 +137,7 @@ class SlotLedger:
             return
         if len(self.running) < 2:
             raise ContractViolation("one sequence alone exceeds the KV cache")
+        self.preemptions += 1
         own = [sequence for sequence in self.running if sequence.client == self.running[-1].client]
         self.recompute(max(own, key=lambda sequence: (-sequence.priority, sequence.arrival)))
 

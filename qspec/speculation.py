@@ -27,6 +27,7 @@ from qspec.interfaces import (
     Release,
     Sampling,
     SlotOutcome,
+    StageTimings,
     TokenLogprobs,
     Verification,
     Verifier,
@@ -36,6 +37,7 @@ from qspec.interfaces import (
     VerifyResult,
 )
 from qspec.prefix_sharing import PrefixSharing
+from qspec.round_report import RoundReport
 from qspec.sequence import FinishReason, Sequence
 from qspec.slot_ledger import Room, SlotLedger
 
@@ -61,7 +63,10 @@ class _Round:
     confidences: dict[int, tuple[float, ...]] = field(default_factory=dict)
     """Confidences of their distributions by slot, where they may end early."""
     draft_s: float = 0.0
+    draft_timings: StageTimings | None = None
     rpc_s: float = 0.0
+    outcomes: list[tuple[int, int]] = field(default_factory=list)
+    """Drafted and accepted tokens of each sequence that was decided on."""
 
 
 class SpeculationLoop:
@@ -83,6 +88,8 @@ class SpeculationLoop:
         """Rows that verifiers computed to enter tokens without deciding on them, since the loop began."""
         self.drafter_error: QspecError | None = None
         self.drafter: DrafterDescription | None = None
+        self.report: RoundReport | None = None
+        """What the last round took and made."""
         self._drafter: Drafter | None = None
         self._verifier: Verifier | None = None
         self._description: VerifierDescription | None = None
@@ -156,6 +163,11 @@ class SpeculationLoop:
         return self._ledger.free_blocks
 
     @property
+    def preemptions(self) -> int:
+        """Sequences that had to give way because KV blocks ran out."""
+        return self._ledger.preemptions
+
+    @property
     def room(self) -> Room:
         """What a sequence that is added now would find."""
         return self._ledger.room(self.description.block_size)
@@ -201,7 +213,9 @@ class SpeculationLoop:
         self._observe_verify(batch, verify_s)
         self._ledger.confirm(batch.releases, answer.free_blocks)
         self.prefill_rows += answer.prefill_rows
-        return self._apply(this, answer, verify_s)
+        commits = self._apply(this, answer, verify_s)
+        self.report = self._report(this, batch, answer, verify_s)
+        return commits
 
     def _choose_draft_lengths(self) -> dict[int, int]:
         """Draft length by slot, for the sequences that are ready and get at least one draft."""
@@ -259,7 +273,7 @@ class SpeculationLoop:
             this.drafts.clear()
             self._forget_drafter(error if isinstance(error, QspecError) else ContractViolation(str(error)))
             return
-        this.draft_s = self.clock() - called
+        this.draft_s, this.draft_timings = self.clock() - called, answer.timings
         this.rpc_s += this.draft_s - answer.timings.total_ns * 1e-9
         steps = [max(len(result.draft_tokens), len(result.confidences)) for result in answer.results]
         fed = [sum(count > step for count in steps) for step in range(max(steps))]
@@ -362,6 +376,7 @@ class SpeculationLoop:
             return []
         drafted = len(this.drafts.get(sequence.slot, ()))
         sequence.stats.record(drafted, result.accepted)
+        this.outcomes.append((drafted, result.accepted))
         sequence.stats.rounds_without_drafter += self._drafter is None and self.drafter_error is not None
         self.policy.observe(
             sequence.acceptance, drafted, result.accepted, this.confidences.get(sequence.slot, ()),
@@ -372,6 +387,18 @@ class SpeculationLoop:
         if sequence.finish is not None:
             self._ledger.vacate(sequence)
         return [Commit(sequence, taken, result.logprobs[: len(taken)])]
+
+    def _report(self, this: _Round, batch: VerifyBatch, answer: VerifyAnswer, verify_s: float) -> RoundReport:
+        return RoundReport(
+            seconds=self.clock() - this.started,
+            draft_s=this.draft_s,
+            verify_s=verify_s,
+            draft_timings=this.draft_timings,
+            verify_timings=answer.timings,
+            outcomes=tuple(this.outcomes),
+            context=sum(verification.committed_len - 1 for verification in batch.verifications),
+            prefill_tokens=sum(len(chunk.token_ids) for chunk in batch.prefill_chunks),
+        )
 
     def _next_round(self) -> int:
         self._round += 1

@@ -1,13 +1,14 @@
 """How a process tells its parent what it is doing.
 
 Started with ``--status-fd N``, a process writes one JSON object per line to that descriptor: stages of loading, that it
-is ready and where, or why it cannot be. Without one it tells the person at the terminal the same on stderr. The parent
-reads the lines with ``read_events``.
+is ready and where, or why it cannot be. Without one it tells the person at the terminal the same on stderr, or logs it
+where somebody's machine reads that (``as_log``). The parent reads the lines with ``read_events``.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import threading
@@ -17,6 +18,8 @@ from enum import Enum
 from typing import Any
 
 from qspec.errors import ContractViolation, FieldViolation, InvalidInput
+
+logger = logging.getLogger(__name__)
 
 
 class EventKind(Enum):
@@ -43,8 +46,10 @@ class StatusEvent:
 class Status:
     """Tells a parent, or a person. May be called from any thread; a parent that is gone is no reason to fail."""
 
-    def __init__(self, fd: int | None) -> None:
+    def __init__(self, fd: int | None, *, as_log: bool = False) -> None:
+        """``as_log``: what a person would be told is logged instead, the stages and readiness at level info."""
         self._fd = fd
+        self._as_log = as_log
         self._lock = threading.Lock()
         self._last_stage = ""
 
@@ -74,7 +79,10 @@ class Status:
     def _tell(self, event: dict[str, Any], line: str) -> None:
         with self._lock:
             if self._fd is None:
-                if line:
+                if line and self._as_log:
+                    error = event["event"] == EventKind.ERROR.value
+                    logger.log(logging.ERROR if error else logging.INFO, line.removeprefix("error: "))
+                elif line:
                     sys.stderr.write(f"{line}\n")
                 return
             data = memoryview((json.dumps(event) + "\n").encode())

@@ -17,6 +17,7 @@ from qspec.config import StackConfig
 from qspec.engine.backend import machine_backend
 from qspec.errors import InvalidInput, QspecError
 from qspec.lifeline import watch_lifeline
+from qspec.log_format import LogFormat, configure_logging
 from qspec.quant.methods import Backend
 from qspec.rpc.options import quieten_grpc
 from qspec.status import Status
@@ -42,9 +43,11 @@ class WorkerProcess:
         runtime_dir = args.runtime_dir or _directory_of(args.listen)
         if args.lifeline_fd is not None:
             watch_lifeline(args.lifeline_fd, runtime_dir=args.runtime_dir)
+        configure_logging(args)
         quieten_grpc()
         configure_threads(config.threads, bind=config.kernels == "torch" or machine_backend() is Backend.CPU)
-        return cls(config=config, listen=args.listen, runtime_dir=runtime_dir, status=Status(args.status_fd))
+        status = Status(args.status_fd, as_log=LogFormat(args.log_format) is LogFormat.JSON)
+        return cls(config=config, listen=args.listen, runtime_dir=runtime_dir, status=status)
 
     def run(self, program: Callable[[], Coroutine[Any, Any, None]]) -> NoReturn:
         """Run the server to its end and end the process; a deliberate error is told through ``status``.

@@ -15,6 +15,7 @@ import grpc
 from grpc_status import rpc_status
 
 from qspec.errors import QspecError
+from qspec.log_format import frames_of
 from qspec.rpc.errors import to_status
 
 _log = logging.getLogger("qspec.rpc")
@@ -64,6 +65,9 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
 
     async def _abort(self, error: Exception, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         if not isinstance(error, QspecError):
-            _log.error("unexpected error in a handler", exc_info=error)
+            if self._public:  # its text may quote a prompt
+                _log.error("unexpected error in a handler: %s", frames_of(error))
+            else:
+                _log.error("unexpected error in a handler", exc_info=error)
         status = rpc_status.to_status(to_status(error, public=self._public))
         await context.abort(status.code, status.details, status.trailing_metadata)

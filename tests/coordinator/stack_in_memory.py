@@ -11,6 +11,7 @@ from typing import Any
 from coordinator.engine import Engine
 from coordinator.generation import TextSource
 from coordinator.router import Router
+from coordinator.telemetry import Telemetry
 from coordinator.valid_request import ValidRequest
 from qspec.errors import QspecError
 from qspec.interfaces import Drafter, Sampling, Verifier
@@ -75,13 +76,13 @@ class OnePair(Router):
 async def running_engine(
     verifier: FakeVerifier, drafter: FakeDrafter | None, *, max_active: int = 8,
     eos_token_ids: frozenset[int] = frozenset(), max_buffered_tokens: int = 1024,
-    text_source: Callable[[], TextSource] = NumberText, unread_s: float = 30.0,
+    text_source: Callable[[], TextSource] = NumberText, unread_s: float = 30.0, telemetry: Telemetry | None = None,
 ) -> AsyncIterator[tuple[OnePair, RecordingObserver]]:
     """A router in front of one engine with these workers attached."""
     observer = RecordingObserver()
     router = OnePair(
         observer, eos_token_ids=eos_token_ids, text_source=text_source, max_buffered_tokens=max_buffered_tokens,
-        unread_s=unread_s)
+        unread_s=unread_s, telemetry=telemetry)
     router.start(asyncio.get_running_loop())
     router.engine.start()
     router.add(router.engine, slots=max_active, blocks=0)

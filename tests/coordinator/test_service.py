@@ -55,7 +55,11 @@ async def served(
         [Service(name="qspec.v1.GenerationService",
                  register=lambda s: pb_grpc.add_GenerationServiceServicer_to_server(service, s))], public=True)
     address = await server.start(f"unix:{directory}/coordinator.sock")
-    async with running_engine(verifier, drafter, max_active=max_active, **engine_options) as (engine, _):
+    telemetry = engine_options.pop("telemetry", None)
+    serving.telemetry = telemetry or serving.telemetry
+    async with running_engine(
+        verifier, drafter, max_active=max_active, telemetry=serving.telemetry, **engine_options
+    ) as (engine, _):
         serving.router, serving.tokenizer, serving.constraints = engine, WordTokenizer(), FakeConstraints()
         serving.agreement.join(verifier.describe())
         serving.pairs = (Pair(stage=PairState.SERVING, engine=engine.engine, verifier=verifier.describe()),)

@@ -181,6 +181,7 @@ def test_killed_verifier_is_replaced_and_streams_go_on(monkeypatch: pytest.Monke
             assert running.pair.verifier_restarts == 1 and running.pair.verifier.epoch > epoch
             await until(lambda: running.pair.drafter is not None)
             assert running.pid("drafter") == drafter  # it let go of the old arena
+            assert running.pair.epochs == 2
     run(test)
 
 

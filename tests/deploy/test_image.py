@@ -107,8 +107,9 @@ def test_compose() -> None:
     program, *given = service["command"]
     args = parse(program, given)
     assert service["user"] == instructions("cpu", "USER")[0]
-    (port,) = service["ports"]
-    assert port == f"127.0.0.1:{args.listen.rpartition(':')[2]}:{instructions('cpu', 'EXPOSE')[0]}"
+    port, metrics_port = args.listen.rpartition(":")[2], args.metrics_listen.rpartition(":")[2]
+    assert service["ports"] == [f"127.0.0.1:{each}:{each}" for each in (port, metrics_port)]
+    assert port == instructions("cpu", "EXPOSE")[0]
     mounts = [tuple(re.sub(r"\$\{[^}]*\}", "X", each).split(":")) for each in service["volumes"]]
     assert ("X", str(Path(args.model).parent), "ro") in mounts
     assert ("cache", *json.loads(instructions("cpu", "VOLUME")[0])) in mounts

@@ -13,7 +13,12 @@ from tests.deploy.manifests import KUBERNETES, OVERLAYS, Manifest, containers, m
 from tests.deploy.tools import refuse
 
 KUBERNETES_VERSIONS = ("1.34", "1.36", "1.37")
-OWN_SCHEMAS = {"GRPCRoute": "grpcroute-v1.json", "GpuConfig": "gpuconfig-v1beta1.json"}
+OWN_SCHEMAS = {
+    "GRPCRoute": "grpcroute-v1.json",
+    "GpuConfig": "gpuconfig-v1beta1.json",
+    "ServiceMonitor": "servicemonitor-v1.json",
+    "PrometheusRule": "prometheusrule-v1.json",
+}
 """Kinds that Kubernetes itself does not know."""
 
 
@@ -55,6 +60,8 @@ def test_valid(overlay: str, version: str) -> None:
     ("gateway", "GRPCRoute", ("spec", "rules", 0, "backends")),
     ("dra", "ResourceClaimTemplate", ("spec", "spec", "devices", "requests", 0, "deviceClassName")),
     ("dra-mps", "GpuConfig", ("sharing", "mode")),
+    ("monitoring", "ServiceMonitor", ("spec", "endpoints", 0, "targetPorts")),
+    ("monitoring", "PrometheusRule", ("spec", "groups", 0, "rules", 0, "expression")),
 ])
 def test_a_wrong_field_is_refused(overlay: str, kind: str, path: tuple[Any, ...]) -> None:
     found = manifests(overlay)
@@ -97,5 +104,6 @@ def test_no_manifest_is_left_out() -> None:
     for directory in [KUBERNETES / "base", *KUBERNETES.glob("components/*"), *KUBERNETES.glob("overlays/*")]:
         kustomization = yaml.safe_load((directory / "kustomization.yaml").read_text(encoding="utf-8"))
         patches = [patch.get("path") for patch in kustomization.get("patches", [])]
-        named = {*kustomization.get("resources", []), *patches, "kustomization.yaml"}
+        generated = [name for each in kustomization.get("configMapGenerator", []) for name in each.get("files", [])]
+        named = {*kustomization.get("resources", []), *patches, *generated, "kustomization.yaml"}
         assert {path.name for path in directory.iterdir()} <= {Path(str(name)).name for name in named}

@@ -90,15 +90,20 @@ def test_a_single_container_makes_its_own_sockets(overlay: str) -> None:
 @each_overlay
 def test_ports(overlay: str) -> None:
     container = programs(overlay)["coordinator"]
-    host, _, text = parse("coordinator", arguments(overlay, container)).listen.rpartition(":")
-    port = int(text)
-    assert host == "0.0.0.0"
-    assert [each["containerPort"] for each in container["ports"]] == [port]
-    for name in ("qspec", "qspec-pods"):
-        (exposed,) = one(overlay, "Service", name)["spec"]["ports"]
-        assert (exposed["port"], exposed["targetPort"]) == (port, container["ports"][0]["name"])
-    (allowed,) = one(overlay, "NetworkPolicy")["spec"]["ingress"]
-    assert [each["port"] for each in allowed["ports"]] == [port]
+    args = parse("coordinator", arguments(overlay, container))
+    (host, _, text), (metrics_host, _, metrics_text) = args.listen.rpartition(":"), args.metrics_listen.rpartition(":")
+    port, metrics_port = int(text), int(metrics_text)
+    assert host == metrics_host == "0.0.0.0"
+    ports = {each["name"]: each["containerPort"] for each in container["ports"]}
+    assert ports == {"grpc": port, "metrics": metrics_port}
+    for name, names in (("qspec", ["grpc"]), ("qspec-pods", ["grpc", "metrics"])):  # each pod is scraped by one Service
+        exposed = one(overlay, "Service", name)["spec"]["ports"]
+        assert [(each["name"], each["port"], each["targetPort"]) for each in exposed] == [
+            (each, ports[each], each) for each in names]
+    clients, scrapers = one(overlay, "NetworkPolicy")["spec"]["ingress"]
+    assert [each["port"] for each in clients["ports"]] == [port]
+    assert [each["port"] for each in scrapers["ports"]] == [metrics_port]
+    assert scrapers["from"] == [{"namespaceSelector": {"matchLabels": {"qspec/metrics": "allowed"}}}]
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert container[probe]["grpc"]["port"] == port
     stage = final_stage(read_dockerfile(), "cpu")
