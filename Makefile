@@ -29,8 +29,8 @@ pin = "$$(grep -m 1 '^$(1)==' constraints.txt)"
 native-test = cmake -G Ninja -S qspec/kernels/native -B "build/native-$(1)" -DQSPEC_TEST=ON -DCMAKE_BUILD_TYPE=None \
     --log-level=WARNING $(2) >/dev/null && cmake --build "build/native-$(1)" -- --quiet
 
-.PHONY: help run serve test test-gpu check check-deploy deploy-tools rehearse-image bench bench-gpu methods-table protos \
-    native-sanitizers native-neon clean
+.PHONY: help run serve test test-gpu check check-deploy deploy-tools rehearse-image rehearse-pod rehearse-gpu bench \
+    bench-gpu methods-table protos native-sanitizers native-neon clean
 .DEFAULT_GOAL := help
 
 help:
@@ -41,6 +41,8 @@ help:
 	@echo 'make check                       linter, types, generated code, protos, import rules'
 	@echo 'make deploy-tools                what the tests of deploy/ need: kubectl, kubernetes-validate, hadolint, promql-parser'
 	@echo 'make check-deploy                checkov over the images and manifests of deploy/'
+	@echo 'make rehearse-pod                pods of the cpu overlay in namespaces: start, rolling restart (Linux, root)'
+	@echo 'make rehearse-gpu                the same for the dra overlays, on a machine with a GPU'
 	@echo 'make rehearse-image              the steps of deploy/Dockerfile without a container engine (Linux, root)'
 	@echo 'make native-sanitizers           the native kernels under the sanitizers (CMake, Ninja and a C++ compiler)'
 	@echo 'make native-neon                 the same test for Arm, cross-compiled and run by QEMU (skipped without the tools)'
@@ -76,6 +78,12 @@ check-deploy: $(VENV)/.checkov
 	    $(BIN)/kubectl kustomize "$$overlay" > "$$rendered" && \
 	    $(VENV)/checkov/bin/checkov --config-file deploy/checkov.yaml --file "$$rendered" || exit 1; done
 	@echo "checkov: deploy/Dockerfile"; $(VENV)/checkov/bin/checkov --config-file deploy/checkov.yaml --file deploy/Dockerfile
+
+rehearse-pod: $(VENV)/.deploy
+	@QSPEC_REQUIRE_REHEARSAL=1 QSPEC_REHEARSE_MODEL=smollm2 $(BIN)/python -m pytest tests/deploy/test_rehearsal.py $(ARGS)
+
+rehearse-gpu: $(VENV)/.deploy $(VENV)/.gpu
+	@QSPEC_REQUIRE_REHEARSAL=1 QSPEC_REHEARSE_MODEL=smollm2 $(BIN)/python -m pytest tests/gpu/test_pod.py $(ARGS)
 
 rehearse-image: $(VENV)/.dev
 	@$(BIN)/python -m tools.rehearse_image cpu

@@ -77,25 +77,25 @@ async def run_stacks(
 
     Raises ``QspecError`` when a stack fails, and when a draft was missing because the drafter was away.
     """
-    async with _stack(config, tell) as tested:
-        async with _stack(replace(config, draft_quantization=NO_DRAFTER), tell) as alone:
-            cut = tuple([await _tokenize(tested, prompt, prompt_tokens) for prompt in prompts])
+    async with running_stack(config, tell) as tested:
+        async with running_stack(replace(config, draft_quantization=NO_DRAFTER), tell) as alone:
+            cut = tuple([await stack_tokens(tested, prompt, prompt_tokens) for prompt in prompts])
             stacks = {configuration: tested if configuration.drafter else alone for configuration in CONFIGURATIONS}
             for configuration, stub in stacks.items():
                 tell(f"warm-up: {configuration.name}")
-                await _generate(stub, configuration, cut[0], min(WARM_UP_TOKENS, max_tokens))
+                await stack_text(stub, configuration, cut[0], min(WARM_UP_TOKENS, max_tokens))
             samples: dict[str, list[Sample]] = {configuration.name: [] for configuration in CONFIGURATIONS}
             for index, prompt in enumerate(cut):
                 shift = index % len(CONFIGURATIONS)
                 for configuration in CONFIGURATIONS[shift:] + CONFIGURATIONS[:shift]:
                     tell(f"prompt {index + 1} of {len(cut)}: {configuration.name}")
                     samples[configuration.name].append(
-                        await _generate(stacks[configuration], configuration, prompt, max_tokens))
+                        await stack_text(stacks[configuration], configuration, prompt, max_tokens))
         together = []
         for count in streams:
             tell(f"{count} streams at once")
             together.append(await run_streams(
-                lambda name, prompt, most: _generate(tested, _NAMED[name], prompt, most),
+                lambda name, prompt, most: stack_text(tested, _NAMED[name], prompt, most),
                 [PLAIN.name, AUTO.name], cut, count, max_tokens))
         info: pb.GetServerInfoResponse = await tested.GetServerInfo(pb.GetServerInfoRequest())
         memory = tuple(read_memory(pid) for pid in descendants(os.getpid()))
@@ -105,7 +105,7 @@ async def run_stacks(
 
 
 @contextlib.asynccontextmanager
-async def _stack(config: StackConfig, tell: Tell) -> AsyncIterator[Any]:
+async def running_stack(config: StackConfig, tell: Tell) -> AsyncIterator[Any]:
     """A private stack that serves, as a stub."""
     tell(f"starting a stack, drafter: {config.draft_quantization}")
 
@@ -121,7 +121,7 @@ async def _stack(config: StackConfig, tell: Tell) -> AsyncIterator[Any]:
         yield stub
 
 
-async def _tokenize(stub: Any, prompt: str, most: int) -> tuple[int, ...]:
+async def stack_tokens(stub: Any, prompt: str, most: int) -> tuple[int, ...]:
     """Tokens of a prompt in the chat template; a longer one loses the end of what the user said, never the template."""
     tokens = await _chat_tokens(stub, prompt)
     if len(tokens) <= most:
@@ -151,7 +151,7 @@ async def _chat_tokens(stub: Any, prompt: str) -> tuple[int, ...]:
     return tuple(answer.token_ids)
 
 
-async def _generate(stub: Any, configuration: Configuration, prompt: tuple[int, ...], max_tokens: int) -> Sample:
+async def stack_text(stub: Any, configuration: Configuration, prompt: tuple[int, ...], max_tokens: int) -> Sample:
     """One greedy text, alone in its stack."""
     request = pb.GenerateRequest(
         tokens=pb.TokenPrompt(token_ids=prompt), max_tokens=max_tokens, temperature=0.0,

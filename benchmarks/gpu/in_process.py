@@ -7,11 +7,12 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.widened_model import WidenedModel
 from qspec.config import StackConfig
+from qspec.engine.cuda_forward import CudaForward
 from qspec.engine.drafter import LocalDrafter
 from qspec.engine.verifier import LocalVerifier
 from qspec.interfaces import (
@@ -32,7 +33,11 @@ from qspec.quant.methods import NO_DRAFTER, Backend
 from qspec.sequence import Sequence as Text
 from qspec.speculation import SpeculationLoop
 
-_PROMPTS = Path(__file__).parent.parent / "prompts.jsonl"
+PROMPTS = Path(__file__).parent.parent / "prompts.jsonl"
+_ENDLESS = 700
+"""Tokens of a text: more than are ever measured."""
+_SETTLING = 3
+"""Rounds behind the prompts that are not measured."""
 
 
 @dataclass(slots=True)
@@ -107,13 +112,21 @@ class Pair:
             self.loop.step()
         return [list(sequence.generated) for sequence in sequences]
 
-    def sequences(self, count: int, tokens: int, draft_length: int, sampling: Sampling) -> list[Text]:
-        """Requests with the benchmark's prompts, which end by their length alone."""
-        lines = _PROMPTS.read_text("utf-8").splitlines()
+    @property
+    def graphs(self) -> int:
+        """CUDA graphs of both engines."""
+        forwards = [self.verifier.forward]
+        if self.timed_drafter is not None and isinstance(self.timed_drafter.inner, LocalDrafter):
+            forwards.append(self.timed_drafter.inner.forward)
+        return sum(forward.graphs for forward in forwards if isinstance(forward, CudaForward))
+
+    def sequences(self, count: int, tokens: int, draft_length: int | None, sampling: Sampling) -> list[Text]:
+        """Requests with the benchmark's prompts, which end by their length alone; each has noise of its own."""
+        lines = PROMPTS.read_text("utf-8").splitlines()
         prompts = [json.loads(lines[index % len(lines)])["turns"][0] for index in range(count)]
         return [
-            Text(str(index), self.tokenizer.encode_chat([{"role": "user", "content": prompt}]), tokens, sampling,
-                 draft_length=draft_length)
+            Text(str(index), self.tokenizer.encode_chat([{"role": "user", "content": prompt}]), tokens,
+                 replace(sampling, choice=index), draft_length=draft_length)
             for index, prompt in enumerate(prompts)
         ]
 
@@ -134,38 +147,60 @@ class Decoding:
     """Of a sequence."""
     outside_s: float
     """Of a round: neither draft nor verify call, median."""
+    rounds: int
+    """Rounds that were measured."""
+    mean_draft_length: float
+    """Tokens drafted for a sequence in a round."""
 
 
-def decode(pair: Pair, count: int, tokens: int, draft_length: int, sampling: Sampling) -> Decoding:
-    """Generate with ``count`` sequences at once and measure the rounds in which all of them decode."""
-    sequences = pair.sequences(count, tokens, draft_length, sampling)
+def decode(pair: Pair, count: int, tokens: int, draft_length: int | None, sampling: Sampling) -> Decoding:
+    """Generate with ``count`` sequences at once and measure rounds in which all of them decode.
+
+    Texts go on until ``tokens`` each were measured, however long the prompts took, and are dropped then. Rounds that
+    captured a CUDA graph do not count: a server has them once. ``draft_length``: None leaves it to the controller.
+    """
+    sequences = pair.sequences(count, _ENDLESS, draft_length, sampling)
     for sequence in sequences:
         pair.loop.add(sequence)
     while not all(sequence.generated for sequence in sequences):
         pair.loop.step()
-    for timed in (pair.timed_verifier, pair.timed_drafter):
-        if timed is not None:
-            timed.calls.clear()
-    before = [len(sequence.generated) for sequence in sequences]
-    rounds: list[float] = []
-    started = time.perf_counter()
-    while not any(sequence.finish for sequence in sequences):
-        round_started = time.perf_counter()
+    for _ in range(_SETTLING):
         pair.loop.step()
-        rounds.append(time.perf_counter() - round_started)
-    seconds = time.perf_counter() - started
-    made = sum(len(sequence.generated) for sequence in sequences) - sum(before)
-    verify_s = statistics.median(seconds for _, seconds in pair.timed_verifier.calls)
-    drafts = pair.timed_drafter.calls if pair.timed_drafter is not None else []
-    draft_s = statistics.median(seconds for _, seconds in drafts) if drafts else 0.0
+    rounds: list[float] = []
+    verify_calls: list[float] = []
+    draft_calls: list[tuple[int, float]] = []
+    made = 0
+    before = [(sequence.stats.drafted, sequence.stats.accepted) for sequence in sequences]
+    while made < tokens * count:
+        if any(sequence.finish for sequence in sequences):
+            raise RuntimeError("a text came to an end while it was measured: too few positions for it")
+        for timed in (pair.timed_verifier, pair.timed_drafter):
+            if timed is not None:
+                timed.calls.clear()
+        graphs, length = pair.graphs, sum(len(sequence.generated) for sequence in sequences)
+        started = time.perf_counter()
+        pair.loop.step()
+        seconds = time.perf_counter() - started
+        if pair.graphs == graphs:
+            made += sum(len(sequence.generated) for sequence in sequences) - length
+            rounds.append(seconds)
+            verify_calls += [taken for _, taken in pair.timed_verifier.calls]
+            draft_calls += pair.timed_drafter.calls if pair.timed_drafter is not None else []
+    drafted, accepted = (
+        sum(getattr(sequence.stats, name) - old[index] for sequence, old in zip(sequences, before, strict=True))
+        for index, name in enumerate(("drafted", "accepted")))
+    for sequence in sequences:
+        pair.loop.remove(sequence)
     while pair.loop.has_work:
         pair.loop.step()
-    drafted, accepted = (sum(getattr(each.stats, name) for each in sequences) for name in ("drafted", "accepted"))
+    verify_s = statistics.median(verify_calls)
+    calls_s = (sum(verify_calls) + sum(taken for _, taken in draft_calls)) / len(rounds)
     return Decoding(
-        tokens_per_s=made / seconds, verify_s=verify_s,
-        draft_step_s=statistics.median(seconds / steps for steps, seconds in drafts) if drafts else None,
+        tokens_per_s=made / sum(rounds), verify_s=verify_s,
+        draft_step_s=statistics.median(taken / steps for steps, taken in draft_calls) if draft_calls else None,
         acceptance=accepted / drafted if drafted else None, tokens_per_round=made / len(rounds) / count,
-        outside_s=statistics.median(rounds) - verify_s - draft_s)
+        outside_s=sum(rounds) / len(rounds) - calls_s, rounds=len(rounds),
+        mean_draft_length=drafted / len(rounds) / count)
 
 
 def named_model(name: str, widen: int, progress: Progress, device: str = "cuda") -> ConvertedModel:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from qspec.engine.row_buckets import padded_rows
+from qspec.kernels.triton.activation_forms import Form
 from qspec.kernels.triton.attention import PIECE, AttentionWorkspace
 from qspec.kernels.triton.elementwise import Activations
 from qspec.kernels.triton.tuned import TunedTable, table_for
@@ -20,8 +21,6 @@ from qspec.models.config import DecoderConfig
 
 MOST_ROWS = 256
 """Most rows of one pass; longer batches are several."""
-MOST_DECIDED_ROWS = 64
-"""Most rows that go through ``lm_head`` at once."""
 _WORKSPACE_BYTES = 256 << 20
 """What attention's pieces may take before passes get fewer rows."""
 
@@ -48,11 +47,6 @@ class PassLimits:
         while rows > fitting and rows > 1:
             rows = padded_rows(max(rows // 2, 1))
         return cls(rows=rows, sequences=sequences, positions=positions, block_size=block_size)
-
-    @property
-    def decided_rows(self) -> int:
-        """Most rows that go through ``lm_head`` at once."""
-        return min(self.rows, MOST_DECIDED_ROWS)
 
     @property
     def blocks(self) -> int:
@@ -95,11 +89,15 @@ class PassBuffers:
         width = self._one_row[name]
         return self._flat[name][: count * width].view(count, width)
 
-    def activations(self, name: str, count: int, *, quantised: bool) -> Activations:
+    def activations(self, name: str, count: int, form: Form) -> Activations:
         """Room for what a linear layer reads."""
-        if quantised:
-            return Activations(self.rows(f"{name}8", count), self._flat[f"{name}_scales"][:count])
-        return Activations(self.rows(name, count), None)
+        if form is Form.HALF:
+            return Activations(self.rows(name, count), None)
+        scales = self._flat[f"{name}_scales"][:count]
+        if form is Form.INT8_AS_HALF:
+            return Activations(self.rows(name, count), scales)
+        values = self.rows(f"{name}8", count)
+        return Activations(values if form is Form.E4M3 else values.view(torch.int8), scales)
 
     def queries(self, count: int) -> Tensor:
         """``[count, heads, D]`` fp16."""
@@ -111,7 +109,11 @@ class PassBuffers:
 
     def chosen(self, count: int) -> Tensor:
         """``[count]`` int32: tokens."""
-        return self._flat["chosen"][:count]
+        return self.verdicts(count)[0]
+
+    def verdicts(self, count: int) -> Tensor:
+        """``[2, count]`` int32: tokens, and whether what was drafted in their places stands."""
+        return self._flat["verdicts"][: 2 * count].view(2, count)
 
 
 def buffer_bytes(model: DecoderConfig, limits: PassLimits, linears: Mapping[str, tuple[int, int]]) -> int:
@@ -127,13 +129,12 @@ def _sizes(
     rows, hidden, middle = limits.rows, model.hidden_size, model.intermediate_size
     attended = model.num_heads * model.head_dim
     numbers = max(
-        _most_pieces(table, outputs, inputs) * outputs * (limits.decided_rows if name == "lm_head" else rows)
-        for name, (inputs, outputs) in linears.items())
+        _most_pieces(table, outputs, inputs) * outputs * rows for inputs, outputs in linears.values())
     pieces = (attention_pieces(limits.positions) + 1) * rows * model.num_heads
     half, single, quarter = torch.float16, torch.float32, torch.float8_e4m3fn
     return {
         "residual": (rows * hidden, single),
-        "decided": (limits.decided_rows * hidden, single),
+        "decided": (rows * hidden, single),
         "normed": (rows * hidden, half),
         "normed8": (rows * hidden, quarter),
         "normed_scales": (rows, single),
@@ -146,7 +147,7 @@ def _sizes(
         "sums": (math.prod((pieces, model.head_dim)), single),
         "maxima": (pieces, single),
         "totals": (pieces, single),
-        "chosen": (rows, torch.int32),
+        "verdicts": (2 * rows, torch.int32),
     }
 
 

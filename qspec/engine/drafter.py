@@ -20,7 +20,15 @@ from qspec.device import configured_backend
 from qspec.early_stop import DraftGate
 from qspec.engine.backend import check_kernels, choose_backend
 from qspec.engine.draft_weights import DraftWeights
-from qspec.engine.forward import DraftCache, DraftContext, DraftForward, DraftPass, GreedyDraftPass
+from qspec.engine.forward import (
+    DecidingForward,
+    DraftCache,
+    DraftContext,
+    DraftForward,
+    DraftPass,
+    GreedyDraftPass,
+    SamplingDraftPass,
+)
 from qspec.engine.regions import (
     BLOCK_TABLES,
     DRAFT_PROBS,
@@ -127,11 +135,13 @@ class LocalDrafter:
         arena = open_arena(verifier.arena)
         parts = {**weights.private, **shared_parts(arena, weights.shared, weights.methods, weights.store)}
         forward = drafter_forward(
-            arena, self._model.config, weights.methods, weights.store, parts, weights.packed, verifier, weights.threads)
+            arena, self._model.config, weights.methods, weights.store, parts, weights.packed, verifier, weights.threads,
+            self._progress)
         self._attached = _Attached(arena, forward, parts)
+        graphs = forward.memory if isinstance(forward, DecidingForward) else ()
         return DrafterDescription(
             epoch=verifier.epoch, method=weights.methods.label, kernel=weights.kernel_name(),
-            memory=(*weights.memory, *self._context),
+            memory=(*weights.memory, *self._context, *graphs),
         )
 
     def _settled(self, verifier: VerifierDescription) -> StackConfig:
@@ -181,7 +191,7 @@ class LocalDrafter:
         draft_pass = attached.forward.draft_pass([draft.context for draft in drafts.values()], attached.cache)
         prepared = time.perf_counter_ns()
         sampling_ns = 0
-        drafted = _draft_at_once(draft_pass, list(drafts.values()))
+        drafted = _draft_at_once(draft_pass, list(drafts.values()), attached.draft_probs)
         for step in range(0 if drafted else max((item.draft_length for item in batch.items), default=0)):
             active = [draft for draft in drafts.values() if draft.item.draft_length > step and not draft.gate.ended]
             if not active:
@@ -197,6 +207,8 @@ class LocalDrafter:
             for index, draft in enumerate(active):
                 self._choose(attached, draft, logits[index : index + 1], step)
             sampling_ns += time.perf_counter_ns() - sampled
+        if attached.draft_probs.is_cuda:
+            torch.cuda.current_stream().synchronize()  # what was copied there must be there when the verifier reads it
         for draft in drafts.values():
             if draft.item.sampling.needs_draft_probs:
                 attached.draft_rounds[draft.item.slot] = batch.round
@@ -254,15 +266,24 @@ class LocalDrafter:
         draft.tokens.append(token)
 
 
-def _draft_at_once(draft_pass: DraftPass, drafts: list[_Draft]) -> bool:
-    """Draft all tokens in one go, where only the most probable are asked for and the pass can; whether it was done.
+def _draft_at_once(draft_pass: DraftPass, drafts: list[_Draft], distributions: Tensor) -> bool:
+    """Draft all tokens in one go, where the pass can do what is asked for; whether it was done.
 
     Steps beyond a sequence's own draft length cost nothing and are dropped.
     """
-    if not drafts or not isinstance(draft_pass, GreedyDraftPass) or any(draft.needs_distributions for draft in drafts):
+    if not drafts:
         return False
     longest = max(draft.item.draft_length for draft in drafts)
-    tokens = draft_pass.greedy_steps({draft.item.slot: draft.item.pending_token for draft in drafts}, longest)
+    fed = {draft.item.slot: draft.item.pending_token for draft in drafts}
+    tokens: dict[int, list[int]] | None = None
+    if not any(draft.needs_distributions for draft in drafts):
+        if isinstance(draft_pass, GreedyDraftPass):
+            tokens = draft_pass.greedy_steps(fed, longest)
+    elif isinstance(draft_pass, SamplingDraftPass) and all(draft.gate.rule is None for draft in drafts):
+        samplings = {draft.item.slot: draft.item.sampling for draft in drafts}
+        tokens = draft_pass.sampled_steps(fed, samplings, longest, distributions)
+    if tokens is None:
+        return False
     for draft in drafts:
         draft.tokens += tokens[draft.item.slot][: draft.item.draft_length]
     return True

@@ -14,6 +14,8 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from qspec.engine.passes import SequenceRows
+from qspec.interfaces import MemoryItem, Sampling
+from qspec.kernels.triton.row_draws import RowDraw, RowVerdict
 from qspec.models.config import DecoderConfig
 
 
@@ -94,6 +96,45 @@ class GreedyDraftPass(DraftPass, Protocol):
 
     def greedy_steps(self, tokens: Mapping[int, int], steps: int) -> dict[int, list[int]]:
         """Feed a token to each of some slots, and then what it gives: ``steps`` tokens by slot. In place of steps."""
+        ...
+
+
+@runtime_checkable
+class SamplingDraftPass(DraftPass, Protocol):
+    """One that can draw tokens by itself, too."""
+
+    def sampled_steps(
+        self, tokens: Mapping[int, int], samplings: Mapping[int, Sampling], steps: int, distributions: Tensor
+    ) -> dict[int, list[int]] | None:
+        """The same, each slot's tokens drawn as its request says; None where the host has to draw one of them.
+
+        Under the rejection rule leaves the distributions of slot s in ``distributions[s]``, ``[slots, k_max, V]``.
+        """
+        ...
+
+
+@runtime_checkable
+class DecidingForward(Forward, Protocol):
+    """One that can draw the tokens of a pass's rows, and decide on drafts, in the same launch as the rows."""
+
+    @property
+    def memory(self) -> tuple[MemoryItem, ...]:
+        """What its warm-up took, as measured."""
+        ...
+
+    def decides(self, sampling: Sampling) -> bool:
+        """Whether it can for such a request: whatever the batch, so that a text does not depend on it."""
+        ...
+
+    def decided_rows(
+        self, sequences: Sequence[SequenceRows], keys: Tensor, values: Tensor, draws: Sequence[RowDraw | None],
+        distributions: Tensor,
+    ) -> tuple[Tensor, list[RowVerdict | None]]:
+        """``rows``, and what each row says that has an entry in ``draws`` (one for each row).
+
+        ``distributions``: ``[slots, k_max, V]``, which the rejection rule needs (``RowDraw.distribution`` counts its
+        rows).
+        """
         ...
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qspec.engine.cuda_buffers import PassLimits
 from qspec.kernels.triton.attention import TILE
+from qspec.kernels.triton.row_draws import Field, PlacedDraw, write_draws
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class PassInputs:
     """``[sequences]``: positions that tails follow; read in draft steps alone."""
     step: Tensor
     """``[1]``: number of the draft step."""
+    draws: Tensor
+    """``[fields, most rows]``: how tokens are drawn (``row_draws``)."""
 
     @property
     def rows(self) -> int:
@@ -48,7 +51,7 @@ class StagedInputs:
         self._most_tiles = self._tile_count(limits.rows)
         rows, table = limits.rows, limits.sequences * limits.blocks
         sizes = {"token_ids": rows, "positions": rows, "slots": rows, "step": 1, "committed": limits.sequences,
-                 "tiles": 3 * self._most_tiles, "table": table}
+                 "tiles": 3 * self._most_tiles, "table": table, "draws": len(Field) * rows}
         total = sum(map(_aligned, sizes.values()))
         on_gpu = device.type == "cuda"
         self._host = torch.zeros(total, dtype=torch.int32, pin_memory=on_gpu)
@@ -65,11 +68,12 @@ class StagedInputs:
     def upload(
         self, token_ids: Sequence[int], positions: Sequence[int], counts: Sequence[tuple[int, int]],
         blocks: Sequence[tuple[int, Sequence[int]]], committed: Sequence[tuple[int, int]] = (), *, padded: int,
+        draws: Sequence[PlacedDraw] = (),
     ) -> PassInputs:
         """Send a pass; ``padded`` rows in all.
 
         ``counts``: (slot, adjacent rows) in the order of the rows; ``blocks``: (slot, block ids); ``committed``: (slot,
-        positions).
+        positions); ``draws``: how tokens are drawn.
         """
         if self._copied is not None:
             self._copied.synchronize()  # the last pass's copy may still be on its way
@@ -92,6 +96,9 @@ class StagedInputs:
             table[slot, : len(block_ids)] = block_ids
         for slot, length in committed:
             parts["committed"][slot] = length
+        matrix = parts["draws"].reshape(len(Field), -1)
+        matrix[:, :padded] = 0
+        write_draws(matrix, draws, positions)
         self._device.copy_(self._host, non_blocking=True)
         if self._copied is not None:
             self._copied.record()
@@ -104,7 +111,7 @@ class StagedInputs:
             token_ids=parts["token_ids"][:rows], positions=parts["positions"][:rows], slots=parts["slots"][:rows],
             tiles=parts["tiles"].view(-1, 3)[: self._tile_count(rows)],
             block_table=parts["table"].view(self._limits.sequences, self._limits.blocks),
-            committed=parts["committed"], step=parts["step"])
+            committed=parts["committed"], step=parts["step"], draws=parts["draws"].view(len(Field), -1))
 
     def _tile_count(self, rows: int) -> int:
         """Tiles that any pass of so many rows can need."""

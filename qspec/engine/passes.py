@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,24 @@ class SequenceRows:
     token_ids: tuple[int, ...]
     start: int
     span: BlockSpan
+
+
+def split_passes(
+    sequences: Sequence[SequenceRows], *, rows: int, sequences_each: int
+) -> list[list[SequenceRows]]:
+    """Sequences in passes of at most so many rows and sequences; one may continue in the next pass."""
+    passes: list[list[SequenceRows]] = [[]]
+    room = rows
+    for sequence in sequences:
+        at = 0
+        while at < len(sequence.token_ids):
+            if not room or len(passes[-1]) == sequences_each:
+                passes.append([])
+                room = rows
+            taken = sequence.token_ids[at : at + room]
+            passes[-1].append(SequenceRows(taken, sequence.start + at, sequence.span))
+            at, room = at + len(taken), room - len(taken)
+    return passes
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,9 @@ from __future__ import annotations
 ROW_BUCKETS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 128, 160, 192, 256)
 """Up to 16 rows cost a product the same; beyond, padding stays below a third."""
 
+_GATHERED_ROWS = (16, 64)
+"""Of a pass of more rows, so many are gathered for ``lm_head`` where these are enough: most of a prompt's are not."""
+
 
 def padded_rows(rows: int) -> int:
     """The least bucket that holds ``rows`` rows; the largest one where none does."""
@@ -14,3 +17,8 @@ def padded_rows(rows: int) -> int:
 def padded_pieces(pieces: int, most: int) -> int:
     """The least power of two from ``pieces`` on, up to ``most``; at least 1."""
     return max(min(1 << max(pieces - 1, 0).bit_length(), most), 1)
+
+
+def decided_bucket(asked: int, rows: int) -> int:
+    """Rows that go through ``lm_head`` where ``asked`` of a pass's ``rows`` are decided on: all or a few."""
+    return next((bucket for bucket in _GATHERED_ROWS if asked <= bucket <= rows), rows)

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from qspec.acceptance import decide, decide_greedy
+from qspec.engine.batch_plan import Work
+from qspec.engine.forward import DecidingForward
 from qspec.engine.slots import Tenancy
 from qspec.grammar_matcher import GrammarMatcher
 from qspec.interfaces import SlotOutcome, Verification
+from qspec.kernels.triton.row_draws import RowDraw, RowVerdict
 from qspec.logit_adjustment import adjust
 from qspec.target_mask import mask_target
 
@@ -57,6 +60,43 @@ def decide_rows(
     if dead_row is not None and decision.accepted >= dead_row:  # as without drafts: what led there stands
         return RowDecision(dead_row, drafts[:dead_row], SlotOutcome.DEAD_END)
     return RowDecision(decision.accepted, (*drafts[: decision.accepted], decision.next_token))
+
+
+def decide_by_verdicts(drafts: Sequence[int], verdicts: Sequence[RowVerdict]) -> RowDecision:
+    """Decide on k drafts by what the k + 1 rows said: up to the first whose draft does not stand."""
+    accepted = next((index for index in range(len(drafts)) if not verdicts[index].stands), len(drafts))
+    return RowDecision(accepted, (*drafts[:accepted], verdicts[accepted].token))
+
+
+def decided_rows(works: Sequence[Work], some: Sequence[Work]) -> list[int]:
+    """Indices of the rows that ``some`` of the ``works`` of a pass are decided by."""
+    slots, end = {work.slot for work in some}, 0
+    rows: list[int] = []
+    for work in works:
+        end += len(work.token_ids)
+        if work.verification is not None and work.slot in slots:
+            rows.extend(range(end - len(work.verification.draft_tokens) - 1, end))
+    return rows
+
+
+def row_draws(works: Sequence[Work], forward: DecidingForward, draft_length: int) -> list[RowDraw | None]:
+    """What the rows of ``works`` are asked; None for those that nothing is decided by, and for the host's.
+
+    ``draft_length``: draft distributions of a slot in the arena.
+    """
+    draws: list[RowDraw | None] = []
+    for work in works:
+        verification, tenancy = work.verification, work.tenancy
+        if verification is None or tenancy is None or tenancy.constraint is not None or not forward.decides(
+                tenancy.sampling):
+            draws += [None] * len(work.token_ids)
+            continue
+        drafts, first = verification.draft_tokens, work.slot * draft_length
+        draws += [None] * (len(work.token_ids) - len(drafts) - 1)
+        draws += [RowDraw(sampling=tenancy.sampling, drafted=token, distribution=first + index)
+                  for index, token in enumerate(drafts)]
+        draws.append(RowDraw(sampling=tenancy.sampling))
+    return draws
 
 
 def _constrain(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from qspec.engine.auto_methods import resolve_methods
 from qspec.engine.backend import check_kernels, choose_backend, tell_fallback
 from qspec.engine.batch_plan import BatchLimits, BatchPlanner, Work
 from qspec.engine.cached_decoder import CachedDecoder
-from qspec.engine.forward import Forward
+from qspec.engine.forward import DecidingForward, Forward
 from qspec.engine.linears import is_plain, kernel_names
 from qspec.engine.passes import SequenceRows
 from qspec.engine.prompt_logprobs import note_prompt_logprobs
@@ -30,7 +31,7 @@ from qspec.engine.regions import (
     KV_KEYS,
     KV_VALUES,
 )
-from qspec.engine.row_decision import decide_rows
+from qspec.engine.row_decision import decide_by_verdicts, decide_rows, decided_rows, row_draws
 from qspec.engine.slots import SlotTable, Tenancy
 from qspec.engine.stores import open_store
 from qspec.engine.worker_forward import verifier_forward
@@ -46,6 +47,7 @@ from qspec.interfaces import (
     VerifyResult,
 )
 from qspec.kernels.paged_attention import BlockSpan
+from qspec.kernels.triton.row_draws import RowVerdict
 from qspec.models.converted import ConvertedModel, prepare
 from qspec.models.decoder import linear_names
 from qspec.models.tokenizer import Tokenizer, vocab_fingerprint
@@ -137,7 +139,7 @@ class LocalVerifier:
             block_size=config.block_size,
             num_blocks=config.kv_tokens // config.block_size,
             arena=self.arena.descriptor,
-            memory=self._memory,
+            memory=(*self._memory, *(self._forward.memory if isinstance(self._forward, DecidingForward) else ())),
             kernel=self._kernel,
             draft_quantization=config.draft_quantization,
             verify_quantization=config.verify_quantization,
@@ -158,12 +160,12 @@ class LocalVerifier:
         decided = [work for work in computed if work.verification is not None]
         prepared = forwarded = time.perf_counter_ns()
         if computed:
-            hidden = self._run(computed)
+            hidden, verdicts = self._run(computed)
             note_prompt_logprobs(computed, hidden, self._forward)
-            targets = self._targets(decided, self._decided_hidden(computed, hidden)) if decided else None
+            left = [work for work in decided if work.slot not in verdicts]
+            targets = self._targets(left, self._decided_hidden(computed, left, hidden)) if left else []
             forwarded = time.perf_counter_ns()
-            if targets is not None:
-                self._decide(decided, targets)
+            self._decide(decided, targets, verdicts)
         results = tuple(work.result or self._result(work) for work in works)
         done = time.perf_counter_ns()
         return VerifyAnswer(
@@ -183,35 +185,34 @@ class LocalVerifier:
         """Let go of the arena."""
         self.arena.close()
 
-    def _run(self, works: list[Work]) -> Tensor:
-        """Run the model over all rows: ``[rows, H]``. Fills the KV blocks."""
+    def _run(self, works: list[Work]) -> tuple[Tensor, dict[int, list[RowVerdict]]]:
+        """Run the model over all rows, filling the KV blocks: ``[rows, H]``, and by slot the verdicts of those rows
+        that the forward decided on in the same go.
+        """
         sequences = [
             SequenceRows(tuple(work.token_ids), work.start, BlockSpan(tuple(work.tenancy.blocks)))
             for work in works
             if work.tenancy is not None
         ]
-        hidden = self._forward.rows(sequences, self._keys, self._values)
+        verdicts: dict[int, list[RowVerdict]] = {}
+        if isinstance(self._forward, DecidingForward):
+            draws = row_draws(works, self._forward, self._draft_probs.shape[1])
+            hidden, said = self._forward.decided_rows(sequences, self._keys, self._values, draws, self._draft_probs)
+            at = iter(said)
+            of_slots = {work.slot: [next(at) for _ in work.token_ids] for work in works}
+            verdicts = {slot: found for slot, rows in of_slots.items() if (found := [row for row in rows if row])}
+        else:
+            hidden = self._forward.rows(sequences, self._keys, self._values)
         for work in works:
             self._slots.enter_tokens(work.slot, work.start, work.token_ids)
             if work.tenancy is not None and work.verification is None:
                 self._slots.set_cached(work.slot, work.tenancy, work.end)
-        return hidden
+        return hidden, verdicts
 
-    def _decided_hidden(self, works: list[Work], hidden: Tensor) -> Tensor:
-        """The rows whose logits are needed; nothing is copied where all are."""
-        rows = self._decided_rows(works)
+    def _decided_hidden(self, works: list[Work], left: list[Work], hidden: Tensor) -> Tensor:
+        """The rows of ``left``, some of ``works``, whose logits are needed; nothing is copied where all are."""
+        rows = torch.tensor(decided_rows(works, left), dtype=torch.int64)
         return hidden if len(rows) == len(hidden) else hidden[rows.to(hidden.device)]
-
-    @staticmethod
-    def _decided_rows(works: list[Work]) -> Tensor:
-        """Indices of the rows whose logits are needed."""
-        rows: list[int] = []
-        end = 0
-        for work in works:
-            end += len(work.token_ids)
-            if work.verification is not None:
-                rows.extend(range(end - len(work.verification.draft_tokens) - 1, end))
-        return torch.tensor(rows, dtype=torch.int64)
 
     def _targets(self, works: list[Work], hidden: Tensor) -> list[int] | Tensor:
         """What the rows of all ``works`` are decided by: greedy tokens where nothing else is asked for, else logits."""
@@ -219,18 +220,26 @@ class LocalVerifier:
             return self._forward.greedy(hidden)
         return self._forward.logits(hidden)
 
-    def _decide(self, works: list[Work], targets: list[int] | Tensor) -> None:
-        """Accept or reject; commits. ``targets``: of the rows of all ``works``, in order."""
+    def _decide(
+        self, works: list[Work], targets: list[int] | Tensor, verdicts: Mapping[int, Sequence[RowVerdict]]
+    ) -> None:
+        """Accept or reject; commits. ``targets``: of the rows of all ``works`` without ``verdicts``, in order."""
         first = 0
         for work in works:
             verification, tenancy = work.verification, work.tenancy
             assert verification is not None and tenancy is not None
             drafts, length = verification.draft_tokens, verification.committed_len
-            rows = targets[first : first + len(drafts) + 1]
-            first += len(drafts) + 1
-            history = self._slots.history(work.slot, length + len(drafts))
-            self._compile_constraint(tenancy)
-            decision = decide_rows(verification, tenancy, history, self._draft_probs[work.slot], rows)
+            rows = targets[first : first]
+            if work.slot in verdicts:
+                decision = decide_by_verdicts(drafts, verdicts[work.slot])
+            else:
+                rows = targets[first : first + len(drafts) + 1]
+                first += len(drafts) + 1
+                history = self._slots.history(work.slot, length + len(drafts))
+                self._compile_constraint(tenancy)
+                draft_probs = self._draft_probs[work.slot]
+                draft_probs = draft_probs.cpu() if tenancy.sampling.needs_draft_probs else draft_probs
+                decision = decide_rows(verification, tenancy, history, draft_probs, rows)
             self._slots.set_cached(work.slot, tenancy, length + decision.accepted)
             work.result = VerifyResult(
                 slot=work.slot,

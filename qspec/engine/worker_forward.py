@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from qspec.config import StackConfig
 from qspec.engine.forward import DraftCache, DraftForward, Forward
 from qspec.engine.linears import drafter_linears, kernel_names, verifier_linears
-from qspec.engine.regions import KV_KEYS, KV_VALUES, TAIL_KEYS, TAIL_VALUES
+from qspec.engine.regions import DRAFT_PROBS, KV_KEYS, KV_VALUES, TAIL_KEYS, TAIL_VALUES
 from qspec.engine.torch_forward import TorchForward
 from qspec.engine.weights import fp32_tensors, shared_parts, stored_embedding
 from qspec.interfaces import Progress, VerifierDescription
@@ -36,10 +36,13 @@ def verifier_forward(
     if plan.backend is Backend.CUDA:
         from qspec.engine.cuda_decoder import CudaDecoder
         from qspec.engine.cuda_forward import CudaForward
+        from qspec.engine.cuda_warm_up import warm_up_verifier
 
         limits = verifier_limits(model, config, max_model_len)
         on_gpu = CudaForward(CudaDecoder(model, plan, parts, tensors, stored_embedding(arena, plan), limits))
-        on_gpu.warm_up(arena.tensor(KV_KEYS), arena.tensor(KV_VALUES), config.max_draft_length + 1, progress)
+        warm_up_verifier(
+            on_gpu, arena.tensor(KV_KEYS), arena.tensor(KV_VALUES), arena.tensor(DRAFT_PROBS),
+            config.max_draft_length + 1, progress)
         return on_gpu, names
     if plan.backend is Backend.CPU_NATIVE:
         from qspec.engine.native_forward import NativeForward, shared_threads  # loads the extension
@@ -59,7 +62,7 @@ def verifier_forward(
 
 def drafter_forward(
     arena: Arena, model: DecoderConfig, plan: MethodPlan, store: MethodPlan, parts: Mapping[str, Parts],
-    packed: Mapping[str, Linear], verifier: VerifierDescription, threads: int,
+    packed: Mapping[str, Linear], verifier: VerifierDescription, threads: int, progress: Progress,
 ) -> DraftForward:
     """The drafter's forward over the verifier's arena, which was laid out for ``store``.
 
@@ -71,6 +74,7 @@ def drafter_forward(
         from qspec.engine.cuda_buffers import PassLimits
         from qspec.engine.cuda_decoder import CudaDecoder
         from qspec.engine.cuda_forward import CudaForward
+        from qspec.engine.cuda_warm_up import warm_up_drafter
 
         limits = PassLimits.of(
             model, rows=verifier.max_slots, sequences=verifier.max_slots, positions=positions,
@@ -78,7 +82,7 @@ def drafter_forward(
         on_gpu = CudaForward(
             CudaDecoder(model, plan, parts, tensors, embedding, limits), max(verifier.max_draft_length, 1))
         tails = DraftCache(*map(arena.tensor, (KV_KEYS, KV_VALUES, TAIL_KEYS, TAIL_VALUES)))
-        on_gpu.warm_up_drafts(tails, verifier.max_slots)
+        warm_up_drafter(on_gpu, tails, arena.tensor(DRAFT_PROBS), verifier.max_slots, progress)
         return on_gpu
     if plan.backend is Backend.CPU_NATIVE:
         from qspec.engine.native_forward import NativeForward, shared_threads

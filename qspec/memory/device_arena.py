@@ -1,6 +1,6 @@
 """The arena of a stack on a GPU: what kernels read lies there, what the host decides by lies in host memory.
 
-Weights, KV blocks and tails are one ``CudaArena``. Leases, lengths, block tables and draft distributions are numbers
+Weights, KV blocks, tails and draft distributions are one ``CudaArena``. Leases, lengths and block tables are numbers
 that the processors of both workers read and write one at a time: on the GPU each would be a transfer and a wait, so
 they lie in a small ``HostArena`` beside it, and a pass takes what its kernels need along in the one copy that carries
 its tokens. One descriptor tells both: the GPU's handle, and the host's part as its file 1, whose descriptor is handed

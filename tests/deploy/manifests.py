@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -26,7 +27,9 @@ _VARIABLE = re.compile(r"\$\((\w+)\)")
 
 @functools.lru_cache
 def render(overlay: str) -> str:
-    """The overlay's manifests as one YAML stream."""
+    """The overlay's manifests as one YAML stream; from QSPEC_RENDERED/overlay.yaml on a machine without kubectl."""
+    if rendered := os.environ.get("QSPEC_RENDERED"):
+        return Path(rendered, f"{overlay}.yaml").read_text(encoding="utf-8")
     done = subprocess.run(
         [require_tool("kubectl"), "kustomize", str(KUBERNETES / "overlays" / overlay)],
         capture_output=True, text=True, timeout=60, check=False)
@@ -63,13 +66,19 @@ def programs(overlay: str) -> dict[str, Manifest]:
     return {name: each for name, each in containers(overlay).items() if each["command"][:2] == ["python", "-m"]}
 
 
-def arguments(overlay: str, container: Manifest) -> list[str]:
-    """The container's arguments as its program sees them: ``$(NAME)`` is taken from its environment."""
+def environment_of(overlay: str, container: Manifest) -> dict[str, str]:
+    """The container's environment beside its image's."""
     sources = {each["configMapRef"]["name"] for each in container.get("envFrom", [])}
     environment: dict[str, str] = {}
     for each in manifests(overlay):
         if each["kind"] == "ConfigMap" and each["metadata"]["name"] in sources:
             environment |= each["data"]
+    return environment | {each["name"]: each["value"] for each in container.get("env", [])}
+
+
+def arguments(overlay: str, container: Manifest) -> list[str]:
+    """The container's arguments as its program sees them: ``$(NAME)`` is taken from its environment."""
+    environment = environment_of(overlay, container)
     return [_VARIABLE.sub(lambda match: environment[match[1]], argument) for argument in container["args"]]
 
 

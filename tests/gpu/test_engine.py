@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,7 +22,10 @@ from qspec.models.decoder import Decoder
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(420)]
 
-SAMPLINGS = {"greedy": Sampling(), "seeded": Sampling(temperature=0.8, top_p=0.95, seed=7)}
+SAMPLINGS = {
+    "greedy": Sampling(), "seeded": Sampling(temperature=0.8, top_p=0.95, seed=7),
+    "whole": Sampling(temperature=1.0, seed=8), "filtered": Sampling(temperature=1.0, top_k=50, min_p=0.02, seed=9),
+}
 TOKENS = 64
 Texts = dict[str, list[list[int]]]
 
@@ -80,6 +84,25 @@ def test_text_does_not_depend_on_chunks_or_on_graphs(
     with pair_over(model, settings(model, max_batch_rows=20), quiet) as other:
         for name, sampling in SAMPLINGS.items():
             assert other.texts(other.sequences(4, TOKENS, 4, sampling)) == plain[name]
+
+
+@pytest.mark.parametrize("name", ["seeded", "whole", "filtered"])
+def test_the_host_draws_the_same_text(pair: Pair, plain: Texts, name: str) -> None:
+    """Who is told log-probabilities is drawn for on the host, by the reference: kernels agree with it."""
+    sequences = pair.sequences(4, TOKENS, 0, replace(SAMPLINGS[name], logprobs=0))
+    assert pair.texts(sequences) == plain[name]
+
+
+def test_warm_up_is_in_the_budget_and_decoding_adds_little(pair: Pair) -> None:
+    def graphs() -> int:
+        return sum(item.bytes for item in pair.verifier.describe().memory if "CUDA graphs" in item.name)
+
+    before, count = graphs(), pair.graphs
+    pair.texts(pair.sequences(2, 24, 4, SAMPLINGS["whole"]))
+    print(f"{count} graphs, {before / 1e6:.0f} MB in the verifier; then {pair.graphs}, {graphs() / 1e6:.0f} MB")
+    assert count > 20
+    assert before > 0
+    assert graphs() < before + (200 << 20)
 
 
 def test_quantised_activations_draft_for_the_same_text(model: ConvertedModel, plain: Texts) -> None:
