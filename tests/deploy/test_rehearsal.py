@@ -82,7 +82,7 @@ def test_a_missing_model_is_said_in_one_line(tmp_path: Path) -> None:
     (directory := tmp_path / "pod").mkdir()
     failing = Pod(OVERLAY, {"models": empty}, directory)
     try:
-        with pytest.raises(PodFailed, match=r"verifier ended with [1-9]\d*: error: model: /models/smollm2\.gguf"):
+        with pytest.raises(PodFailed, match=r'verifier ended with [1-9]\d*: \{.*"model: /models/smollm2\.gguf'):
             asyncio.run(failing.start())
         (line,) = failing.sandbox.containers["verifier"].log.read_text().splitlines()
         assert "Traceback" not in line
