@@ -30,6 +30,7 @@ from coordinator.engine_observer import Costs, EngineObserver
 from coordinator.generation import Generation, TextSource
 from coordinator.intake import Intake
 from coordinator.metrics.engine_metrics import EngineMetrics
+from coordinator.request_times import RequestTimes
 from coordinator.stream import MAX_BUFFERED_TOKENS, UNREAD_S, Stream
 from coordinator.telemetry import Telemetry
 from coordinator.tracing.tracer import UNTRACED_CALL, CallTrace
@@ -37,6 +38,7 @@ from coordinator.valid_request import ValidRequest
 from qspec.cost_calibration import calibrate as calibrate_costs
 from qspec.errors import QspecError, Unavailable, WorkerLost
 from qspec.interfaces import Drafter, DrafterDescription, Progress, Verifier, VerifierDescription
+from qspec.sequence import Sequence
 from qspec.speculation import SpeculationLoop
 
 logger = logging.getLogger(__name__)
@@ -137,7 +139,7 @@ class Engine:
         request_id, changed = request.request_id or self.admission.new_request_id(), asyncio.Event()
 
         def stream(choice: int) -> Stream:
-            sequence = request.sequence(str(next(self._sequence_ids)), self._eos_token_ids, choice)
+            sequence = request.sequence(str(next(self._sequence_ids)), self._eos_token_ids, choice, client)
             return Stream(
                 Generation(sequence, self._text_source(), request.stop, echo=request.echo), intake.cancel,
                 client=client, request_id=request_id, priority=request.priority,
@@ -303,7 +305,7 @@ class Engine:
             changed.append(stream)
             made[stream.client] = made.get(stream.client, 0) + len(commit.token_ids)
             piece = stream.generation.take(commit.token_ids, commit.logprobs)
-            self.metrics.tokens_came(stream.generation.times, len(piece.token_ids), commit.sequence.prompt_len)
+            self._count(commit.sequence, stream.generation.times, len(piece.token_ids))
             kept = stream.put(piece)
             if piece.ending is not None or not kept:
                 del self._streams[commit.sequence.request_id]
@@ -316,6 +318,13 @@ class Engine:
             self._observer.drafter_lost(drafter, self._loop.drafter_error or WorkerLost("the drafter is gone"))
         if time.monotonic() - self._costs_taken > COSTS_EVERY_S:
             self._take_costs()
+
+    def _count(self, sequence: Sequence, times: RequestTimes, tokens: int) -> None:
+        """Count what a round gave to one text."""
+        self.metrics.tokens_came(times, tokens, sequence.prompt_len)
+        looked = self._loop.description.prefix_cache and sequence.sampling.prompt_logprobs is None
+        if times.gap_s is None and looked:
+            self.metrics.prefix_looked_up(sequence.prompt_len, sequence.cached_prompt_tokens or 0)
 
     @property
     def _has_work(self) -> bool:

@@ -34,6 +34,8 @@ class Usage:
     """Token counts and times (seconds) of one request."""
 
     prompt_tokens: int
+    cached_prompt_tokens: int
+    """Of those, for which nothing had to be computed."""
     completion_tokens: int
     time_to_first_token_s: float
     total_s: float
@@ -125,6 +127,7 @@ class Generation:
             matched_token=self.sequence.matched_token if reason is FinishReason.STOP_TOKEN else None,
             usage=Usage(
                 prompt_tokens=self.sequence.prompt_len,
+                cached_prompt_tokens=self.sequence.cached_prompt_tokens or 0,
                 completion_tokens=self._completion_tokens,
                 time_to_first_token_s=self.times.time_to_first_token_s or 0.0,
                 total_s=now - self.times.queued,

@@ -89,6 +89,7 @@ def _add_ending(message: pb.GenerateResponse, ending: Ending) -> None:
     usage, stats = ending.usage, ending.stats
     message.usage.CopyFrom(pb.Usage(
         prompt_tokens=usage.prompt_tokens,
+        cached_prompt_tokens=usage.cached_prompt_tokens,
         completion_tokens=usage.completion_tokens,
         time_to_first_token_s=usage.time_to_first_token_s,
         total_s=usage.total_s,

@@ -28,6 +28,8 @@ MAX_ID_LENGTH = 128
 """Most characters of a request id, and of a client id."""
 MAX_PRIORITY = 100
 """Highest priority; its negative is the lowest."""
+MAX_SALT_BYTES = 256
+"""Longest ``cache_salt``, as UTF-8."""
 MAX_TIMEOUT_S = 86_400.0
 """Longest ``timeout_s``."""
 
@@ -98,6 +100,7 @@ def validate_request(
         request_id=message.request_id if message.HasField("request_id") else None,
         priority=message.priority,
         timeout_s=message.timeout_s if message.HasField("timeout_s") else None,
+        cache_salt=message.cache_salt,
     )
 
 
@@ -177,6 +180,8 @@ def _flow_violations(message: pb.GenerateRequest, limits: RequestLimits) -> Iter
         yield FieldViolation("priority", problem)
     if message.HasField("timeout_s") and (problem := timeout_problem(message.timeout_s)):
         yield FieldViolation("timeout_s", problem)
+    if (length := len(message.cache_salt.encode())) > MAX_SALT_BYTES:
+        yield FieldViolation("cache_salt", f"must have at most {MAX_SALT_BYTES} bytes, got {length}")
 
 
 def _length_violations(message: pb.GenerateRequest, room: int) -> Iterator[FieldViolation]:

@@ -36,12 +36,14 @@ class ValidRequest:
     request_id: str | None = None
     """As its client chose it."""
     priority: int = 0
-    """Among the waiting requests of its client the highest goes first."""
+    """Among the requests of its client the highest goes first where they wait, and the lowest gives way first."""
     timeout_s: float | None = None
     """Seconds from its arrival within which it has to be finished."""
+    cache_salt: str = ""
+    """It shares KV entries with requests of the same salt only."""
 
-    def sequence(self, name: str, eos_token_ids: frozenset[int], choice: int = 0) -> Sequence:
-        """What the decoding loop gets for one of the choices; ``name`` is unique there.
+    def sequence(self, name: str, eos_token_ids: frozenset[int], choice: int = 0, client: str = "") -> Sequence:
+        """What the decoding loop gets for one of the choices of ``client``'s request; ``name`` is unique there.
 
         The prompt's log-probabilities are the same for all, and told with the first.
         """
@@ -58,4 +60,7 @@ class ValidRequest:
             draft_length=self.draft_length,
             stop_token_ids=frozenset(self.stop_token_ids),
             constraint=self.constraint,
+            cache_salt=self.cache_salt,
+            client=client,
+            priority=self.priority,
         )

@@ -29,9 +29,16 @@ def add_stack_arguments(parser: argparse.ArgumentParser) -> None:
     """One option for each field of ``StackConfig``, with its default and its description."""
     group = parser.add_argument_group("stack")
     for field in fields(StackConfig):
+        option = f"--{field.name.replace('_', '-')}"
         description = _descriptions()[field.name].replace("``", "").replace("%", "%%")
+        if isinstance(field.default, bool):
+            default = "yes" if field.default else "no"
+            group.add_argument(
+                option, action=argparse.BooleanOptionalAction, default=field.default,
+                help=f"{description} (default: {default})")
+            continue
         group.add_argument(
-            f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default,
+            option, type=type(field.default), default=field.default,
             metavar=type(field.default).__name__.upper(), help=f"{description} (default: %(default)s)",
         )
 
@@ -43,9 +50,13 @@ def stack_config(args: argparse.Namespace) -> StackConfig:
 
 def stack_options(config: StackConfig) -> list[str]:
     """The command line that ``stack_config`` reads ``config`` from: what a parent gives its workers."""
-    return [
-        f"--{field.name.replace('_', '-')}={getattr(config, field.name)}" for field in fields(StackConfig)
-    ]
+    return [_option(field.name.replace("_", "-"), getattr(config, field.name)) for field in fields(StackConfig)]
+
+
+def _option(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name}={value}"
 
 
 def add_process_arguments(parser: argparse.ArgumentParser, *, listen: str | None = None) -> None:

@@ -53,6 +53,8 @@ class StackConfig:
     """Positions per KV block; also the fixed split of attention."""
     max_batch_rows: int = 512
     """Most rows in one verify batch; longer prompts are prefilled in chunks."""
+    prefix_cache: bool = True
+    """Whether KV blocks are kept as long as there is room, and used again for texts that begin alike."""
     threads: int = 0
     """CPU threads per worker; 0 takes what the process may use."""
     kernels: str = "auto"

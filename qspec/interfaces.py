@@ -130,6 +130,8 @@ class VerifierDescription:
     """The same of its own."""
     auto_reason: str = ""
     """Why ``auto`` stands for what it does, for people; empty where both methods were named."""
+    prefix_cache: bool = False
+    """Whether it looks for the entries of an admission's ``token_ids``."""
 
     @property
     def epoch(self) -> int:
@@ -249,11 +251,19 @@ class Admission:
     """Leading tokens that were not generated (after a recovery, the prefilled tokens are more than those)."""
     constraint: Constraint | None = None
     """What the generated tokens have to make."""
+    token_ids: tuple[int, ...] = ()
+    """Committed tokens from the first on, the pending one left out, for the verifier to find entries that it has; none:
+    it looks for none. Whoever is told ``prompt_logprobs`` gives none: they come of rows that are computed."""
+    cache_salt: str = ""
+    """Entries are shared between tenancies of the same salt only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefillChunk:
-    """Committed tokens to enter at positions ``start…``; ``start`` is at most the slot's cached length."""
+    """Committed tokens to enter at positions ``start…``; ``start`` is at most the slot's cached length.
+
+    Those at positions that are cached already are passed over.
+    """
 
     slot: int
     lease: int
@@ -302,7 +312,8 @@ class VerifyResult:
 
     ``cached_len`` is the number of valid cached positions afterwards (L' - 1 for a verified sequence of new committed
     length L'), ``reserved_len`` the number of positions that have blocks. ``logprobs``: one for each of ``token_ids``
-    where they are asked for. ``prompt_logprobs``: those of the prompt tokens behind the prefilled ones.
+    where they are asked for. ``prompt_logprobs``: those of the prompt tokens behind the prefilled ones. ``reused_len``:
+    positions whose entries were there already when the tenancy began.
     """
 
     slot: int
@@ -314,6 +325,7 @@ class VerifyResult:
     reserved_len: int
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    reused_len: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -325,6 +337,8 @@ class VerifyAnswer:
     results: tuple[VerifyResult, ...]
     free_blocks: int
     timings: StageTimings
+    prefill_rows: int = 0
+    """Rows that were computed for prefill chunks."""
 
 
 class Drafter(Protocol):

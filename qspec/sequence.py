@@ -8,6 +8,7 @@ from enum import Enum
 from qspec.acceptance_estimate import AcceptanceEstimate
 from qspec.constraint import Constraint
 from qspec.interfaces import Sampling, TokenLogprobs
+from qspec.prefix_hash import extend_hashes
 
 
 class FinishReason(Enum):
@@ -73,6 +74,12 @@ class Sequence:
     """End the text like an end-of-sequence token, which they may be, too."""
     constraint: Constraint | None = None
     """What the text has to be."""
+    cache_salt: str = ""
+    """KV entries are shared with sequences of the same salt only."""
+    client: str = ""
+    """Who asks for it."""
+    priority: int = 0
+    """Among the client's own: the lowest gives way first."""
 
     tokens: list[int] = field(init=False)
     """Committed tokens: the prompt, then what was generated."""
@@ -88,6 +95,12 @@ class Sequence:
     admitted: bool = field(init=False, default=False)
     """Whether the verifier knows of the tenancy."""
     cached_len: int = field(init=False, default=0)
+    arrival: int = field(init=False, default=0)
+    """Place in the order in which sequences came."""
+    cached_prompt_tokens: int | None = field(init=False, default=None)
+    """Tokens of the prompt whose entries the verifier had already when it admitted the sequence first."""
+    _block_names: list[bytes] = field(init=False, default_factory=list, repr=False)
+    _named_size: int = field(init=False, default=0, repr=False)
 
     def __post_init__(self) -> None:
         if not self.prompt or self.max_tokens < 1:
@@ -125,6 +138,29 @@ class Sequence:
         if self.sampling.prompt_logprobs is None or len(self.prompt_logprobs) < self.prompt_len - 1:
             return self.sampling
         return replace(self.sampling, prompt_logprobs=None)
+
+    @property
+    def reusable_tokens(self) -> tuple[int, ...]:
+        """Tokens whose entries the verifier may take from others: none while it has to tell how probable each was."""
+        return tuple(self.tokens[:-1]) if self.reuses else ()
+
+    @property
+    def reuses(self) -> bool:
+        """Whether there are such tokens."""
+        return len(self.tokens) > 1 and self.tenancy_sampling.prompt_logprobs is None
+
+    def block_names(self, block_size: int) -> list[bytes]:
+        """Names of the full KV blocks of all tokens but the pending one (``qspec.prefix_hash``); not to be changed."""
+        if self._named_size != block_size:
+            self._block_names, self._named_size = [], block_size
+        if (len(self._block_names) + 1) * block_size < len(self.tokens):
+            extend_hashes(self._block_names, self.tokens[:-1], block_size, self.cache_salt)
+        return self._block_names
+
+    def note_reused(self, reused_len: int) -> None:
+        """The verifier had the entries of so many positions; what it has after a recomputation does not count."""
+        if self.cached_prompt_tokens is None:
+            self.cached_prompt_tokens = min(reused_len, self.prompt_len)
 
     def token_behind(self, cached_len: int) -> int | None:
         """What a chunk has to say of the token behind it: nothing, unless the verifier is to tell how probable it was.

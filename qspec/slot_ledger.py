@@ -2,16 +2,19 @@
 
 The verifier executes what this ledger decides: admissions and releases travel with the next batch. A sequence that
 loses its slot (KV blocks ran out, or the verifier was lost) goes first in the queue and is computed again from its
-committed tokens.
+committed tokens; the verifier may still have the entries of some.
 """
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import time
 from collections import deque
 
 from qspec.errors import ContractViolation
 from qspec.interfaces import Release
+from qspec.prefix_sharing import PrefixSharing
 from qspec.sequence import Sequence
 
 
@@ -25,7 +28,9 @@ class SlotLedger:
         self.free_blocks = 0
         self.preemptions = 0
         """Sequences that had to give way because KV blocks ran out."""
+        self.sharing = PrefixSharing(1, enabled=False)
         self._free_slots: list[int] = []
+        self._arrivals = itertools.count()
         self._lease = time.time_ns()  # above those of any loop that used the same verifier before
 
     def new_lease(self) -> int:
@@ -33,8 +38,9 @@ class SlotLedger:
         self._lease += 1
         return self._lease
 
-    def start_over(self, slots: int, free_blocks: int) -> None:
+    def start_over(self, slots: int, free_blocks: int, sharing: PrefixSharing) -> None:
         """A verifier with all slots free: everyone who had one queues again, in the order in which they came."""
+        self.sharing = sharing
         self.releases.clear()
         self._free_slots = list(range(slots))
         self.free_blocks = free_blocks
@@ -42,26 +48,37 @@ class SlotLedger:
             self._requeue(sequence)
         self.running.clear()
 
-    def has_room(self, sequence: Sequence, block_size: int) -> bool:
+    def enqueue(self, sequence: Sequence) -> None:
+        """Put a new sequence last in the queue."""
+        sequence.arrival = next(self._arrivals)
+        self.waiting.append(sequence)
+
+    def has_room(self, sequence: Sequence) -> bool:
         """Whether a sequence that is queued now would get a slot at once, behind those that wait already."""
         if len(self.waiting) >= len(self._free_slots):
             return False
-        needed = sum(_first_blocks(one, block_size) for one in (*self.waiting, sequence))
+        held, needed = self.sharing.names_held(self.running), 0
+        for one in (*self.waiting, sequence):
+            needed += self.sharing.first_blocks(one, held)
+            held.update(self.sharing.names(one))
         return needed <= self.free_blocks or not (self.waiting or self.running or self.releases)
 
-    def admit(self, block_size: int) -> None:
-        """Give free slots to waiting sequences, in order, as long as their tokens fit into free blocks."""
-        free_blocks = self.free_blocks
+    def admit(self) -> None:
+        """Give free slots to waiting sequences, in order, as long as their tokens fit into free and shared blocks."""
+        if not self.waiting or not self._free_slots:
+            return
+        free_blocks, held = self.free_blocks, self.sharing.names_held(self.running)
         while self.waiting and self._free_slots:
             sequence = self.waiting[0]
-            needed = _first_blocks(sequence, block_size)
+            needed = self.sharing.first_blocks(sequence, held)
             if needed > free_blocks and (self.running or self.releases):
                 return
             free_blocks -= needed
+            held.update(self.sharing.names(sequence))
             self.waiting.popleft()
             sequence.slot, sequence.lease = self._free_slots.pop(), self.new_lease()
             sequence.admitted, sequence.cached_len = False, 0
-            self.running.append(sequence)
+            bisect.insort(self.running, sequence, key=lambda one: one.arrival)
 
     def remove(self, sequence: Sequence) -> None:
         """Drop a sequence, wherever it is."""
@@ -81,11 +98,18 @@ class SlotLedger:
         self._requeue(sequence)
 
     def preempt(self) -> None:
-        """KV blocks ran out: the newest sequence gives way until there is room again."""
+        """KV blocks ran out: one sequence gives way, until there is room again; not while others are given back anyway.
+
+        The client of the newest one gives way, with the newest of its lowest priority: a priority orders a client's own
+        sequences and takes nothing from others.
+        """
+        if self.releases:
+            return
         if len(self.running) < 2:
             raise ContractViolation("one sequence alone exceeds the KV cache")
         self.preemptions += 1
-        self.recompute(self.running[-1])
+        own = [sequence for sequence in self.running if sequence.client == self.running[-1].client]
+        self.recompute(max(own, key=lambda sequence: (-sequence.priority, sequence.arrival)))
 
     def confirm(self, releases: tuple[Release, ...], free_blocks: int) -> None:
         """The verifier has taken ``releases`` back and has ``free_blocks``."""
@@ -96,8 +120,3 @@ class SlotLedger:
     def _requeue(self, sequence: Sequence) -> None:
         sequence.stats.recomputations += 1
         self.waiting.appendleft(sequence)
-
-
-def _first_blocks(sequence: Sequence, block_size: int) -> int:
-    """Blocks that a sequence needs to begin with: for its tokens and one more."""
-    return -(-(len(sequence.tokens) + 1) // block_size)

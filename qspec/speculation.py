@@ -36,6 +36,7 @@ from qspec.interfaces import (
     VerifyBatch,
     VerifyResult,
 )
+from qspec.prefix_sharing import PrefixSharing
 from qspec.round_report import RoundReport
 from qspec.sequence import FinishReason, Sequence
 from qspec.slot_ledger import SlotLedger
@@ -83,6 +84,8 @@ class SpeculationLoop:
         self.policy = DraftLengthPolicy(0)
         self.cost_recorder: CostObserver | None = None
         """Takes measurements in the place of the policy's cost table, while there is one."""
+        self.prefill_rows = 0
+        """Rows that verifiers computed to enter tokens without deciding on them, since the loop began."""
         self.drafter_error: QspecError | None = None
         self.drafter: DrafterDescription | None = None
         self.report: RoundReport | None = None
@@ -102,7 +105,8 @@ class SpeculationLoop:
         if self.policy.longest != description.max_draft_length:
             self.policy = DraftLengthPolicy(description.max_draft_length)
         self._forget_drafter(None)
-        self._ledger.start_over(description.max_slots, self._claim_slots())
+        sharing = PrefixSharing(description.block_size, description.prefix_cache)
+        self._ledger.start_over(description.max_slots, self._claim_slots(), sharing)
         return description
 
     def _claim_slots(self) -> int:
@@ -165,13 +169,13 @@ class SpeculationLoop:
 
     def has_room(self, sequence: Sequence) -> bool:
         """Whether the sequence, added now, would run in the next round."""
-        return self._ledger.has_room(sequence, self.description.block_size)
+        return self._ledger.has_room(sequence)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; it gets a slot when one is free. It must fit into the verifier's ``max_model_len``."""
         if len(sequence.tokens) >= self.description.max_model_len:
             raise ContractViolation(f"{len(sequence.tokens)} tokens do not leave room for a new one")
-        self._ledger.waiting.append(sequence)
+        self._ledger.enqueue(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Drop a sequence (cancelled, or stopped by its text); slot and blocks are given back with the next step."""
@@ -193,7 +197,7 @@ class SpeculationLoop:
         with them. A lost drafter is noted in ``drafter_error``, and the round goes on without drafts.
         """
         this = _Round(self._next_round(), self.clock())
-        self._ledger.admit(self.description.block_size)
+        self._ledger.admit()
         lengths = self._choose_draft_lengths()
         self._draft(this, lengths)
         batch = self._verify_batch(this)
@@ -203,6 +207,7 @@ class SpeculationLoop:
         this.rpc_s += verify_s - answer.timings.total_ns * 1e-9
         self._observe_verify(batch, verify_s)
         self._ledger.confirm(batch.releases, answer.free_blocks)
+        self.prefill_rows += answer.prefill_rows
         commits = self._apply(this, answer, verify_s)
         self.report = self._report(this, batch, answer, verify_s)
         return commits
@@ -284,13 +289,18 @@ class SpeculationLoop:
         rows = self.description.max_batch_rows
         admissions, chunks, verifications = [], [], []
         ready = {sequence.slot for sequence in self._ledger.running if sequence.ready}
+        held_back = self._ledger.sharing.held_back(self._ledger.running)
         rows -= sum(1 + len(this.drafts.get(slot, ())) for slot in ready)
         for sequence in self._ledger.running:
             slot, lease, tokens = sequence.slot, sequence.lease, sequence.tokens
+            if slot in held_back:
+                continue
             if not sequence.admitted:
                 admissions.append(Admission(
                     slot=slot, lease=lease, sampling=sequence.tenancy_sampling, prompt_len=sequence.prompt_len,
-                    constraint=sequence.constraint))
+                    constraint=sequence.constraint,
+                    token_ids=sequence.reusable_tokens if self.description.prefix_cache else (),
+                    cache_salt=sequence.cache_salt))
             if slot not in ready:
                 missing = tuple(tokens[sequence.cached_len : len(tokens) - 1][: max(rows, 0)])
                 if missing:
@@ -353,6 +363,7 @@ class SpeculationLoop:
 
     def _commit(self, this: _Round, sequence: Sequence, result: VerifyResult) -> list[Commit]:
         """One sequence's new tokens, if it was decided on."""
+        sequence.note_reused(result.reused_len)
         sequence.note_prompt_logprobs(sequence.cached_len, result.prompt_logprobs)
         sequence.cached_len = result.cached_len
         dead_end = result.outcome is SlotOutcome.DEAD_END

@@ -43,6 +43,7 @@ from qspec.interfaces import (
     VerifyResult,
 )
 from qspec.memory.fd_passing import receive_fds
+from qspec.prefix_hash import prefix_hashes
 from tests.toy_model import next_token
 
 VOCAB_FINGERPRINT = "toy-vocabulary"
@@ -104,6 +105,8 @@ class _Slot:
     sampling: Sampling = field(default_factory=Sampling)
     prompt_len: int = 0
     cached: list[int] = field(default_factory=list)
+    salt: str = ""
+    reused: int = 0
     blocks: int = 0
     answered_len: int = 0
     answer: VerifyResult | None = None
@@ -115,9 +118,10 @@ class FakeVerifier:
     def __init__(
         self, *, vocab_size: int = 97, num_blocks: int = 64, max_slots: int = 4, block_size: int = 4,
         max_model_len: int = 256, max_draft_length: int = 8, max_batch_rows: int = 64, epoch: int | None = None,
-        delay_s: float = 0.0, methods: tuple[str, str] = ("toy", "toy"),
+        delay_s: float = 0.0, methods: tuple[str, str] = ("toy", "toy"), prefix_cache: bool = False,
     ) -> None:
-        """``methods``: what it says of the drafter's and its own."""
+        """``methods``: what it says of the drafter's and its own. ``prefix_cache``: it knows every text that it was
+        ever told, in full blocks; each sequence has blocks of its own for it all the same."""
         self._arena_fd = os.memfd_create("fake-arena")
         os.ftruncate(self._arena_fd, FakeArena.size(max_slots, max_model_len))
         self.delay_s = delay_s
@@ -140,8 +144,9 @@ class FakeVerifier:
             vocab_fingerprint=VOCAB_FINGERPRINT, max_model_len=max_model_len, max_slots=max_slots,
             max_draft_length=max_draft_length, max_batch_rows=max_batch_rows, block_size=block_size,
             num_blocks=num_blocks, arena=arena, memory=(MemoryItem(name="toy", bytes=arena.size, shared=True),),
-            kernel="toy", draft_quantization=methods[0], verify_quantization=methods[1],
+            kernel="toy", draft_quantization=methods[0], verify_quantization=methods[1], prefix_cache=prefix_cache,
         )
+        self._known: set[bytes] = set()
 
     @property
     def arena_fds(self) -> tuple[int, ...]:
@@ -160,6 +165,7 @@ class FakeVerifier:
         if self.delay_s:
             time.sleep(self.delay_s)
         results: dict[int, VerifyResult] = {}
+        self._prefill_rows = 0
         for release in batch.releases:
             self._release(release)
         for admission in batch.admissions:
@@ -179,7 +185,7 @@ class FakeVerifier:
         total = time.perf_counter_ns() - started
         return VerifyAnswer(
             epoch=batch.epoch, round=batch.round, results=tuple(results.values()), free_blocks=self._free_blocks,
-            timings=StageTimings(forward_ns=total, total_ns=total),
+            timings=StageTimings(forward_ns=total, total_ns=total), prefill_rows=self._prefill_rows,
         )
 
     def close(self) -> None:
@@ -210,6 +216,9 @@ class FakeVerifier:
         tokens += [t for v in batch.verifications for t in (v.pending_token, *v.draft_tokens)]
         for admission in batch.admissions:
             tokens += [*dict(admission.sampling.logit_bias), *admission.sampling.ending_token_ids]
+            tokens += admission.token_ids
+            if admission.token_ids and admission.sampling.prompt_logprobs is not None:
+                raise ContractViolation("what is told of a prompt is computed, not found")
         if any(not 0 <= token < about.vocab_size for token in tokens):
             raise ContractViolation(f"tokens are 0..{about.vocab_size - 1}")
 
@@ -229,8 +238,19 @@ class FakeVerifier:
             self._release(Release(slot=admission.slot, lease=slot.lease))
             self._slots[admission.slot] = _Slot(
                 lease=admission.lease, held=True, sampling=admission.sampling, prompt_len=admission.prompt_len)
-            self._arena.write(admission.slot, admission.lease, [])
+            self._reuse(admission)
         return self._result(admission.slot, admission.lease, SlotOutcome.OK)
+
+    def _reuse(self, admission: Admission) -> None:
+        """Begin with as much as is known, if it is looked for at all."""
+        slot, size = self._slots[admission.slot], self._description.block_size
+        slot.salt = admission.cache_salt
+        if self._description.prefix_cache:
+            names = prefix_hashes(admission.token_ids, size, slot.salt)
+            known = next((index for index, name in enumerate(names) if name not in self._known), len(names)) * size
+            if self._reserve(slot, known):
+                slot.cached, slot.reused = list(admission.token_ids[:known]), known
+        self._arena.write(admission.slot, slot.lease, slot.cached)
 
     def _prefill(self, chunk: PrefillChunk) -> VerifyResult:
         slot = self._slots[chunk.slot]
@@ -240,7 +260,9 @@ class FakeVerifier:
             raise ContractViolation("the token behind a chunk is missing")
         if not self._reserve(slot, chunk.start + len(chunk.token_ids)):
             return self._result(chunk.slot, chunk.lease, SlotOutcome.NO_BLOCKS)
-        slot.cached += chunk.token_ids[len(slot.cached) - chunk.start :]
+        new = chunk.token_ids[len(slot.cached) - chunk.start :]
+        slot.cached += new
+        self._prefill_rows += len(new)
         self._arena.write(chunk.slot, slot.lease, slot.cached)
         behind = [*chunk.token_ids[1:], *(() if chunk.next_token is None else (chunk.next_token,))]
         told = fake_logprobs(behind[: max(slot.prompt_len - 1 - chunk.start, 0)], slot.sampling.prompt_logprobs)
@@ -249,6 +271,7 @@ class FakeVerifier:
     def _undo(self, slot_index: int, cached_len: int, result: VerifyResult) -> VerifyResult:
         """Without blocks for all of it, nothing of the slot's part of the batch is done."""
         slot = self._slots[slot_index]
+        self._prefill_rows -= len(slot.cached) - cached_len
         del slot.cached[cached_len:]
         self._arena.write(slot_index, slot.lease, slot.cached)
         return replace(result, cached_len=cached_len)
@@ -292,10 +315,12 @@ class FakeVerifier:
         self, slot: int, lease: int, outcome: SlotOutcome, *, accepted: int = 0, tokens: tuple[int, ...] = ()
     ) -> VerifyResult:
         state = self._slots[slot]
+        if self._description.prefix_cache:
+            self._known.update(prefix_hashes(state.cached, self._description.block_size, state.salt))
         logprobs = fake_logprobs(tokens, state.sampling.logprobs)
         return VerifyResult(
             slot=slot, lease=lease, outcome=outcome, accepted=accepted, token_ids=tokens, cached_len=len(state.cached),
-            reserved_len=state.blocks * self._description.block_size, logprobs=logprobs,
+            reserved_len=state.blocks * self._description.block_size, logprobs=logprobs, reused_len=state.reused,
         )
 
 

@@ -60,6 +60,7 @@ class Answer:
             "matched_stop_token": self.last.matched_stop_token if self.last.HasField("matched_stop_token") else None,
             "usage": {
                 "prompt_tokens": usage.prompt_tokens,
+                "cached_prompt_tokens": usage.cached_prompt_tokens,
                 "completion_tokens": usage.completion_tokens,
                 "tokens_per_second": usage.tokens_per_second,
                 "time_to_first_token_s": usage.time_to_first_token_s,

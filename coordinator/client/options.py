@@ -29,7 +29,7 @@ from qspec.v1 import generation_pb2 as pb
 
 _STACK_OPTIONS = (
     "model", "draft_quantization", "verify_quantization", "draft_overrides", "verify_overrides", "threads",
-    "kernels", "device",
+    "prefix_cache", "kernels", "device",
 )
 
 
@@ -125,6 +125,8 @@ def _parser() -> argparse.ArgumentParser:
         "other methods for single layers of the drafter, the last match wins: lm_head=none,layers.0.*=int8"))
     add("--verify-overrides", metavar="GLOB=METHOD,...", help="the same for the verifier")
     add("--threads", type=int, metavar="N", help="CPU threads per worker (default: what there is)")
+    add("--prefix-cache", action=argparse.BooleanOptionalAction, help=(
+        "whether prompts that begin alike are computed once (default: yes)"))
     add("--kernels", choices=KERNELS, help=(
         f"what computes: native kernels, torch's operations, or auto (default: {default.kernels})"))
     add("--device", choices=DEVICES, help=(

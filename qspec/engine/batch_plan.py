@@ -38,6 +38,11 @@ class Work:
         """First position behind the rows."""
         return self.start + len(self.token_ids)
 
+    @property
+    def decided_rows(self) -> int:
+        """How many of the rows, the last ones, are decided on; the others prefill."""
+        return 0 if self.verification is None else 1 + len(self.verification.draft_tokens)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLimits:
@@ -65,6 +70,11 @@ class BatchPlanner:
             work = self._work(works, admission.slot, admission.lease)
             self._valid_tokens([token for token, _ in admission.sampling.logit_bias])
             self._valid_tokens(admission.sampling.ending_token_ids)
+            self._valid_tokens(admission.token_ids)
+            if len(admission.token_ids) > self._limits.max_model_len:
+                raise ContractViolation(f"slot {admission.slot} would pass {self._limits.max_model_len} positions")
+            if admission.token_ids and admission.sampling.prompt_logprobs is not None:
+                raise ContractViolation("log-probabilities of a prompt come of rows that are computed, not found")
             if self._slots.admit(admission):
                 work.tenancy, work.outcome = self._slots.get(admission.slot, admission.lease), SlotOutcome.OK
         for chunk in batch.prefill_chunks:

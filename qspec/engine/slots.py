@@ -1,4 +1,8 @@
-"""The verifier's memory of who sits in which slot."""
+"""The verifier's memory of who sits in which slot, and of what lies in its KV blocks.
+
+Full blocks of committed tokens are named by them, and a tenancy that says its tokens begins with the blocks that have
+them already (``qspec.memory.prefix_blocks``). The drafter reads block tables, so it has a part in that without knowing.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,8 @@ from qspec.errors import ContractViolation
 from qspec.grammar_matcher import GrammarMatcher
 from qspec.interfaces import Admission, Release, Sampling, TokenLogprobs, VerifyResult
 from qspec.memory.attachment import Arena
-from qspec.memory.kv_blocks import BlockAllocator
+from qspec.memory.prefix_blocks import PrefixBlocks
+from qspec.prefix_hash import block_hash, prefix_hashes, root_hash
 
 
 @dataclass(slots=True)
@@ -28,7 +33,13 @@ class Tenancy:
     matcher: GrammarMatcher | None = None
     """Follows the generated tokens, once it was needed."""
     blocks: list[int] = field(default_factory=list)
+    block_names: list[bytes] = field(default_factory=list)
+    """Of the first of them: the full ones."""
+    root: bytes = b""
+    """What the first name is made of, beside its tokens: the salt."""
     cached_len: int = 0
+    reused_len: int = 0
+    """Positions that were cached when it began."""
     prefilled_from: int = -1
     """Where the last prefilled chunk began that log-probabilities of the prompt came of,"""
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
@@ -46,12 +57,14 @@ class Tenancy:
 class SlotTable:
     """Tenancies by slot, mirrored into the arena's batch state for the drafter."""
 
-    def __init__(self, arena: Arena, num_blocks: int, block_size: int) -> None:
+    def __init__(self, arena: Arena, num_blocks: int, block_size: int, *, prefix_cache: bool = True) -> None:
+        """``prefix_cache``: whether blocks are found again by their tokens."""
         self._leases, self._cached = arena.tensor(SLOT_LEASES), arena.tensor(SLOT_CACHED)
         self._block_tables = arena.tensor(BLOCK_TABLES)
         self._tokens, self._prompts = arena.tensor(SLOT_TOKENS), arena.tensor(SLOT_PROMPTS)
         self._block_size = block_size
-        self._blocks = BlockAllocator(num_blocks)
+        self._prefix_cache = prefix_cache
+        self._blocks = PrefixBlocks(num_blocks, keep=prefix_cache)
         self._tenancies: dict[int, Tenancy] = {}
         self._leases.zero_()
         self._cached.zero_()
@@ -79,10 +92,13 @@ class SlotTable:
             return False
         if current is not None:
             self.release(Release(slot=admission.slot, lease=current.lease))
-        self._tenancies[admission.slot] = Tenancy(
-            admission.lease, admission.sampling, admission.prompt_len, admission.constraint)
+        tenancy = self._tenancies[admission.slot] = Tenancy(
+            admission.lease, admission.sampling, admission.prompt_len, admission.constraint,
+            root=root_hash(admission.cache_salt))
         self._prompts[admission.slot] = admission.prompt_len
         self._leases[admission.slot] = admission.lease
+        if self._prefix_cache and admission.token_ids:
+            self._reuse(tenancy, admission)
         return True
 
     def release(self, release: Release) -> None:
@@ -105,8 +121,7 @@ class SlotTable:
         before = len(tenancy.blocks)
         if not self._blocks.extend(tenancy.blocks, missing):
             return False
-        for index in range(before, len(tenancy.blocks)):
-            self._block_tables[slot, index] = tenancy.blocks[index]
+        self._enter_blocks(slot, tenancy, before)
         return True
 
     def reserved_len(self, tenancy: Tenancy) -> int:
@@ -114,9 +129,11 @@ class SlotTable:
         return len(tenancy.blocks) * self._block_size
 
     def set_cached(self, slot: int, tenancy: Tenancy, length: int) -> None:
-        """State how many cached positions are valid."""
+        """State how many cached positions are valid, their tokens being entered."""
         tenancy.cached_len = length
         self._cached[slot] = length
+        if self._prefix_cache:
+            self._name_blocks(slot, tenancy)
 
     def enter_tokens(self, slot: int, start: int, token_ids: Sequence[int]) -> None:
         """Note the tokens at positions ``start…``; those of rejected drafts are overwritten, as their entries are."""
@@ -125,6 +142,29 @@ class SlotTable:
     def history(self, slot: int, length: int) -> Tensor:
         """The first ``length`` tokens that were entered: int64 ``[length]``."""
         return self._tokens[slot, :length].long()
+
+    def _reuse(self, tenancy: Tenancy, admission: Admission) -> None:
+        """Begin with the blocks that have the first tokens already."""
+        names = prefix_hashes(admission.token_ids, self._block_size, admission.cache_salt)
+        tenancy.blocks = self._blocks.take(names)
+        tenancy.block_names = names[: len(tenancy.blocks)]
+        tenancy.reused_len = self.reserved_len(tenancy)
+        self._enter_blocks(admission.slot, tenancy, 0)
+        self.enter_tokens(admission.slot, 0, admission.token_ids[: tenancy.reused_len])
+        self.set_cached(admission.slot, tenancy, tenancy.reused_len)
+
+    def _enter_blocks(self, slot: int, tenancy: Tenancy, first: int) -> None:
+        """Tell the drafter of a tenancy's blocks from the ``first`` on."""
+        for index in range(first, len(tenancy.blocks)):
+            self._block_tables[slot, index] = tenancy.blocks[index]
+
+    def _name_blocks(self, slot: int, tenancy: Tenancy) -> None:
+        """Name the blocks that have become full: nothing is written to them any more."""
+        names, size = tenancy.block_names, self._block_size
+        for index in range(len(names), tenancy.cached_len // size):
+            tokens = self._tokens[slot, index * size : (index + 1) * size].tolist()
+            names.append(block_hash(names[-1] if names else tenancy.root, tokens))
+            self._blocks.name(tenancy.blocks[index], names[-1])
 
     def _check(self, slot: int) -> None:
         if not 0 <= slot < len(self._leases):

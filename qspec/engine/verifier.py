@@ -75,7 +75,8 @@ class LocalVerifier:
         self._draft_probs = self.arena.tensor(DRAFT_PROBS)
         self._grammars = Grammars(
             lambda: Tokenizer.load(model.tokenizer_directory), vocab_size=model.config.vocab_size)
-        self._slots = SlotTable(self.arena, config.kv_tokens // config.block_size, config.block_size)
+        self._slots = SlotTable(
+            self.arena, config.kv_tokens // config.block_size, config.block_size, prefix_cache=config.prefix_cache)
         self._planner = BatchPlanner(self._slots, self.arena.tensor(DRAFT_ROUNDS), BatchLimits(
             max_batch_rows=config.max_batch_rows, max_draft_length=config.max_draft_length,
             max_model_len=self._max_model_len, vocab_size=model.config.vocab_size,
@@ -142,6 +143,7 @@ class LocalVerifier:
             draft_quantization=config.draft_quantization,
             verify_quantization=config.verify_quantization,
             auto_reason=self._auto_reason,
+            prefix_cache=config.prefix_cache,
         )
 
     def verify(self, batch: VerifyBatch) -> VerifyAnswer:
@@ -177,6 +179,7 @@ class LocalVerifier:
                 sample_ns=done - forwarded,
                 total_ns=done - started,
             ),
+            prefill_rows=sum(len(work.token_ids) - work.decided_rows for work in computed),
         )
 
     def close(self) -> None:
@@ -209,8 +212,7 @@ class LocalVerifier:
         end = 0
         for work in works:
             end += len(work.token_ids)
-            if work.verification is not None:
-                rows.extend(range(end - len(work.verification.draft_tokens) - 1, end))
+            rows.extend(range(end - work.decided_rows, end))
         return torch.tensor(rows, dtype=torch.int64)
 
     def _targets(self, works: list[Work], hidden: Tensor) -> list[int] | Tensor:
@@ -242,6 +244,7 @@ class LocalVerifier:
                 reserved_len=self._slots.reserved_len(tenancy),
                 logprobs=_logprobs(rows, decision.token_ids, tenancy.sampling.logprobs),
                 prompt_logprobs=work.prompt_logprobs,
+                reused_len=tenancy.reused_len,
             )
             tenancy.answered_len, tenancy.answer = length, work.result
 
@@ -263,6 +266,7 @@ class LocalVerifier:
             cached_len=tenancy.cached_len if tenancy else 0,
             reserved_len=self._slots.reserved_len(tenancy) if tenancy else 0,
             prompt_logprobs=work.prompt_logprobs,
+            reused_len=tenancy.reused_len if tenancy else 0,
         )
 
 

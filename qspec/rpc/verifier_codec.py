@@ -42,6 +42,7 @@ def description_to_pb(about: VerifierDescription) -> verifier_pb2.DescribeRespon
         draft_quantization=about.draft_quantization,
         verify_quantization=about.verify_quantization,
         auto_reason=about.auto_reason,
+        prefix_cache=about.prefix_cache,
     )
 
 
@@ -54,7 +55,7 @@ def description_from_pb(message: verifier_pb2.DescribeResponse) -> VerifierDescr
         max_batch_rows=message.max_batch_rows, block_size=message.block_size, num_blocks=message.num_blocks,
         arena=arena_from_pb(message.arena), memory=memory_from_pb(message.memory), kernel=message.kernel,
         draft_quantization=message.draft_quantization, verify_quantization=message.verify_quantization,
-        auto_reason=message.auto_reason,
+        auto_reason=message.auto_reason, prefix_cache=message.prefix_cache,
     )
 
 
@@ -67,7 +68,7 @@ def verify_batch_to_pb(batch: VerifyBatch) -> verifier_pb2.VerifyRequest:
         admissions=[
             verifier_pb2.Admission(
                 slot=a.slot, lease=a.lease, sampling=sampling_to_pb(a.sampling), prompt_len=a.prompt_len,
-                **constraint_to_pb(a.constraint))
+                token_ids=a.token_ids, cache_salt=a.cache_salt, **constraint_to_pb(a.constraint))
             for a in batch.admissions
         ],
         prefill_chunks=[
@@ -95,7 +96,7 @@ def verify_batch_from_pb(message: verifier_pb2.VerifyRequest) -> VerifyBatch:
         admissions=tuple(
             Admission(
                 slot=a.slot, lease=a.lease, sampling=sampling_from_pb(a.sampling), prompt_len=a.prompt_len,
-                constraint=constraint_from_pb(a))
+                constraint=constraint_from_pb(a), token_ids=tuple(a.token_ids), cache_salt=a.cache_salt)
             for a in message.admissions
         ),
         prefill_chunks=tuple(
@@ -119,11 +120,13 @@ def verify_answer_to_pb(answer: VerifyAnswer) -> verifier_pb2.VerifyResponse:
     """Encode."""
     return verifier_pb2.VerifyResponse(
         epoch=answer.epoch, round=answer.round, free_blocks=answer.free_blocks, timings=timings_to_pb(answer.timings),
+        prefill_rows=answer.prefill_rows,
         results=[
             verifier_pb2.VerifyResult(
                 slot=r.slot, lease=r.lease, outcome=outcome_to_pb(r.outcome), accepted=r.accepted,
                 token_ids=r.token_ids, cached_len=r.cached_len, reserved_len=r.reserved_len,
                 logprobs=logprobs_to_pb(r.logprobs), prompt_logprobs=logprobs_to_pb(r.prompt_logprobs),
+                reused_len=r.reused_len,
             )
             for r in answer.results
         ],
@@ -137,6 +140,7 @@ def verify_answer_from_pb(message: verifier_pb2.VerifyResponse) -> VerifyAnswer:
             slot=r.slot, lease=r.lease, outcome=outcome_from_pb(r.outcome), accepted=r.accepted,
             token_ids=tuple(r.token_ids), cached_len=r.cached_len, reserved_len=r.reserved_len,
             logprobs=logprobs_from_pb(r.logprobs), prompt_logprobs=logprobs_from_pb(r.prompt_logprobs),
+            reused_len=r.reused_len,
         )
         for r in message.results
     )
@@ -144,5 +148,5 @@ def verify_answer_from_pb(message: verifier_pb2.VerifyResponse) -> VerifyAnswer:
     require(all(r.accepted <= len(r.token_ids) for r in results), "more drafts accepted than tokens committed")
     return VerifyAnswer(
         epoch=message.epoch, round=message.round, results=results, free_blocks=message.free_blocks,
-        timings=timings_from_pb(message.timings),
+        timings=timings_from_pb(message.timings), prefill_rows=message.prefill_rows,
     )

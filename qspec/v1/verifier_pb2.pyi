@@ -12,7 +12,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("model", "method", "row_invariant", "vocab_size", "vocab_fingerprint", "max_model_len", "max_slots", "max_draft_length", "max_batch_rows", "block_size", "num_blocks", "arena", "memory", "kernel", "draft_quantization", "verify_quantization", "auto_reason")
+    __slots__ = ("model", "method", "row_invariant", "vocab_size", "vocab_fingerprint", "max_model_len", "max_slots", "max_draft_length", "max_batch_rows", "block_size", "num_blocks", "arena", "memory", "kernel", "draft_quantization", "verify_quantization", "auto_reason", "prefix_cache")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
     ROW_INVARIANT_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,7 @@ class DescribeResponse(_message.Message):
     DRAFT_QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
     VERIFY_QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
     AUTO_REASON_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_CACHE_FIELD_NUMBER: _ClassVar[int]
     model: str
     method: str
     row_invariant: bool
@@ -47,7 +48,8 @@ class DescribeResponse(_message.Message):
     draft_quantization: str
     verify_quantization: str
     auto_reason: str
-    def __init__(self, model: _Optional[str] = ..., method: _Optional[str] = ..., row_invariant: bool = ..., vocab_size: _Optional[int] = ..., vocab_fingerprint: _Optional[str] = ..., max_model_len: _Optional[int] = ..., max_slots: _Optional[int] = ..., max_draft_length: _Optional[int] = ..., max_batch_rows: _Optional[int] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., arena: _Optional[_Union[_types_pb2.ArenaDescriptor, _Mapping]] = ..., memory: _Optional[_Iterable[_Union[_types_pb2.MemoryItem, _Mapping]]] = ..., kernel: _Optional[str] = ..., draft_quantization: _Optional[str] = ..., verify_quantization: _Optional[str] = ..., auto_reason: _Optional[str] = ...) -> None: ...
+    prefix_cache: bool
+    def __init__(self, model: _Optional[str] = ..., method: _Optional[str] = ..., row_invariant: bool = ..., vocab_size: _Optional[int] = ..., vocab_fingerprint: _Optional[str] = ..., max_model_len: _Optional[int] = ..., max_slots: _Optional[int] = ..., max_draft_length: _Optional[int] = ..., max_batch_rows: _Optional[int] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., arena: _Optional[_Union[_types_pb2.ArenaDescriptor, _Mapping]] = ..., memory: _Optional[_Iterable[_Union[_types_pb2.MemoryItem, _Mapping]]] = ..., kernel: _Optional[str] = ..., draft_quantization: _Optional[str] = ..., verify_quantization: _Optional[str] = ..., auto_reason: _Optional[str] = ..., prefix_cache: bool = ...) -> None: ...
 
 class VerifyRequest(_message.Message):
     __slots__ = ("epoch", "round", "releases", "admissions", "prefill_chunks", "verifications")
@@ -74,7 +76,7 @@ class Release(_message.Message):
     def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ...) -> None: ...
 
 class Admission(_message.Message):
-    __slots__ = ("slot", "lease", "sampling", "prompt_len", "json_schema", "regex", "grammar")
+    __slots__ = ("slot", "lease", "sampling", "prompt_len", "json_schema", "regex", "grammar", "token_ids", "cache_salt")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +84,8 @@ class Admission(_message.Message):
     JSON_SCHEMA_FIELD_NUMBER: _ClassVar[int]
     REGEX_FIELD_NUMBER: _ClassVar[int]
     GRAMMAR_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     slot: int
     lease: int
     sampling: _types_pb2.Sampling
@@ -89,7 +93,9 @@ class Admission(_message.Message):
     json_schema: str
     regex: str
     grammar: str
-    def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ..., sampling: _Optional[_Union[_types_pb2.Sampling, _Mapping]] = ..., prompt_len: _Optional[int] = ..., json_schema: _Optional[str] = ..., regex: _Optional[str] = ..., grammar: _Optional[str] = ...) -> None: ...
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    cache_salt: str
+    def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ..., sampling: _Optional[_Union[_types_pb2.Sampling, _Mapping]] = ..., prompt_len: _Optional[int] = ..., json_schema: _Optional[str] = ..., regex: _Optional[str] = ..., grammar: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., cache_salt: _Optional[str] = ...) -> None: ...
 
 class PrefillChunk(_message.Message):
     __slots__ = ("slot", "lease", "start", "token_ids", "next_token")
@@ -120,21 +126,23 @@ class Verification(_message.Message):
     def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ..., committed_len: _Optional[int] = ..., pending_token: _Optional[int] = ..., draft_tokens: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class VerifyResponse(_message.Message):
-    __slots__ = ("epoch", "round", "results", "free_blocks", "timings")
+    __slots__ = ("epoch", "round", "results", "free_blocks", "timings", "prefill_rows")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_ROWS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     round: int
     results: _containers.RepeatedCompositeFieldContainer[VerifyResult]
     free_blocks: int
     timings: _types_pb2.StageTimings
-    def __init__(self, epoch: _Optional[int] = ..., round: _Optional[int] = ..., results: _Optional[_Iterable[_Union[VerifyResult, _Mapping]]] = ..., free_blocks: _Optional[int] = ..., timings: _Optional[_Union[_types_pb2.StageTimings, _Mapping]] = ...) -> None: ...
+    prefill_rows: int
+    def __init__(self, epoch: _Optional[int] = ..., round: _Optional[int] = ..., results: _Optional[_Iterable[_Union[VerifyResult, _Mapping]]] = ..., free_blocks: _Optional[int] = ..., timings: _Optional[_Union[_types_pb2.StageTimings, _Mapping]] = ..., prefill_rows: _Optional[int] = ...) -> None: ...
 
 class VerifyResult(_message.Message):
-    __slots__ = ("slot", "lease", "outcome", "accepted", "token_ids", "cached_len", "reserved_len", "logprobs", "prompt_logprobs")
+    __slots__ = ("slot", "lease", "outcome", "accepted", "token_ids", "cached_len", "reserved_len", "logprobs", "prompt_logprobs", "reused_len")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
@@ -144,6 +152,7 @@ class VerifyResult(_message.Message):
     RESERVED_LEN_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    REUSED_LEN_FIELD_NUMBER: _ClassVar[int]
     slot: int
     lease: int
     outcome: _types_pb2.SlotOutcome
@@ -153,4 +162,5 @@ class VerifyResult(_message.Message):
     reserved_len: int
     logprobs: _containers.RepeatedCompositeFieldContainer[_types_pb2.TokenLogprobs]
     prompt_logprobs: _containers.RepeatedCompositeFieldContainer[_types_pb2.TokenLogprobs]
-    def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ..., outcome: _Optional[_Union[_types_pb2.SlotOutcome, str]] = ..., accepted: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., cached_len: _Optional[int] = ..., reserved_len: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[_types_pb2.TokenLogprobs, _Mapping]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[_types_pb2.TokenLogprobs, _Mapping]]] = ...) -> None: ...
+    reused_len: int
+    def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ..., outcome: _Optional[_Union[_types_pb2.SlotOutcome, str]] = ..., accepted: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., cached_len: _Optional[int] = ..., reserved_len: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[_types_pb2.TokenLogprobs, _Mapping]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[_types_pb2.TokenLogprobs, _Mapping]]] = ..., reused_len: _Optional[int] = ...) -> None: ...

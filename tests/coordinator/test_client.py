@@ -66,7 +66,8 @@ def test_json_is_one_object_per_prompt_in_order_and_nothing_else(tmp_path: Path)
                 assert o["token_ids"] == expected(o["prompt"], 12) and o["text"] == text(o["token_ids"])
                 assert o["finish_reason"] == "length"
                 assert o["usage"].keys() >= {
-                    "prompt_tokens", "completion_tokens", "tokens_per_second", "time_to_first_token_s"}
+                    "prompt_tokens", "cached_prompt_tokens", "completion_tokens", "tokens_per_second",
+                    "time_to_first_token_s"}
                 stats = o["speculation"]
                 assert stats["acceptance_rate"] == stats["accepted"] / stats["drafted"] > 0
                 assert stats["mean_accepted_length"] == stats["accepted"] / stats["rounds"]

@@ -100,6 +100,8 @@ def test_stack_options_reach_the_private_stack() -> None:
     options = parse_options(["--prompt", "a", "--draft-quantization", "off", "--threads", "1"])
     assert options.address is None
     assert (options.stack.draft_quantization, options.stack.threads) == ("off", 1)
+    assert options.stack.prefix_cache
+    assert not parse_options(["--prompt", "a", "--no-prefix-cache"]).stack.prefix_cache
 
 
 def test_prompts_of_files_follow_those_given(tmp_path: Path) -> None:

@@ -118,6 +118,7 @@ def test_prompt_length_bound() -> None:
         (pb.GenerateRequest(text="a", draft_length=9), "draft_length"),
         *((pb.GenerateRequest(text="a", request_id=name), "request_id")
           for name in ("", "x" * 129, "a b", "a\n", "é", "a\x7f")),
+        (pb.GenerateRequest(text="a", cache_salt="s" * 257), "cache_salt"),
         *((pb.GenerateRequest(text="a", priority=p), "priority") for p in (-101, 101, 2**31 - 1, -2**31)),
         *((pb.GenerateRequest(text="a", timeout_s=t), "timeout_s")
           for t in (0.0, -1.0, 86400.1, math.nan, math.inf, -math.inf)),
@@ -159,6 +160,7 @@ def test_one_field_out_of_bounds_is_named(request_: pb.GenerateRequest, field: s
         pb.GenerateRequest(text="a", request_id="!" * 128),
         pb.GenerateRequest(text="a", priority=-100),
         pb.GenerateRequest(text="a", priority=100),
+        pb.GenerateRequest(text="a", cache_salt="é" * 128),
         pb.GenerateRequest(text="a", timeout_s=1e-9),
         pb.GenerateRequest(text="a", timeout_s=86400.0),
         pb.GenerateRequest(text="a", stop=["x" * MAX_STOP_LENGTH] * MAX_STOPS),

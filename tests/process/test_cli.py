@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -32,7 +32,8 @@ def test_every_field_is_an_option_with_its_description() -> None:
 
 def test_options_carry_a_configuration_to_a_child() -> None:
     config = StackConfig(model="-strange name", max_slots=3, kv_tokens=128, threads=1)
-    assert stack_config(parser().parse_args(stack_options(config))) == config
+    for passed_on in (config, replace(config, prefix_cache=False)):
+        assert stack_config(parser().parse_args(stack_options(passed_on))) == passed_on
 
 
 def test_values_out_of_range_name_their_field() -> None:

@@ -68,7 +68,7 @@ verifier_descriptions = st.builds(
     VerifierDescription,
     model=text, method=text, row_invariant=st.booleans(), vocab_size=u32, vocab_fingerprint=text, max_model_len=u32,
     max_slots=u32, max_draft_length=u32, max_batch_rows=u32, block_size=u32, num_blocks=u32, arena=arenas,
-    memory=memory, kernel=text,
+    memory=memory, kernel=text, prefix_cache=st.booleans(),
 )
 drafter_descriptions = st.builds(DrafterDescription, epoch=u64, method=text, kernel=text, memory=memory)
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -100,7 +100,8 @@ verify_batches = st.builds(
     admissions=st.lists(
         st.builds(
             Admission, slot=u32, lease=u64, sampling=samplings, prompt_len=u32,
-            constraint=st.none() | st.builds(Constraint, kind=st.sampled_from(ConstraintKind), text=text)),
+            constraint=st.none() | st.builds(Constraint, kind=st.sampled_from(ConstraintKind), text=text),
+            token_ids=tokens, cache_salt=text),
         max_size=2,
     ).map(tuple),
     prefill_chunks=st.lists(
@@ -128,9 +129,9 @@ def logprobs(counts: st.SearchStrategy[int]) -> st.SearchStrategy[tuple[TokenLog
 verify_results = tokens.flatmap(lambda token_ids: st.builds(
     VerifyResult, slot=u32, lease=u64, outcome=outcomes, accepted=st.integers(0, len(token_ids)),
     token_ids=st.just(token_ids), cached_len=u32, reserved_len=u32, prompt_logprobs=logprobs(st.integers(0, 3)),
-    logprobs=logprobs(st.sampled_from([0, len(token_ids)])),
+    logprobs=logprobs(st.sampled_from([0, len(token_ids)])), reused_len=u32,
 ))
 verify_answers = st.builds(
     VerifyAnswer, epoch=u64, round=u64, results=st.lists(verify_results, max_size=3).map(tuple), free_blocks=u32,
-    timings=timings,
+    timings=timings, prefill_rows=u32,
 )
