@@ -26,11 +26,13 @@ from coordinator.command_queue import CommandQueue, ThreadEnded
 from coordinator.engine_observer import Costs, EngineObserver
 from coordinator.metrics.engine_metrics import EngineMetrics
 from coordinator.placement import PairLoad
+from coordinator.request_times import RequestTimes
 from coordinator.seats import Seats
 from coordinator.stream import Stream
 from qspec.cost_calibration import calibrate as calibrate_costs
 from qspec.errors import QspecError, Unavailable, WorkerLost
 from qspec.interfaces import Drafter, DrafterDescription, Progress, Verifier, VerifierDescription
+from qspec.sequence import Sequence
 from qspec.speculation import SpeculationLoop
 
 logger = logging.getLogger(__name__)
@@ -276,7 +278,7 @@ class Engine:
             changed.append(stream)
             made[stream.client] = made.get(stream.client, 0) + len(commit.token_ids)
             piece = stream.generation.take(commit.token_ids, commit.logprobs)
-            self.metrics.tokens_came(stream.generation.times, len(piece.token_ids), commit.sequence.prompt_len)
+            self._count(commit.sequence, stream.generation.times, len(piece.token_ids))
             kept = stream.put(piece)
             if piece.ending is not None or not kept:
                 del self._streams[commit.sequence.request_id]
@@ -288,6 +290,13 @@ class Engine:
             self._observer.drafter_lost(drafter, self._loop.drafter_error or WorkerLost("the drafter is gone"))
         if time.monotonic() - self._costs_taken > COSTS_EVERY_S:
             self._take_costs()
+
+    def _count(self, sequence: Sequence, times: RequestTimes, tokens: int) -> None:
+        """Count what a round gave to one text."""
+        self.metrics.tokens_came(times, tokens, sequence.prompt_len)
+        looked = self._loop.description.prefix_cache and sequence.sampling.prompt_logprobs is None
+        if times.gap_s is None and looked:
+            self.metrics.prefix_looked_up(sequence.prompt_len, sequence.cached_prompt_tokens or 0)
 
     @property
     def _has_work(self) -> bool:

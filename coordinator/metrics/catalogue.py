@@ -59,6 +59,8 @@ METRICS: tuple[MetricSpec, ...] = (
     _spec(_C, "prefill_tokens_total", "Tokens entered into the KV cache, those entered again included", PAIR),
     _like(_G, "kv_cache_usage_perc", "Share of the KV blocks in use, 0 to 1", PAIR),
     _spec(_G, "kv_cache_blocks", "KV blocks", PAIR),
+    _like(_C, "prefix_cache_queries_total", "Prompt tokens looked for in the KV cache", PAIR),
+    _like(_C, "prefix_cache_hits_total", "Prompt tokens found there", PAIR),
     _like(_C, "num_preemptions_total", "Texts that gave way because KV blocks ran out", PAIR),
     _like(_H, "time_to_first_token_seconds", "From a text's being queued to its first token", PAIR),
     _like(_H, "inter_token_latency_seconds", "From one round's tokens to the next ones', shared among those", PAIR),

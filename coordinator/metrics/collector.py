@@ -72,6 +72,8 @@ def _texts(pairs: Sequence[Pair]) -> Iterator[Metric]:
     yield _by_pair("qspec_prefill_tokens_total", pairs, lambda pair: _counted(pair).prefill_tokens)
     yield _by_pair("qspec_kv_cache_usage_perc", pairs, _kv_usage)
     yield _by_pair("qspec_kv_cache_blocks", pairs, lambda pair: pair.verifier.num_blocks if pair.verifier else 0)
+    yield _by_pair("qspec_prefix_cache_queries_total", pairs, lambda pair: _counted(pair).prefix_queries)
+    yield _by_pair("qspec_prefix_cache_hits_total", pairs, lambda pair: _counted(pair).prefix_hits)
     yield _by_pair("qspec_num_preemptions_total", pairs, lambda pair: pair.engine.preemptions if pair.engine else 0)
     yield _histograms("qspec_time_to_first_token_seconds", pairs, lambda metrics: metrics.time_to_first_token)
     yield _histograms("qspec_inter_token_latency_seconds", pairs, lambda metrics: metrics.inter_token)

@@ -68,6 +68,10 @@ class EngineMetrics:
     plain: PlainDecoding = field(default_factory=PlainDecoding)
     prompt_tokens: int = 0
     """Of requests that got their first token."""
+    prefix_queries: int = 0
+    """Of these prompts, the tokens whose KV entries the verifier looked for."""
+    prefix_hits: int = 0
+    """Tokens whose entries it had."""
     generation_tokens: int = 0
     prefill_tokens: int = 0
     """Entered into the KV cache, those that were computed again included."""
@@ -106,6 +110,11 @@ class EngineMetrics:
         if times.time_to_first_token_s is not None and times.prefill_s is not None:
             self.time_to_first_token.observe(times.time_to_first_token_s)
             self.prefill_time.observe(times.prefill_s)
+
+    def prefix_looked_up(self, prompt_tokens: int, found: int) -> None:
+        """The verifier looked for a prompt's entries, and had those of its first ``found`` tokens."""
+        self.prefix_queries += prompt_tokens
+        self.prefix_hits += found
 
     # ---- any thread -------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,16 @@ from coordinator.serving import ServerState, Serving
 from coordinator.stream import Stream
 from coordinator.valid_request import ValidRequest
 from qspec.errors import QueueFull
-from qspec.interfaces import ArenaBackend, DraftAnswer, DraftBatch, MemoryItem, StageTimings, VerifyAnswer, VerifyBatch
+from qspec.interfaces import (
+    ArenaBackend,
+    DraftAnswer,
+    DraftBatch,
+    MemoryItem,
+    Sampling,
+    StageTimings,
+    VerifyAnswer,
+    VerifyBatch,
+)
 from tests.coordinator.metrics.scraped import scrape
 from tests.coordinator.stack_in_memory import OnePair, request, running_engine
 from tests.fakes import FakeDrafter, FakeVerifier
@@ -160,6 +169,22 @@ def test_preemptions_are_counted() -> None:
                 collect(engine, request(prompt=[1, 2, first], max_tokens=40)) for first in (3, 4)))
             recomputed = sum(text[-1].ending.stats.recomputations for text in texts if text[-1].ending is not None)
             assert scrape(serving)("qspec_num_preemptions_total") == recomputed > 0
+    run(test)
+
+
+def test_prompts_that_are_looked_up_and_found() -> None:
+    async def test() -> None:
+        verifier = FakeVerifier(prefix_cache=True)
+        async with serving_engine(verifier, None) as (serving, engine):
+            beginning = list(range(1, 13))
+            texts = [await collect(engine, request(prompt=[*beginning, last], max_tokens=4)) for last in (20, 21)]
+            found = [text[-1].ending.usage.cached_prompt_tokens for text in texts if text[-1].ending is not None]
+            now = scrape(serving)
+            assert now("qspec_prefix_cache_queries_total") == 26
+            assert now("qspec_prefix_cache_hits_total") == sum(found) == found[1] > 0
+            told = request(prompt=[*beginning, 22], max_tokens=4, sampling=Sampling(prompt_logprobs=1))
+            await collect(engine, told)  # has to be computed
+            assert scrape(serving)("qspec_prefix_cache_queries_total") == 26
     run(test)
 
 
