@@ -15,6 +15,8 @@ from qspec.rpc.errors import from_rpc_error
 
 CLIENT_ID_KEY = "qspec-client-id"
 """Metadata key by which a gateway names the clients that it asks for."""
+_CONNECT_TIMEOUT = ("grpc.min_reconnect_backoff_ms", 10_000)
+"""Whatever its name says: the time for a handshake. The workers' 50 ms are too short for TLS with another continent."""
 _HANDSHAKE_PROBLEMS = (
     ("certificate has expired", "the server's certificate has expired"),
     ("CERTIFICATE_VERIFY_FAILED", "the server's certificate is of no authority that is believed here (CA)"),
@@ -39,7 +41,7 @@ class Connection:
     @property
     def options(self) -> list[tuple[str, int]]:
         """The channel's options."""
-        return channel_options(self.target)
+        return [*dict([*channel_options(self.target), _CONNECT_TIMEOUT]).items()]
 
     def error(self, failed: grpc.RpcError) -> QspecError:
         """What a failed call means."""
