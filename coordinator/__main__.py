@@ -14,6 +14,7 @@ import math
 from pathlib import Path
 
 from coordinator.pair_source import PairSource, given_pairs, read_pairs
+from coordinator.public_port import add_port_arguments, public_port
 from coordinator.stream import MAX_BUFFERED_TOKENS
 from qspec.cli import EXIT_ERROR, add_process_arguments, add_stack_arguments, run_program, stack_config
 from qspec.errors import FieldViolation, InvalidInput, QspecError
@@ -32,6 +33,7 @@ def command_line() -> argparse.ArgumentParser:
     """The options of the program."""
     parser = argparse.ArgumentParser(prog="python -m coordinator", description="Serves text, and runs its two workers.")
     add_process_arguments(parser, listen=DEFAULT_LISTEN)
+    add_port_arguments(parser)
     workers = parser.add_argument_group("workers")
     workers.add_argument("--pairs", type=int, metavar="N", help=(
         "pairs of a verifier and a drafter to start; on GPUs, each has one of its own (default: 1)"))
@@ -80,7 +82,7 @@ def main() -> int:
         _check_flow(args)
         asyncio.run(serve_coordinator(Options(
             config=stack_config(args),
-            listen=args.listen,
+            port=public_port(args),
             runtime_dir=args.runtime_dir,
             lifeline_fd=args.lifeline_fd,
             pairs=_pairs(args),

@@ -20,6 +20,7 @@ from coordinator.metrics.endpoint import metrics_endpoint
 from coordinator.pair_environment import PairEnvironments
 from coordinator.pair_source import PairSource, watch_pairs
 from coordinator.pairs import Pairs
+from coordinator.public_port import PublicPort
 from coordinator.router import Router
 from coordinator.runtime_directory import runtime_directory
 from coordinator.service import GenerationService
@@ -54,8 +55,8 @@ class Options:
 
     config: StackConfig
     """The stack's configuration."""
-    listen: str
-    """Public address."""
+    port: PublicPort
+    """The public port."""
     runtime_dir: Path | None
     """Directory for the workers' sockets; made when missing, temporary when None."""
     lifeline_fd: int | None
@@ -160,14 +161,16 @@ async def _serve(options: Options, directory: Path, status: Status, serving: Ser
             _announce_memory(serving, options)
         status.ready(address, model=config.model)
 
+    service = GenerationService(serving, options.port.keys)
+
     def register(server: grpc.aio.Server) -> None:
-        generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationService(serving), server)
+        generation_pb2_grpc.add_GenerationServiceServicer_to_server(service, server)
 
     try:
         await serve(
-            [Service(name=SERVICE_NAME, register=register)], options.listen, prepare=prepare,
+            [Service(name=SERVICE_NAME, register=register)], options.port.listen, prepare=prepare,
             on_serving=on_serving, drain=lambda: drain(serving, 0.0 if failures else options.grace_s), stop=stop,
-            grace_s=1.0, public=True,
+            grace_s=1.0, public=True, access=options.port.access(),
         )
     finally:
         for task in watching:

@@ -46,8 +46,8 @@ async def _measure(
     file: SectionFile, config: StackConfig, batches: tuple[int, ...], tokens: int, tell: Progress
 ) -> None:
     lines = PROMPTS.read_text("utf-8").splitlines()
-    async with running_stack(config, lambda text: tell(text, None)) as stub:
-        prompts = [await stack_tokens(stub, json.loads(line)["turns"][0], 400) for line in lines[: max(batches)]]
+    async with running_stack(config, lambda text: tell(text, None)) as client:
+        prompts = [await stack_tokens(client, json.loads(line)["turns"][0], 400) for line in lines[: max(batches)]]
         for batch in batches:
             for length in LENGTHS:
                 name = _name(batch, length)
@@ -55,9 +55,9 @@ async def _measure(
                     continue
                 how = Configuration(name=name, draft_length=length)
                 asked = [prompts[index % len(prompts)] for index in range(batch)]
-                await asyncio.gather(*(stack_text(stub, how, prompt, 24) for prompt in asked))  # graphs of these sizes
+                await asyncio.gather(*(stack_text(client, how, prompt, 24) for prompt in asked))  # graphs
                 started = time.perf_counter()
-                samples = await asyncio.gather(*(stack_text(stub, how, prompt, tokens) for prompt in asked))
+                samples = await asyncio.gather(*(stack_text(client, how, prompt, tokens) for prompt in asked))
                 file.put(name, _figures(samples, time.perf_counter() - started))
                 tell(f"{name}: {file.record[name]}", None)
 

@@ -18,6 +18,7 @@ from coordinator.client.generation_options import (
     option_of,
 )
 from coordinator.client.prompts import read_prompts
+from coordinator.client.server_options import ServerOptions, add_server_options, server_options
 from qspec.cli import EXIT_ERROR
 from qspec.config import DEVICES, KERNELS, StackConfig
 from qspec.device import configured_backend
@@ -25,7 +26,6 @@ from qspec.errors import FieldViolation, InvalidInput
 from qspec.models.resolve import resolve
 from qspec.quant.method_plan import check_methods
 from qspec.quant.methods import Role
-from qspec.rpc.addresses import parse_address
 from qspec.v1 import generation_pb2 as pb
 
 _STACK_OPTIONS = (
@@ -42,6 +42,8 @@ class ClientOptions:
     """At least one."""
     address: str | None
     """A running server; None starts a private stack."""
+    server: ServerOptions
+    """How it is reached."""
     stack: StackConfig
     """What a private stack runs."""
     raw: bool
@@ -86,16 +88,18 @@ def parse_options(arguments: Sequence[str]) -> ClientOptions:
         prompts = read_prompts(args.prompt, args.prompts_file)
     except InvalidInput as error:
         violations += error.violations
-    try:
-        _check_stack(args)
-    except InvalidInput as error:
-        violations += error.violations
+    for check in (lambda: _check_stack(args), lambda: server_options(args)):
+        try:
+            check()
+        except InvalidInput as error:
+            violations += error.violations
     if violations:
         raise InvalidInput(*violations)
     given = {name: value for name in _STACK_OPTIONS if (value := getattr(args, name)) is not None}
     return ClientOptions(
         prompts=prompts,
         address=args.address,
+        server=server_options(args),
         stack=StackConfig(**given),
         raw=args.raw,
         as_json=args.json,
@@ -117,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="print one JSON object per prompt and nothing else")
     add("--address", metavar="ADDRESS", help="use the server at HOST:PORT or unix:PATH instead of a private stack")
     add("--timeout", type=float, metavar="SECONDS", help="give up after this time (default: never)")
+    add_server_options(parser)
     add_generation_options(parser)
     stack = parser.add_argument_group("private stack (without --address)")
     add = stack.add_argument
@@ -151,7 +156,6 @@ def _check_stack(args: argparse.Namespace) -> None:
     """Whether the private stack could be started, or the server be addressed."""
     given = {name: getattr(args, name) for name in _STACK_OPTIONS if getattr(args, name) is not None}
     if args.address is not None:
-        parse_address(args.address, "--address")
         if given:
             names = ", ".join(map(option_of, given))
             raise InvalidInput.field(names, "is for a private stack: leave it out, the server at --address has its own")

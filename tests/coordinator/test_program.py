@@ -41,6 +41,10 @@ def coordinator(*arguments: str) -> subprocess.CompletedProcess[str]:
         (("--listen", "127.0.0.1:0", "--pairs", "2", "--verifier", "unix:/v"), "pairs: is for workers of the server's"),
         (("--listen", "127.0.0.1:0", "--pairs-file", "/does/not/exist"), "pairs_file: cannot read /does/not/exist"),
         (("--listen", "127.0.0.1:0", "--pairs-file", "x", "--pairs", "2"), "pairs_file: names all pairs; leave out"),
+        (("--listen", "0.0.0.0:0"), "listen: other hosts can reach 0.0.0.0:0, and would in plain text: give"),
+        (("--listen", "127.0.0.1:0", "--api-keys-file", "/does/not/exist"),
+         "api_keys_file: /does/not/exist cannot be read: No such file or directory"),
+        (("--listen", "127.0.0.1:0", "--tls-cert", "/a", "--tls-key", "/b"), "tls_cert: /a cannot be read"),
     ],
 )
 def test_refusal_is_one_line(arguments: tuple[str, ...], message: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.public_port import PublicPort
 from coordinator.stack import STOP_GRACE_S
 from coordinator.worker import START_TIMEOUT_S
 from qspec.cli import stack_config
@@ -93,9 +94,10 @@ def test_ports(overlay: str) -> None:
     args = parse("coordinator", arguments(overlay, container))
     (host, _, text), (metrics_host, _, metrics_text) = args.listen.rpartition(":"), args.metrics_listen.rpartition(":")
     port, metrics_port = int(text), int(metrics_text)
-    assert host == metrics_host == "0.0.0.0"
+    probed = int((args.health_listen or args.listen).rpartition(":")[2])
+    assert host == metrics_host == "0.0.0.0" and (args.health_listen or "0.0.0.0:").startswith("0.0.0.0:")
     ports = {each["name"]: each["containerPort"] for each in container["ports"]}
-    assert ports == {"grpc": port, "metrics": metrics_port}
+    assert ports == {"grpc": port, "metrics": metrics_port, **({"health": probed} if probed != port else {})}
     for name, names in (("qspec", ["grpc"]), ("qspec-pods", ["grpc", "metrics"])):  # each pod is scraped by one Service
         exposed = one(overlay, "Service", name)["spec"]["ports"]
         assert [(each["name"], each["port"], each["targetPort"]) for each in exposed] == [
@@ -105,9 +107,26 @@ def test_ports(overlay: str) -> None:
     assert [each["port"] for each in scrapers["ports"]] == [metrics_port]
     assert scrapers["from"] == [{"namespaceSelector": {"matchLabels": {"qspec/metrics": "allowed"}}}]
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        assert container[probe]["grpc"]["port"] == port
+        assert container[probe]["grpc"]["port"] == probed
     stage = final_stage(read_dockerfile(), "cpu")
     assert [int(each.text) for each in stage if each.keyword == "EXPOSE"] == [port]
+
+
+@each_overlay
+def test_plain_text_is_said_or_certificates_are_mounted(overlay: str) -> None:
+    container = programs(overlay)["coordinator"]
+    args = parse("coordinator", arguments(overlay, container))
+    PublicPort(  # refuses what the program would refuse
+        listen=args.listen, tls_cert=args.tls_cert, tls_key=args.tls_key, insecure=args.insecure,
+        health_listen=args.health_listen)
+    files = [path for path in (args.tls_cert, args.tls_key, args.api_keys_file) if path is not None]
+    assert len(files) == (3 if overlay == "tls" else 0)
+    secrets = {volume["name"]: volume["secret"] for volume in pod(overlay)["volumes"] if "secret" in volume}
+    mounts = {Path(each["mountPath"]): secrets[each["name"]] for each in container["volumeMounts"]
+              if each["name"] in secrets}
+    for path in files:
+        assert mounts[path.parent]["defaultMode"] & 0o007 == 0  # the key's readers are the pod's user and group
+        assert args.health_listen is not None  # gRPC probes speak no TLS
 
 
 @each_pod_of_three
