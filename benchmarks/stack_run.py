@@ -185,6 +185,6 @@ async def _generate(stub: Any, configuration: Configuration, prompt: tuple[int, 
             draft_s=stats.draft_s,
             verify_s=stats.verify_s,
             rpc_s=stats.rpc_s,
-            round_s=stats.round_s,
+            round_s=stats.round_total_s,
         ),
     )

@@ -104,7 +104,7 @@ def _add_ending(message: pb.GenerateResponse, ending: Ending) -> None:
         draft_s=stats.draft_s,
         verify_s=stats.verify_s,
         rpc_s=stats.rpc_s,
-        round_s=stats.round_s,
+        round_total_s=stats.round_s,
         rounds_without_drafter=stats.rounds_without_drafter,
         recomputations=stats.recomputations,
     ))

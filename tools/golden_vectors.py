@@ -107,7 +107,7 @@ def _responses() -> Iterator[Vector]:
                        tokens_per_second=123456.789),
         speculation=pb.SpeculationStats(
             rounds=1, drafted=2, accepted=3, accepted_per_position=[0, 1], drafted_per_position=[2, 0],
-            rounds_per_draft_length=[0, 0, 300], draft_s=0.25, verify_s=0.5, rpc_s=0.125, round_s=1,
+            rounds_per_draft_length=[0, 0, 300], draft_s=0.25, verify_s=0.5, rpc_s=0.125, round_total_s=1,
             rounds_without_drafter=4, recomputations=5)))
     newer = pb.GenerateResponse(text="x", usage=pb.Usage())
     newer.ParseFromString(newer.SerializeToString() + bytes.fromhex("1863"))  # finish_reason: 99

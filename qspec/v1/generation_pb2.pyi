@@ -178,7 +178,7 @@ class Usage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., time_to_first_token_s: _Optional[float] = ..., total_s: _Optional[float] = ..., tokens_per_second: _Optional[float] = ...) -> None: ...
 
 class SpeculationStats(_message.Message):
-    __slots__ = ("rounds", "drafted", "accepted", "accepted_per_position", "drafted_per_position", "rounds_per_draft_length", "draft_s", "verify_s", "rpc_s", "round_s", "rounds_without_drafter", "recomputations")
+    __slots__ = ("rounds", "drafted", "accepted", "accepted_per_position", "drafted_per_position", "rounds_per_draft_length", "draft_s", "verify_s", "rpc_s", "round_total_s", "rounds_without_drafter", "recomputations")
     ROUNDS_FIELD_NUMBER: _ClassVar[int]
     DRAFTED_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
@@ -188,7 +188,7 @@ class SpeculationStats(_message.Message):
     DRAFT_S_FIELD_NUMBER: _ClassVar[int]
     VERIFY_S_FIELD_NUMBER: _ClassVar[int]
     RPC_S_FIELD_NUMBER: _ClassVar[int]
-    ROUND_S_FIELD_NUMBER: _ClassVar[int]
+    ROUND_TOTAL_S_FIELD_NUMBER: _ClassVar[int]
     ROUNDS_WITHOUT_DRAFTER_FIELD_NUMBER: _ClassVar[int]
     RECOMPUTATIONS_FIELD_NUMBER: _ClassVar[int]
     rounds: int
@@ -200,10 +200,10 @@ class SpeculationStats(_message.Message):
     draft_s: float
     verify_s: float
     rpc_s: float
-    round_s: float
+    round_total_s: float
     rounds_without_drafter: int
     recomputations: int
-    def __init__(self, rounds: _Optional[int] = ..., drafted: _Optional[int] = ..., accepted: _Optional[int] = ..., accepted_per_position: _Optional[_Iterable[int]] = ..., drafted_per_position: _Optional[_Iterable[int]] = ..., rounds_per_draft_length: _Optional[_Iterable[int]] = ..., draft_s: _Optional[float] = ..., verify_s: _Optional[float] = ..., rpc_s: _Optional[float] = ..., round_s: _Optional[float] = ..., rounds_without_drafter: _Optional[int] = ..., recomputations: _Optional[int] = ...) -> None: ...
+    def __init__(self, rounds: _Optional[int] = ..., drafted: _Optional[int] = ..., accepted: _Optional[int] = ..., accepted_per_position: _Optional[_Iterable[int]] = ..., drafted_per_position: _Optional[_Iterable[int]] = ..., rounds_per_draft_length: _Optional[_Iterable[int]] = ..., draft_s: _Optional[float] = ..., verify_s: _Optional[float] = ..., rpc_s: _Optional[float] = ..., round_total_s: _Optional[float] = ..., rounds_without_drafter: _Optional[int] = ..., recomputations: _Optional[int] = ...) -> None: ...
 
 class GetServerInfoRequest(_message.Message):
     __slots__ = ()

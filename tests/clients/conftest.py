@@ -1,0 +1,38 @@
+"""One live server, one scripted server and one build of each client for all tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.clients.example import Example
+from tests.clients.go import go_module
+from tests.clients.live_server import live_server
+from tests.clients.scripted_server import scripted_server
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a whole server with a tiny model."""
+    with live_server(tmp_path_factory.mktemp("server")) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def scripted() -> Iterator[str]:
+    """The address of a server that does what the prompt says."""
+    with scripted_server() as address:
+        yield address
+
+
+@pytest.fixture(scope="session", params=["go"])
+def example(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Example:
+    """The streaming example of each client, built anew."""
+    build = {"go": _build_go}[request.param]
+    return Example(tuple(build(tmp_path_factory.mktemp(request.param))))
+
+
+def _build_go(scratch: Path) -> list[str]:
+    return go_module(scratch).build_example()
