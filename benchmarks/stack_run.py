@@ -13,23 +13,18 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
-
-import grpc
 
 from benchmarks.memory import ProcessMemory, descendants, read_memory
 from benchmarks.samples import Sample, Speculation
 from benchmarks.stream_run import StreamRun, run_streams
-from coordinator.client.answer import Answer
 from coordinator.client.generate import wait_until_serving
 from coordinator.private_stack import PrivateStack
+from qspec.client import AsyncClient, Message
+from qspec.client.retry import NEVER
 from qspec.config import StackConfig
 from qspec.errors import QspecError
 from qspec.quant.methods import NO_DRAFTER
-from qspec.rpc.channel import channel_options
-from qspec.rpc.errors import from_rpc_error
 from qspec.v1 import generation_pb2 as pb
-from qspec.v1 import generation_pb2_grpc as pb_grpc
 
 WARM_UP_TOKENS = 16
 Tell = Callable[[str], None]
@@ -83,7 +78,7 @@ async def run_stacks(
             stacks = {configuration: tested if configuration.drafter else alone for configuration in CONFIGURATIONS}
             for configuration, stub in stacks.items():
                 tell(f"warm-up: {configuration.name}")
-                await _generate(stub, configuration, cut[0], min(WARM_UP_TOKENS, max_tokens))
+                await _generate(client, configuration, cut[0], min(WARM_UP_TOKENS, max_tokens))
             samples: dict[str, list[Sample]] = {configuration.name: [] for configuration in CONFIGURATIONS}
             for index, prompt in enumerate(cut):
                 shift = index % len(CONFIGURATIONS)
@@ -97,7 +92,7 @@ async def run_stacks(
             together.append(await run_streams(
                 lambda name, prompt, most: _generate(tested, _NAMED[name], prompt, most),
                 [PLAIN.name, AUTO.name], cut, count, max_tokens))
-        info: pb.GetServerInfoResponse = await tested.GetServerInfo(pb.GetServerInfoRequest())
+        info = await tested.server_info()
         memory = tuple(read_memory(pid) for pid in descendants(os.getpid()))
     return StackRun(
         prompts=cut, samples={name: tuple(found) for name, found in samples.items()}, info=info,
@@ -105,28 +100,24 @@ async def run_stacks(
 
 
 @contextlib.asynccontextmanager
-async def _stack(config: StackConfig, tell: Tell) -> AsyncIterator[Any]:
-    """A private stack that serves, as a stub."""
+async def _stack(config: StackConfig, tell: Tell) -> AsyncIterator[AsyncClient]:
+    """A client of a private stack that serves."""
     tell(f"starting a stack, drafter: {config.draft_quantization}")
 
     def ignore(stage: str, fraction: float) -> None:
         """The start's details are not of interest here."""
 
-    async with (
-        PrivateStack(config, ignore) as address,
-        grpc.aio.insecure_channel(address, options=channel_options(address)) as channel,
-    ):
-        stub = pb_grpc.GenerationServiceStub(channel)
-        await wait_until_serving(stub, address, ignore)
-        yield stub
+    async with PrivateStack(config, ignore) as address, AsyncClient(address, retry=NEVER) as client:
+        await wait_until_serving(client, address, ignore)
+        yield client
 
 
-async def _tokenize(stub: Any, prompt: str, most: int) -> tuple[int, ...]:
+async def _tokenize(client: AsyncClient, prompt: str, most: int) -> tuple[int, ...]:
     """Tokens of a prompt in the chat template; a longer one loses the end of what the user said, never the template."""
-    tokens = await _chat_tokens(stub, prompt)
+    tokens = await _chat_tokens(client, prompt)
     if len(tokens) <= most:
         return tokens
-    closing = common_end(await _chat_tokens(stub, "a"), await _chat_tokens(stub, "b"))
+    closing = common_end(await _chat_tokens(client, "a"), await _chat_tokens(client, "b"))
     if len(closing) >= most:
         raise QspecError(f"--prompt-tokens: must be more than the chat template's {len(closing)}, got {most}")
     return tokens[: most - len(closing)] + closing
@@ -142,36 +133,24 @@ def common_end(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...]
     return left[len(left) - length :]
 
 
-async def _chat_tokens(stub: Any, prompt: str) -> tuple[int, ...]:
-    message = pb.ChatMessage(role=pb.CHAT_ROLE_USER, content=prompt)
-    try:
-        answer = await stub.Tokenize(pb.TokenizeRequest(chat=pb.ChatPrompt(messages=[message])))
-    except grpc.RpcError as error:
-        raise from_rpc_error(error, "the server") from error
-    return tuple(answer.token_ids)
+async def _chat_tokens(client: AsyncClient, prompt: str) -> tuple[int, ...]:
+    return await client.tokenize([Message("user", prompt)])
 
 
-async def _generate(stub: Any, configuration: Configuration, prompt: tuple[int, ...], max_tokens: int) -> Sample:
+async def _generate(client: AsyncClient, configuration: Configuration, prompt: tuple[int, ...], max_tokens: int) -> Sample:
     """One greedy text, alone in its stack."""
     request = pb.GenerateRequest(
         tokens=pb.TokenPrompt(token_ids=prompt), max_tokens=max_tokens, temperature=0.0,
         draft_length=configuration.draft_length)
-    answer = Answer("")
     started = time.perf_counter()
-    try:
-        async for piece in stub.Generate(request):
-            answer.add(piece)
-    except grpc.RpcError as error:
-        raise from_rpc_error(error, "the server") from error
+    completion = await client.complete(request)
     wall_s = time.perf_counter() - started
-    if answer.last is None:
-        raise QspecError("the server ended the text without a reason")
-    usage, stats = answer.last.usage, answer.last.speculation
+    usage, stats = completion.finish.usage, completion.finish.speculation
     if stats.rounds_without_drafter or stats.recomputations:
         raise QspecError(f"{configuration.name}: a worker was lost meanwhile, so this run says nothing")
     return Sample(
         prompt_tokens=usage.prompt_tokens,
-        token_ids=tuple(answer.token_ids),
+        token_ids=completion.token_ids,
         first_token_s=usage.time_to_first_token_s,
         total_s=usage.total_s,
         wall_s=wall_s,

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import math
 
+from coordinator.public_port import add_port_arguments, public_port
 from coordinator.stream import MAX_BUFFERED_TOKENS
 from qspec.cli import EXIT_ERROR, add_process_arguments, add_stack_arguments, run_program, stack_config
 from qspec.errors import FieldViolation, InvalidInput, QspecError
@@ -28,6 +29,7 @@ def command_line() -> argparse.ArgumentParser:
     """The options of the program."""
     parser = argparse.ArgumentParser(prog="python -m coordinator", description="Serves text, and runs its two workers.")
     add_process_arguments(parser, listen=DEFAULT_LISTEN)
+    add_port_arguments(parser)
     workers = parser.add_argument_group("workers")
     workers.add_argument("--verifier-address", metavar="ADDRESS", help="use this verifier instead of starting one")
     workers.add_argument("--drafter-address", metavar="ADDRESS", help="use this drafter instead of starting one")
@@ -60,7 +62,7 @@ def main() -> int:
         _check_flow(args)
         asyncio.run(serve_coordinator(Options(
             config=stack_config(args),
-            listen=args.listen,
+            port=public_port(args),
             runtime_dir=args.runtime_dir,
             lifeline_fd=args.lifeline_fd,
             verifier_address=args.verifier_address,

@@ -17,7 +17,7 @@ from coordinator.supervisor import ChildProcess
 from qspec.cli import stack_options
 from qspec.config import StackConfig
 from qspec.errors import QspecError
-from qspec.memory.fd_passing import check_socket_path
+from qspec.socket_path import check_socket_path
 
 STOP_GRACE_S = 12.0
 """Seconds that the coordinator has to end itself and its workers."""

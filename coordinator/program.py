@@ -15,6 +15,7 @@ from coordinator.drain import drain
 from coordinator.engine import Engine
 from coordinator.messages import info_message
 from coordinator.mps import mps_for_workers
+from coordinator.public_port import PublicPort
 from coordinator.runtime_directory import runtime_directory
 from coordinator.service import GenerationService
 from coordinator.serving import ServerState, Serving
@@ -46,8 +47,8 @@ class Options:
 
     config: StackConfig
     """The stack's configuration."""
-    listen: str
-    """Public address."""
+    port: PublicPort
+    """The public port."""
     runtime_dir: Path | None
     """Directory for the workers' sockets; made when missing, temporary when None."""
     lifeline_fd: int | None
@@ -142,14 +143,16 @@ async def _serve(options: Options, directory: Path, status: Status, environment:
             sys.stderr.write(f"memory of the stack:\n{budget_table(info_message(serving).memory)}\n")
         status.ready(address, model=config.model)
 
+    service = GenerationService(serving, options.port.keys)
+
     def register(server: grpc.aio.Server) -> None:
-        generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationService(serving), server)
+        generation_pb2_grpc.add_GenerationServiceServicer_to_server(service, server)
 
     try:
         await serve(
-            [Service(name=SERVICE_NAME, register=register)], options.listen, prepare=prepare,
+            [Service(name=SERVICE_NAME, register=register)], options.port.listen, prepare=prepare,
             on_serving=on_serving, drain=lambda: drain(serving, 0.0 if failures else options.grace_s), stop=stop,
-            grace_s=1.0, public=True,
+            grace_s=1.0, public=True, access=options.port.access(),
         )
     finally:
         await asyncio.to_thread(stack.stop)

@@ -17,6 +17,8 @@ from coordinator.requests import encode_prompt, validate_request
 from coordinator.serving import ServerState, Serving, ServingTokenizer
 from coordinator.stream import Stream
 from qspec.errors import Unavailable
+from qspec.rpc.api_keys import ApiKeys
+from qspec.rpc.watched_files import WatchedFiles
 from qspec.v1 import generation_pb2 as pb
 from qspec.v1 import generation_pb2_grpc as pb_grpc
 
@@ -28,8 +30,8 @@ RETRY_LOADING_S = 1.0
 class GenerationService(pb_grpc.GenerationServiceServicer):
     """``qspec.v1.GenerationService``. Until the stack is ready, requests get UNAVAILABLE and RetryInfo."""
 
-    def __init__(self, serving: Serving) -> None:
-        self._serving = serving
+    def __init__(self, serving: Serving, keys: WatchedFiles[ApiKeys] | None = None) -> None:
+        self._serving, self._keys = serving, keys
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
         """Stream one text."""
@@ -59,7 +61,9 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
         clock = asyncio.get_running_loop().time
         arrived, left = clock(), cast("float | None", context.time_remaining())  # the stubs do not know of None
         deadlines = [] if left is None else [arrived + left]
-        client = client_of(context.invocation_metadata() or (), context.peer())
+        metadata = context.invocation_metadata() or ()
+        key_name = None if self._keys is None else self._keys.current.name_of(metadata)
+        client = client_of(metadata, context.peer(), key_name)
         engine, tokenizer, constraints = self._ready()
         engine.admission.check(client, request.request_id if request.HasField("request_id") else None, request.n or 1)
         with engine.admission.looking():  # a long text takes a while, as a constraint does

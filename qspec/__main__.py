@@ -11,6 +11,7 @@ from qspec.evaluation.sensitivity_command import add_sensitivity_command
 from qspec.quant.methods import METHODS, Backend, Role
 from qspec.quant.methods_table import methods_table
 from qspec.quant.weight_formats import WEIGHT_FORMATS
+from qspec.rpc.hash_key_command import add_hash_key_command
 from qspec.rpc.health_command import add_health_command
 
 
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_quantize_command(commands)
     add_sensitivity_command(commands)
     add_health_command(commands)
+    add_hash_key_command(commands)
     args = parser.parse_args(arguments)
     code: int = args.run(args)
     return code

@@ -12,6 +12,11 @@ from dataclasses import dataclass
 class QspecError(Exception):
     """Base of all deliberate errors; ``str()`` is one line for people."""
 
+    @property
+    def field_violations(self) -> tuple[FieldViolation, ...]:
+        """The offending fields, where there are any."""
+        return ()
+
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
@@ -27,6 +32,11 @@ class InvalidInput(QspecError):
     def __init__(self, *violations: FieldViolation) -> None:
         self.violations = violations
         super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations))
+
+    @property
+    def field_violations(self) -> tuple[FieldViolation, ...]:
+        """See ``QspecError``."""
+        return self.violations
 
     @classmethod
     def field(cls, field: str, description: str) -> InvalidInput:
@@ -53,6 +63,10 @@ class WorkerLost(QspecError):
     """A worker process died, hung, or cannot be reached."""
 
 
+class TlsFailed(WorkerLost):
+    """TLS with a server could not be set up: wrong authority, name or time, or plain text at one end."""
+
+
 class QueueFull(QspecError):
     """No room for another request; ``retry_after_s`` is a guess at when there will be."""
 
@@ -75,6 +89,14 @@ class DeadlineExceeded(QspecError):
 
 class SlowReader(QspecError):
     """A client took its text more slowly than it was made, by more than is kept for it."""
+
+
+class Unauthenticated(QspecError):
+    """A call without a key that the server knows."""
+
+
+class Unsupported(QspecError):
+    """A call that the server does not know: it is older than its client, or another program."""
 
 
 class OutOfMemory(QspecError):

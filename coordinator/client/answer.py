@@ -2,62 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from qspec.v1 import generation_pb2 as pb
-from qspec.v1 import types_pb2
-
-_FINISH_REASONS = {
-    pb.FINISH_REASON_END_OF_SEQUENCE: "end_of_sequence",
-    pb.FINISH_REASON_STOP_STRING: "stop_string",
-    pb.FINISH_REASON_LENGTH: "length",
-    pb.FINISH_REASON_STOP_TOKEN: "stop_token",
-    pb.FINISH_REASON_DEAD_END: "dead_end",
-}
+from qspec.client import Completion, TokenLogprob
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Answer:
-    """What has come of one prompt so far."""
+    """What has come of one prompt."""
 
     prompt: str
-    choice: int = 0
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[dict[str, Any]] = field(default_factory=list)
-    prompt_logprobs: list[dict[str, Any]] = field(default_factory=list)
-    last: pb.GenerateResponse | None = None
-    """The last piece, once it is there."""
-
-    def add(self, piece: pb.GenerateResponse) -> None:
-        """Take the next piece of the stream."""
-        self.text += piece.text
-        self.token_ids += piece.token_ids
-        self.logprobs += map(_logprobs, piece.logprobs)
-        self.prompt_logprobs += map(_logprobs, piece.prompt_logprobs)
-        if piece.finish_reason != pb.FINISH_REASON_UNSPECIFIED:
-            self.last = piece
+    completion: Completion
 
     @property
-    def ended(self) -> bool:
-        """Whether the stream came to its end."""
-        return self.last is not None
+    def choice(self) -> int:
+        """Which of the prompt's texts this is."""
+        return self.completion.choice
+
+    @property
+    def text(self) -> str:
+        """The text."""
+        return self.completion.text
 
     def to_json(self) -> dict[str, Any]:
         """The object that ``--json`` prints."""
-        assert self.last is not None
-        usage, stats = self.last.usage, self.last.speculation
+        completion, finish = self.completion, self.completion.finish
+        usage, stats = finish.usage, finish.speculation
         return {
             "prompt": self.prompt,
             "choice": self.choice,
             "text": self.text,
-            "token_ids": self.token_ids,
-            **({"logprobs": self.logprobs} if self.logprobs else {}),
-            **({"prompt_logprobs": self.prompt_logprobs} if self.prompt_logprobs else {}),
-            "finish_reason": _FINISH_REASONS.get(self.last.finish_reason, "unknown"),
-            "matched_stop": self.last.matched_stop if self.last.HasField("matched_stop") else None,
-            "matched_stop_token": self.last.matched_stop_token if self.last.HasField("matched_stop_token") else None,
+            "token_ids": list(completion.token_ids),
+            **_logprobs("logprobs", completion.logprobs),
+            **_logprobs("prompt_logprobs", completion.prompt_logprobs),
+            "finish_reason": finish.reason.value,
+            "matched_stop": finish.matched_stop,
+            "matched_stop_token": finish.matched_stop_token,
             "usage": {
                 "prompt_tokens": usage.prompt_tokens,
                 "completion_tokens": usage.completion_tokens,
@@ -72,9 +53,9 @@ class Answer:
                 "accepted_per_position": list(stats.accepted_per_position),
                 "drafted_per_position": list(stats.drafted_per_position),
                 "rounds_per_draft_length": list(stats.rounds_per_draft_length),
-                "acceptance_rate": _ratio(stats.accepted, stats.drafted),
-                "mean_accepted_length": _ratio(stats.accepted, stats.rounds),
-                "tokens_per_round": _ratio(usage.completion_tokens, stats.rounds),
+                "acceptance_rate": stats.acceptance_rate,
+                "mean_accepted_length": stats.mean_accepted_length,
+                "tokens_per_round": usage.completion_tokens / stats.rounds if stats.rounds else 0.0,
                 "draft_s": stats.draft_s,
                 "verify_s": stats.verify_s,
                 "rpc_s": stats.rpc_s,
@@ -100,10 +81,11 @@ class Answer:
         return f"{', '.join(parts)}; {usage['completion_tokens']} tokens in {usage['total_s']:.2f} s, ended by {reason}"
 
 
-def _logprobs(message: types_pb2.TokenLogprobs) -> dict[str, Any]:
-    top = zip(message.top_token_ids, message.top_logprobs, strict=True)
-    return {"logprob": message.logprob, "top": [{"token_id": token, "logprob": value} for token, value in top]}
-
-
-def _ratio(numerator: float, denominator: float) -> float:
-    return numerator / denominator if denominator else 0.0
+def _logprobs(name: str, values: tuple[TokenLogprob, ...]) -> dict[str, Any]:
+    """The field ``name``, where there are any."""
+    if not values:
+        return {}
+    return {name: [
+        {"logprob": each.logprob, "top": [{"token_id": token, "logprob": value} for token, value in each.top]}
+        for each in values
+    ]}

@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 from collections.abc import Callable
-
-import grpc
 
 from coordinator.client.answer import Answer
 from coordinator.client.generation_options import option_of
 from coordinator.client.options import ClientOptions
 from coordinator.client.output import Output
-from qspec.errors import InvalidInput, QspecError, QueueFull, Unavailable, WorkerLost
-from qspec.rpc.errors import from_rpc_error
+from qspec.client import AsyncClient, RetryPolicy
+from qspec.client.completion import CompletionBuilder
+from qspec.errors import DeadlineExceeded, InvalidInput, QspecError, QueueFull, TlsFailed, Unavailable, WorkerLost
 from qspec.v1 import generation_pb2 as pb
-from qspec.v1 import generation_pb2_grpc as pb_grpc
 
+UNTIL_THERE_IS_ROOM = RetryPolicy(attempts=None, longest_wait_s=math.inf, errors=(QueueFull,))
+"""A full server is asked again whenever it says; one that goes away ends the run."""
 INFO_TIMEOUT_S = 10.0
 LOOK_EVERY_S = 0.5
 
 
 async def wait_until_serving(
-    stub: pb_grpc.GenerationServiceStub, address: str, show: Callable[[str, float], None]
+    client: AsyncClient, address: str, show: Callable[[str, float], None]
 ) -> pb.GetServerInfoResponse:
     """What runs at ``address``, once it is loaded; raises ``WorkerLost`` when nobody answers there."""
     while True:
         try:
-            info: pb.GetServerInfoResponse = await stub.GetServerInfo(
-                pb.GetServerInfoRequest(), timeout=INFO_TIMEOUT_S)
-        except grpc.RpcError as error:
-            text = f"nobody answers at {address} ({error.code().name})"
+            info = await client.server_info(deadline_s=INFO_TIMEOUT_S)
+        except TlsFailed:
+            raise
+        except (WorkerLost, DeadlineExceeded) as error:
             raise WorkerLost(
-                f"--address: {text}; start a server there (python -m coordinator --listen {address}), or leave "
-                "--address out") from error
+                f"--address: nobody answers at {address}; start a server there (python -m coordinator --listen "
+                f"{address}), or leave --address out") from error
         if info.state == pb.SERVER_STATE_SERVING:
             return info
         if info.state == pb.SERVER_STATE_DRAINING:
@@ -42,7 +44,7 @@ async def wait_until_serving(
 
 
 async def generate_all(
-    stub: pb_grpc.GenerationServiceStub, options: ClientOptions, output: Output, *, at_once: int
+    client: AsyncClient, options: ClientOptions, output: Output, *, at_once: int
 ) -> QspecError | None:
     """Answer every prompt, ``at_once`` at a time, telling ``output``. Returns the first error; others still ran.
 
@@ -55,8 +57,7 @@ async def generate_all(
         async with room:
             first = index * options.choices  # outputs are counted by texts
             try:
-                answers = await _generate(stub, options.request_for(prompt), first, prompt, output)
-                for answer in answers:
+                for answer in await _generate(client, options, first, prompt, output):
                     output.answer(first + answer.choice, answer)
             except (WorkerLost, Unavailable):
                 raise
@@ -76,35 +77,25 @@ async def generate_all(
 
 
 async def _generate(
-    stub: pb_grpc.GenerationServiceStub, request: pb.GenerateRequest, first: int, prompt: str, output: Output
+    client: AsyncClient, options: ClientOptions, first: int, prompt: str, output: Output
 ) -> list[Answer]:
-    """All choices of one request; a full server is asked again when it said that it may have room."""
-    while True:
-        answers = [Answer(prompt, choice) for choice in range(request.n or 1)]
-        try:
-            async for piece in stub.Generate(request):
-                answers[piece.choice].add(piece)
-                output.piece(first + piece.choice, piece.text)
-        except grpc.RpcError as failed:
-            error = from_rpc_error(failed, "the server")
-            if isinstance(error, QueueFull) and error.retry_after_s is not None and not any(
-                each.token_ids for each in answers
-            ):
-                await asyncio.sleep(error.retry_after_s)
-                continue
-            raise _named_by_option(error) from failed
-        if not all(each.ended for each in answers):
-            raise QspecError("the server ended the text without a reason")
-        return answers
+    """All choices of one prompt."""
+    builder = CompletionBuilder(options.choices)
+    try:
+        async with contextlib.aclosing(client.generate(options.request_for(prompt))) as deltas:
+            async for delta in deltas:
+                builder.add(delta)
+                output.piece(first + delta.choice, delta.text)
+    except InvalidInput as error:
+        raise _named_by_option(error) from error
+    return [Answer(prompt, completion) for completion in builder.build()]
 
 
 _PROMPT_FIELDS = ("text", "chat", "prompt", "chat.messages[0].content")
 
 
-def _named_by_option(error: QspecError) -> QspecError:
+def _named_by_option(error: InvalidInput) -> InvalidInput:
     """The same error, with the fields of the request named as the options that they came from."""
-    if not isinstance(error, InvalidInput):
-        return error
     return InvalidInput(*(
         type(violation)("--prompt" if violation.field in _PROMPT_FIELDS else option_of(violation.field),
                         violation.description)

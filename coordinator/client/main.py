@@ -7,9 +7,7 @@ import contextlib
 import signal
 import sys
 
-import grpc
-
-from coordinator.client.generate import generate_all, wait_until_serving
+from coordinator.client.generate import UNTIL_THERE_IS_ROOM, generate_all, wait_until_serving
 from coordinator.client.options import ClientOptions, parse_options
 from coordinator.client.output import OrderedOutput, Output, StreamedOutput
 from coordinator.private_stack import PrivateStack
@@ -18,10 +16,8 @@ from qspec.errors import InvalidInput, QspecError, WorkerLost
 from qspec.memory.budget import budget_table
 from qspec.progress_display import ProgressDisplay
 from qspec.rpc.addresses import parse_address
-from qspec.rpc.channel import channel_options
 from qspec.rpc.options import quieten_grpc
 from qspec.v1 import generation_pb2 as pb
-from qspec.v1 import generation_pb2_grpc as pb_grpc
 
 EXIT_FAILURE = 1
 """Exit code of what is not the user's doing: nobody listens, a server that fails."""
@@ -76,17 +72,15 @@ async def _run(options: ClientOptions) -> int:
             address = await cleanup.enter_async_context(stack)
         else:
             address = parse_address(options.address, "--address")
-        channel = await cleanup.enter_async_context(
-            grpc.aio.insecure_channel(address, options=channel_options(address)))
-        stub = pb_grpc.GenerationServiceStub(channel)
+        client = await cleanup.enter_async_context(options.server.client(address, retry=UNTIL_THERE_IS_ROOM))
         try:
-            info = await wait_until_serving(stub, address, display.show)
+            info = await wait_until_serving(client, address, display.show)
             display.close()
             if stack is not None:
                 sys.stderr.write(f"{_description(info)}\n")
             output = _output(options)
             cleanup.callback(output.close)
-            error = await generate_all(stub, options, output, at_once=max(1, info.max_slots // options.choices))
+            error = await generate_all(client, options, output, at_once=max(1, info.max_slots // options.choices))
         except WorkerLost:
             if stack is not None and (failure := stack.failure()) is not None:
                 raise failure from None

@@ -17,6 +17,7 @@ from coordinator.client.generation_options import (
     option_of,
 )
 from coordinator.client.prompts import read_prompts
+from coordinator.client.server_options import ServerOptions, add_server_options, server_options
 from qspec.cli import EXIT_ERROR
 from qspec.config import DEVICES, KERNELS, StackConfig
 from qspec.device import configured_backend
@@ -24,7 +25,6 @@ from qspec.errors import FieldViolation, InvalidInput
 from qspec.models.resolve import resolve
 from qspec.quant.method_plan import check_methods
 from qspec.quant.methods import Role
-from qspec.rpc.addresses import parse_address
 from qspec.v1 import generation_pb2 as pb
 
 _STACK_OPTIONS = (
@@ -41,6 +41,8 @@ class ClientOptions:
     """At least one."""
     address: str | None
     """A running server; None starts a private stack."""
+    server: ServerOptions
+    """How it is reached."""
     stack: StackConfig
     """What a private stack runs."""
     raw: bool
@@ -80,7 +82,9 @@ def parse_options(arguments: Sequence[str]) -> ClientOptions:
     """The options of one run; ``InvalidInput`` names every option that cannot be used."""
     args = _parser().parse_args(arguments)
     violations = _violations(args)
-    for check in (lambda: read_prompts(args.prompt, args.prompts_file), lambda: _check_stack(args)):
+    for check in (
+        lambda: read_prompts(args.prompt, args.prompts_file), lambda: _check_stack(args), lambda: server_options(args),
+    ):
         try:
             check()
         except InvalidInput as error:
@@ -91,6 +95,7 @@ def parse_options(arguments: Sequence[str]) -> ClientOptions:
     return ClientOptions(
         prompts=read_prompts(args.prompt, args.prompts_file),
         address=args.address,
+        server=server_options(args),
         stack=StackConfig(**given),
         raw=args.raw,
         as_json=args.json,
@@ -112,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="print one JSON object per prompt and nothing else")
     add("--address", metavar="ADDRESS", help="use the server at HOST:PORT or unix:PATH instead of a private stack")
     add("--timeout", type=float, metavar="SECONDS", help="give up after this time (default: never)")
+    add_server_options(parser)
     add_generation_options(parser)
     stack = parser.add_argument_group("private stack (without --address)")
     add = stack.add_argument
@@ -144,7 +150,6 @@ def _check_stack(args: argparse.Namespace) -> None:
     """Whether the private stack could be started, or the server be addressed."""
     given = {name: getattr(args, name) for name in _STACK_OPTIONS if getattr(args, name) is not None}
     if args.address is not None:
-        parse_address(args.address, "--address")
         if given:
             names = ", ".join(map(option_of, given))
             raise InvalidInput.field(names, "is for a private stack: leave it out, the server at --address has its own")

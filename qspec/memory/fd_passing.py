@@ -16,22 +16,14 @@ import threading
 import time
 from pathlib import Path
 
-from qspec.errors import FieldViolation, InvalidInput, WorkerLost
+from qspec.errors import InvalidInput, WorkerLost
+from qspec.socket_path import check_socket_path
 
 _GREETING = b"qspec-arena"
 _PEER_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: Linux's struct ucred
 _RETRY_S = 0.02
 _MOST_FDS = 16
 """More than an arena has files."""
-_MAX_SOCKET_PATH = 107  # bytes in sockaddr_un, less the terminating zero
-
-
-def check_socket_path(path: Path, field: str) -> None:
-    """Raise ``InvalidInput`` for a path that the kernel would not take as the name of a Unix socket."""
-    if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
-        raise InvalidInput(FieldViolation(
-            field, f"the socket path {path} is longer than {_MAX_SOCKET_PATH} bytes; use a shorter directory (TMPDIR)"
-        ))
 
 
 class FdServer:

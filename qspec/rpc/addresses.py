@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from pathlib import Path
 
 from qspec.errors import InvalidInput
-from qspec.memory.fd_passing import check_socket_path
+from qspec.socket_path import check_socket_path
 
 
 def parse_address(address: str, field: str) -> str:
@@ -21,6 +22,19 @@ def parse_address(address: str, field: str) -> str:
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise InvalidInput.field(field, f"{address!r} is no address; write HOST:PORT or unix:/path/to/socket")
     return address
+
+
+def is_local(address: str) -> bool:
+    """Whether a (parsed) address is a Unix socket or of the loopback interface: nothing leaves this host."""
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, which may resolve to anything
+        return False
 
 
 def refuse_occupied(address: str, field: str) -> None:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import grpc
 
 from qspec.errors import WorkerLost
-from qspec.rpc.addresses import parse_address
+from qspec.rpc.addresses import is_local, parse_address
 from qspec.rpc.options import CHANNEL_OPTIONS, LOCAL_CHANNEL_OPTIONS
-
-_LOCAL_HOSTS = ("localhost", "127.", "[::1]")
 
 
 def open_channel(address: str, *, field: str = "address") -> grpc.Channel:
     """A channel to ``unix:PATH`` or ``HOST:PORT``; connects when it is first used.
 
-    Raises ``InvalidInput`` on ``field`` for anything else. TLS is not offered here: the services listen on sockets of
-    this host, and a public port belongs behind whatever terminates TLS.
+    Raises ``InvalidInput`` on ``field`` for anything else. In plain text: the workers and health ports are reached so;
+    a public port with TLS is for ``qspec.client``.
     """
     target = parse_address(address, field)
     return grpc.insecure_channel(target, options=channel_options(target))
@@ -23,8 +21,7 @@ def open_channel(address: str, *, field: str = "address") -> grpc.Channel:
 
 def channel_options(target: str) -> list[tuple[str, int]]:
     """The options of a channel to ``target``, for those who open an asyncio channel themselves."""
-    local = target.startswith(("unix:", *_LOCAL_HOSTS))
-    return LOCAL_CHANNEL_OPTIONS if local else CHANNEL_OPTIONS
+    return LOCAL_CHANNEL_OPTIONS if is_local(target) else CHANNEL_OPTIONS
 
 
 def wait_for_ready(channel: grpc.Channel, address: str, timeout_s: float) -> None:

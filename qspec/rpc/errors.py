@@ -24,7 +24,9 @@ from qspec.errors import (
     QspecError,
     QueueFull,
     SlowReader,
+    Unauthenticated,
     Unavailable,
+    Unsupported,
     WorkerLost,
 )
 
@@ -40,6 +42,7 @@ _REASONS: dict[type[QspecError], tuple[str, grpc.StatusCode]] = {
     SlowReader: ("SLOW_READER", grpc.StatusCode.RESOURCE_EXHAUSTED),
     Unavailable: ("UNAVAILABLE", grpc.StatusCode.UNAVAILABLE),
     DeadlineExceeded: ("DEADLINE_EXCEEDED", grpc.StatusCode.DEADLINE_EXCEEDED),
+    Unauthenticated: ("UNAUTHENTICATED", grpc.StatusCode.UNAUTHENTICATED),
 }
 _CLASSES = {reason: error_class for error_class, (reason, _) in _REASONS.items()}
 _LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
@@ -86,6 +89,10 @@ def from_rpc_error(error: grpc.RpcError, peer: str = "the server") -> QspecError
         return Unavailable(text, retry_after_s)
     if reason in _CLASSES:
         return _CLASSES[reason](text)
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        return Unauthenticated(f"{peer} refuses the call: {line} ({code.name})")
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return Unsupported(f"{peer} does not know this call: it is older than this client, or no QSPEC server ({line})")
     if code in _LOST:
         return WorkerLost(f"{peer} is gone or late: {line} ({code.name})")
     return QspecError(f"{peer} failed: {line} ({code.name})")

@@ -13,6 +13,7 @@ import contextlib
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -37,14 +38,35 @@ class Service:
     register: Callable[[grpc.aio.Server], None]
 
 
-class RpcServer:
-    """Services at one address, with health and reflection. ``public``: see ``qspec.rpc.errors.to_status``."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortAccess:
+    """Who gets in at a server's port, and how."""
 
-    def __init__(self, services: Sequence[Service], *, public: bool = False) -> None:
+    credentials: Callable[[], grpc.ServerCredentials] | None = None
+    """Makes those of TLS when the server starts; plain text without. Raises ``InvalidInput``."""
+    interceptors: tuple[grpc.aio.ServerInterceptor[Any, Any], ...] = ()
+    """Asked before anything of a call is read."""
+    health_listen: str | None = None
+    """Another address, in plain text and for ``grpc.health.v1`` alone: probes speak no TLS and have no certificates."""
+
+
+class RpcServer:
+    """Services at one address, with health and reflection. ``public``: see ``qspec.rpc.errors.to_status``.
+
+    ``access`` says who gets in; anybody without it, in plain text.
+    """
+
+    def __init__(
+        self, services: Sequence[Service], *, public: bool = False, access: PortAccess = PortAccess()
+    ) -> None:
         self._names = [service.name for service in services]
-        self._server = grpc.aio.server(interceptors=[ErrorInterceptor(public=public)], options=SERVER_OPTIONS)
+        self._access = access
+        interceptors = [*access.interceptors, ErrorInterceptor(public=public)]
+        self._server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
         self._health = HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._probed = grpc.aio.server(options=SERVER_OPTIONS) if access.health_listen is not None else None
+        for server in filter(None, (self._server, self._probed)):
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection(
             [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server
         )
@@ -56,17 +78,14 @@ class RpcServer:
 
         Raises ``InvalidInput`` on ``listen`` for an address that cannot be read or is in use.
         """
-        address = parse_address(listen, "listen")
-        refuse_occupied(address, "listen")
+        credentials = self._access.credentials() if self._access.credentials is not None else None
         await self._set_health(_State.NOT_SERVING)
-        try:
-            port = self._server.add_insecure_port(address)
-        except RuntimeError:
-            port = 0
-        if port == 0:
-            raise InvalidInput.field("listen", f"cannot listen at {address}: in use, or not an address of this host")
+        address = _bind(self._server, listen, "listen", credentials)
+        if self._probed is not None and self._access.health_listen is not None:
+            _bind(self._probed, self._access.health_listen, "health_listen", None)
+            await self._probed.start()
         await self._server.start()
-        return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+        return address
 
     async def set_serving(self) -> None:
         """Answer SERVING from now on."""
@@ -83,10 +102,28 @@ class RpcServer:
         if drain is not None:
             await _unless(hurry, drain())
         await self._server.stop(HURRIED_GRACE_S if hurry is not None and hurry.is_set() else grace_s)
+        if self._probed is not None:
+            await self._probed.stop(0)
 
     async def _set_health(self, state: int) -> None:
         for name in ("", *self._names):
             await self._health.set(name, state)
+
+
+def _bind(server: grpc.aio.Server, listen: str, field: str, credentials: grpc.ServerCredentials | None) -> str:
+    """Make ``server`` listen; returns the address with its port. Raises ``InvalidInput`` on ``field``."""
+    address = parse_address(listen, field)
+    refuse_occupied(address, field)
+    try:
+        if credentials is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, credentials)
+    except RuntimeError:
+        port = 0
+    if port == 0:
+        raise InvalidInput.field(field, f"cannot listen at {address}: in use, or not an address of this host")
+    return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
 
 
 async def _unless(event: asyncio.Event | None, work: Awaitable[None]) -> None:
@@ -112,6 +149,7 @@ async def serve(
     stop: asyncio.Event | None = None,
     grace_s: float = 5.0,
     public: bool = False,
+    access: PortAccess = PortAccess(),
 ) -> None:
     """Serve until SIGTERM, SIGINT or ``stop``; a second signal cancels ``drain``.
 
@@ -125,10 +163,11 @@ async def serve(
         stop: ends the server from inside the process.
         grace_s: seconds for calls in flight after that.
         public: see ``qspec.rpc.errors.to_status``.
+        access: who gets in.
     """
     stopping, hurry = stop or asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
-    server = RpcServer(services, public=public)
+    server = RpcServer(services, public=public, access=access)
     address = await server.start(listen)
     with contextlib.ExitStack() as handlers:
         for number in (signal.SIGTERM, signal.SIGINT):
