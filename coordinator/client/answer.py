@@ -59,7 +59,7 @@ class Answer:
                 "draft_s": stats.draft_s,
                 "verify_s": stats.verify_s,
                 "rpc_s": stats.rpc_s,
-                "round_s": stats.round_total_s,
+                "round_s": stats.round_s,
                 "rounds_without_drafter": stats.rounds_without_drafter,
                 "recomputations": stats.recomputations,
             },

@@ -142,7 +142,7 @@ def _finish(message: pb.GenerateResponse) -> Finish:
             draft_s=stats.draft_s,
             verify_s=stats.verify_s,
             rpc_s=stats.rpc_s,
-            round_s=stats.round_s,
+            round_s=stats.round_total_s,
             rounds_without_drafter=stats.rounds_without_drafter,
             recomputations=stats.recomputations,
         ),

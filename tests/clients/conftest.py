@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.clients import typescript
 from tests.clients.example import Example
 from tests.clients.go import go_module
 from tests.clients.live_server import live_server
@@ -27,12 +28,14 @@ def scripted() -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(scope="session", params=["go"])
+BUILDS: dict[str, Callable[[Path], list[str]]] = {
+    "go": lambda scratch: go_module(scratch).build_example(),
+    "typescript": lambda _: typescript.build_example(),
+}
+"""How the streaming example of each client is built, in a directory for what comes of it; gives its command line."""
+
+
+@pytest.fixture(scope="session", params=BUILDS)
 def example(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Example:
     """The streaming example of each client, built anew."""
-    build = {"go": _build_go}[request.param]
-    return Example(tuple(build(tmp_path_factory.mktemp(request.param))))
-
-
-def _build_go(scratch: Path) -> list[str]:
-    return go_module(scratch).build_example()
+    return Example(tuple(BUILDS[request.param](tmp_path_factory.mktemp(request.param))))

@@ -1,7 +1,7 @@
 """A server that does what the prompt says, for what a real one cannot be made to do at will.
 
-``python -m tests.clients.scripted_server [KEY CERTIFICATE [CLIENT_CA]]`` prints the port once it listens. With a key and a
-certificate it speaks TLS; with the certificate of an authority it demands one of the client's.
+``python -m tests.clients.scripted_server [KEY CERTIFICATE [CLIENT_CA]]`` prints the port once it listens. With a key
+and a certificate it speaks TLS; with the certificate of an authority it demands one of the client's.
 """
 
 from __future__ import annotations

@@ -107,12 +107,12 @@ def test_authority_is_checked(example: Example, with_tls: str, identities: Ident
 
 def test_own_certificate_is_shown(example: Example, with_mutual_tls: str, identities: Identities) -> None:
     options = (*RAW, "metadata", "--address", with_mutual_tls, "--tls-ca", str(identities.authority.certificate))
-    own = ("--tls-cert", str(identities.client.certificate), "--tls-key", str(identities.client.key))
+    own = ("--tls-client-cert", str(identities.client.certificate), "--tls-client-key", str(identities.client.key))
     done = example.run(*options, *own)
     assert (done.returncode, done.stdout) == (0, "None|None\n"), done.stderr
     assert "UNAVAILABLE" in refused(example.run(*options), code=1)
 
 
 def test_certificate_needs_its_key(example: Example, identities: Identities) -> None:
-    options = (*RAW, "metadata", "--tls-cert", str(identities.client.certificate))
-    assert "--tls-key" in refused(example.run(*options), code=2)
+    options = (*RAW, "metadata", "--tls-client-cert", str(identities.client.certificate))
+    assert "--tls-client-key" in refused(example.run(*options), code=2)

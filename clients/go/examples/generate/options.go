@@ -39,8 +39,8 @@ func parse(arguments []string) (options, error) {
 	timeout := flags.Float64("timeout", 0, "give up after so many `SECONDS`")
 	tls := flags.Bool("tls", false, "encrypt, and trust the system's authorities")
 	ca := flags.String("tls-ca", "", "encrypt, and trust the authorities in this `FILE` (PEM)")
-	certificate := flags.String("tls-cert", "", "this client's certificate, a `FILE` (PEM)")
-	key := flags.String("tls-key", "", "the key of --tls-cert, a `FILE` (PEM)")
+	certificate := flags.String("tls-client-cert", "", "this client's certificate, a `FILE` (PEM)")
+	key := flags.String("tls-client-key", "", "the key of --tls-client-cert, a `FILE` (PEM)")
 	keyFile := flags.String("api-key-file", "", "`FILE` with the API key (default: the environment's QSPEC_API_KEY)")
 	insecure := flags.Bool("insecure", false, "let the API key leave this machine in plain text")
 	result := options{}
@@ -64,7 +64,7 @@ func parse(arguments []string) (options, error) {
 	case given["timeout"] && !(*timeout > 0 && *timeout < 1e9):
 		return result, inputError{fmt.Errorf("--timeout: must be a number of seconds above 0, got %g", *timeout)}
 	case (*certificate == "") != (*key == ""):
-		return result, inputError{errors.New("--tls-cert and --tls-key go together")}
+		return result, inputError{errors.New("--tls-client-cert and --tls-client-key go together")}
 	case *maxTokens > 1<<32-1:
 		return result, inputError{fmt.Errorf("--max-tokens: %d is too large", *maxTokens)}
 	}
