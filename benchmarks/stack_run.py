@@ -164,6 +164,6 @@ async def _generate(client: AsyncClient, configuration: Configuration, prompt: t
             draft_s=stats.draft_s,
             verify_s=stats.verify_s,
             rpc_s=stats.rpc_s,
-            round_s=stats.round_total_s,
+            round_s=stats.round_s,
         ),
     )
