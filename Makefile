@@ -30,7 +30,7 @@ native-test = cmake -G Ninja -S qspec/kernels/native -B "build/native-$(1)" -DQS
     --log-level=WARNING $(2) >/dev/null && cmake --build "build/native-$(1)" -- --quiet
 
 .PHONY: help run serve test test-gpu check check-deploy deploy-tools rehearse-image bench bench-gpu methods-table protos \
-    native-sanitizers native-neon clean
+    accept-protos native-sanitizers native-neon clean
 .DEFAULT_GOAL := help
 
 help:
@@ -47,7 +47,8 @@ help:
 	@echo 'make bench [ARGS="…"]            measure; the last line is JSON'
 	@echo 'make bench-gpu [ARGS="…"]        measure the GPU's kernels (sections: --section NAME)'
 	@echo 'make methods-table [ARGS="…"]    measure every method anew and write docs/methods.md'
-	@echo 'make protos                      generate qspec/v1 again'
+	@echo 'make protos                      generate qspec/v1 and docs/api.md again'
+	@echo 'make accept-protos               make the proto files as they are what later ones must not break'
 	@echo 'make clean                       remove the virtual environment and all caches of the tools'
 
 run: $(VENV)/.runtime
@@ -64,6 +65,8 @@ check: $(VENV)/.dev
 	$(BIN)/mypy qspec drafter verifier coordinator benchmarks tools qspec_example.py benchmark_qspec.py
 	$(BIN)/python -m tools.check_generated
 	$(BIN)/buf lint protos
+	@$(BIN)/buf breaking protos --against protos/accepted.binpb --error-format text || { \
+	    echo "The change breaks clients that exist. Keep what was, or accept it: CONTRIBUTING.md, \"The wire\"." >&2; exit 1; }
 	$(BIN)/python -m tools.check_imports
 
 deploy-tools: $(VENV)/.deploy
@@ -94,6 +97,10 @@ methods-table: $(VENV)/.dev
 
 protos: $(VENV)/.dev
 	$(BIN)/python -m tools.generate_protos
+	$(BIN)/python -m tools.api_reference
+
+accept-protos: $(VENV)/.dev
+	$(BIN)/buf build protos --exclude-source-info -o protos/accepted.binpb
 
 native-sanitizers:
 	@for sanitizers in address,undefined thread; do \

@@ -76,7 +76,7 @@ async def run_stacks(
         async with _stack(replace(config, draft_quantization=NO_DRAFTER), tell) as alone:
             cut = tuple([await _tokenize(tested, prompt, prompt_tokens) for prompt in prompts])
             stacks = {configuration: tested if configuration.drafter else alone for configuration in CONFIGURATIONS}
-            for configuration, stub in stacks.items():
+            for configuration, client in stacks.items():
                 tell(f"warm-up: {configuration.name}")
                 await _generate(client, configuration, cut[0], min(WARM_UP_TOKENS, max_tokens))
             samples: dict[str, list[Sample]] = {configuration.name: [] for configuration in CONFIGURATIONS}
@@ -137,7 +137,9 @@ async def _chat_tokens(client: AsyncClient, prompt: str) -> tuple[int, ...]:
     return await client.tokenize([Message("user", prompt)])
 
 
-async def _generate(client: AsyncClient, configuration: Configuration, prompt: tuple[int, ...], max_tokens: int) -> Sample:
+async def _generate(
+    client: AsyncClient, configuration: Configuration, prompt: tuple[int, ...], max_tokens: int
+) -> Sample:
     """One greedy text, alone in its stack."""
     request = pb.GenerateRequest(
         tokens=pb.TokenPrompt(token_ids=prompt), max_tokens=max_tokens, temperature=0.0,

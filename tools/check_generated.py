@@ -1,4 +1,4 @@
-"""Holds ``qspec/v1`` to ``protos``: generates the code anew and compares it byte for byte with what is checked in."""
+"""Holds ``qspec/v1`` and docs/api.md to ``protos``: makes them anew and compares them byte for byte."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tools.api_reference import PAGE, render
 from tools.generate_protos import PACKAGE, ROOT, generate
 
 
@@ -22,6 +23,9 @@ def find_drift(root: Path) -> list[str]:
             lines.append(f"{path}: no proto file stands for it")
         elif present[path] != expected[path]:
             lines.append(f"{path}: differs from what the proto files give")
+    page = root / PAGE
+    if not page.is_file() or page.read_text(encoding="utf-8") != render(root):
+        lines.append(f"{PAGE}: differs from what the proto files give")
     return lines
 
 

@@ -59,8 +59,9 @@ class Connection:
         if "handshake" in text.lower():
             return text.splitlines()[0]
         if "failed to connect" in text and "Socket closed" in text:  # accepted, and given up before anything was said
-            return "the server wants it, and this is plain text" if self.credentials is None else (
-                "the server does not accept this client's certificate, or wants one")
+            if self.credentials is None:
+                return "the server closed the connection, as one with TLS does to plain text"
+            return "the server does not accept this client's certificate, or wants one"
         return ""
 
 

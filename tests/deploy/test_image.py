@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from coordinator.public_port import public_port
 from qspec.__main__ import main
 from tests.deploy.options import parse
 from tests.deploy.tools import require_tool
@@ -39,7 +40,9 @@ def test_command(target: str) -> None:
     assert json.loads(entry) == ["python", "-m"]
     program, *given = json.loads(command)
     (port,) = instructions(target, "EXPOSE")
-    assert parse(program, given).listen == f"0.0.0.0:{port}"
+    args = parse(program, given)
+    assert args.listen == f"0.0.0.0:{port}"
+    assert public_port(args).insecure  # said, or it would not start
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -103,6 +106,7 @@ def test_compose() -> None:
     assert (ROOT / "deploy" / service["build"]["context"] / service["build"]["dockerfile"]).resolve() == DOCKERFILE
     program, *given = service["command"]
     args = parse(program, given)
+    assert public_port(args).insecure and service["ports"][0].startswith("127.0.0.1:")
     assert service["user"] == instructions("cpu", "USER")[0]
     (port,) = service["ports"]
     assert port == f"127.0.0.1:{args.listen.rpartition(':')[2]}:{instructions('cpu', 'EXPOSE')[0]}"

@@ -82,7 +82,8 @@ def test_pod_security_is_restricted(overlay: str) -> None:
     specification = pod(overlay)
     assert not {"hostNetwork", "hostPID", "hostIPC"} & specification.keys()
     assert specification["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert all(volume.keys() - {"name"} <= {"emptyDir", "persistentVolumeClaim"} for volume in specification["volumes"])
+    allowed = {"emptyDir", "persistentVolumeClaim", "secret"}
+    assert all(volume.keys() - {"name"} <= allowed for volume in specification["volumes"])
     for container in containers(overlay).values():
         context = container["securityContext"]
         assert context["capabilities"] == {"drop": ["ALL"]}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.public_port import PublicPort
 from coordinator.stack import STOP_GRACE_S
 from coordinator.worker import START_TIMEOUT_S
 from qspec.cli import stack_config
@@ -90,19 +91,38 @@ def test_a_single_container_makes_its_own_sockets(overlay: str) -> None:
 @each_overlay
 def test_ports(overlay: str) -> None:
     container = programs(overlay)["coordinator"]
-    host, _, text = parse("coordinator", arguments(overlay, container)).listen.rpartition(":")
-    port = int(text)
-    assert host == "0.0.0.0"
-    assert [each["containerPort"] for each in container["ports"]] == [port]
+    args = parse("coordinator", arguments(overlay, container))
+    host, _, text = args.listen.rpartition(":")
+    port, probed = int(text), int((args.health_listen or args.listen).rpartition(":")[2])
+    assert host == "0.0.0.0" and (args.health_listen or "0.0.0.0:").startswith("0.0.0.0:")
+    assert {each["name"]: each["containerPort"] for each in container["ports"]} == {
+        "grpc": port, **({"health": probed} if probed != port else {})}
     for name in ("qspec", "qspec-pods"):
         (exposed,) = one(overlay, "Service", name)["spec"]["ports"]
-        assert (exposed["port"], exposed["targetPort"]) == (port, container["ports"][0]["name"])
+        assert (exposed["port"], exposed["targetPort"]) == (port, "grpc")
     (allowed,) = one(overlay, "NetworkPolicy")["spec"]["ingress"]
     assert [each["port"] for each in allowed["ports"]] == [port]
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        assert container[probe]["grpc"]["port"] == port
+        assert container[probe]["grpc"]["port"] == probed
     stage = final_stage(read_dockerfile(), "cpu")
     assert [int(each.text) for each in stage if each.keyword == "EXPOSE"] == [port]
+
+
+@each_overlay
+def test_plain_text_is_said_or_certificates_are_mounted(overlay: str) -> None:
+    container = programs(overlay)["coordinator"]
+    args = parse("coordinator", arguments(overlay, container))
+    PublicPort(  # refuses what the program would refuse
+        listen=args.listen, tls_cert=args.tls_cert, tls_key=args.tls_key, insecure=args.insecure,
+        health_listen=args.health_listen)
+    files = [path for path in (args.tls_cert, args.tls_key, args.api_keys_file) if path is not None]
+    assert len(files) == (3 if overlay == "tls" else 0)
+    secrets = {volume["name"]: volume["secret"] for volume in pod(overlay)["volumes"] if "secret" in volume}
+    mounts = {Path(each["mountPath"]): secrets[each["name"]] for each in container["volumeMounts"]
+              if each["name"] in secrets}
+    for path in files:
+        assert mounts[path.parent]["defaultMode"] & 0o007 == 0  # the key's readers are the pod's user and group
+        assert args.health_listen is not None  # gRPC probes speak no TLS
 
 
 @each_pod_of_three

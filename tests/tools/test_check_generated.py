@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tools.api_reference import PAGE, render
 from tools.check_generated import find_drift
 from tools.generate_protos import PACKAGE, ROOT
 
@@ -16,6 +17,8 @@ def tree(tmp_path: Path) -> Path:
     """A copy of the proto files and the generated code."""
     for folder in (Path("protos"), PACKAGE):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / PAGE).parent.mkdir()
+    shutil.copy(ROOT / PAGE, tmp_path / PAGE)
     return tmp_path
 
 
@@ -41,6 +44,23 @@ def test_an_edited_missing_or_superfluous_file_is_noticed(tree: Path) -> None:
         f"{PACKAGE / 'old_pb2.py'}: no proto file stands for it",
         f"{PACKAGE / 'verifier_pb2.pyi'}: missing",
     ]
+
+
+def test_the_reference_follows_the_comments(tree: Path) -> None:
+    proto = tree / "protos" / PACKAGE / "generation.proto"
+    text = proto.read_text(encoding="utf-8")
+    proto.write_text(text.replace("// Most tokens to make, ", "// As many tokens as | at most, "), encoding="utf-8")
+    assert find_drift(tree) == [f"{PAGE}: differs from what the proto files give"]
+    assert "| `max_tokens` | 4 | optional `uint32` | As many tokens as \\| at most, at least 1." in render(tree)
+    (tree / PAGE).unlink()
+    assert f"{PAGE}: differs from what the proto files give" in find_drift(tree)
+
+
+def test_the_reference_has_what_the_public_service_reaches() -> None:
+    page = render(ROOT)
+    for heading in ("GenerateRequest", "TokenLogprobs", "FinishReason", "Usage", "MemoryLine", "ServerState"):
+        assert f"\n## {heading}\n" in page
+    assert "ArenaDescriptor" not in page and "VerifyRequest" not in page
 
 
 def test_a_broken_proto_file_is_an_error(tree: Path) -> None:

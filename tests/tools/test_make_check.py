@@ -60,3 +60,30 @@ def test_buf_refuses_a_badly_named_enum_value(tmp_path: Path) -> None:
     result = run("buf", "lint", protos)
     assert result.returncode != 0
     assert 'should be prefixed with "PLANTED_"' in result.stdout
+
+
+@pytest.mark.parametrize(("old", "new", "complaint"), [
+    ("uint32 completion_tokens = 2;", "uint32 made_tokens = 2;", 'from "completion_tokens" to "made_tokens"'),
+    ("uint32 completion_tokens = 2;", "uint64 completion_tokens = 2;", 'changed type from "uint32" to "uint64"'),
+    ("uint32 completion_tokens = 2;", "uint32 completion_tokens = 99;", 'field "2" with name "completion_tokens"'),
+    ("  FINISH_REASON_LENGTH = 3;\n", "", 'enum value "3"'),
+    ("rpc Tokenize(", "rpc Tokens(", 'RPC "Tokenize"'),
+])
+def test_buf_refuses_to_break_clients(old: str, new: str, complaint: str, tmp_path: Path) -> None:
+    protos = Path(shutil.copytree(ROOT / "protos", tmp_path / "protos"))
+    against = ("buf", "breaking", protos, "--against", ROOT / "protos" / "accepted.binpb")
+    assert run(*against).returncode == 0
+    file = protos / PACKAGE / "generation.proto"
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new), encoding="utf-8")
+    result = run(*against)
+    assert result.returncode != 0 and complaint in result.stdout
+
+
+def test_buf_lets_fields_be_added(tmp_path: Path) -> None:
+    protos = Path(shutil.copytree(ROOT / "protos", tmp_path / "protos"))
+    file = protos / PACKAGE / "generation.proto"
+    planted = "message Usage {\n  // More.\n  uint32 planted = 1000;\n"
+    file.write_text(file.read_text(encoding="utf-8").replace("message Usage {\n", planted), encoding="utf-8")
+    assert run("buf", "breaking", protos, "--against", ROOT / "protos" / "accepted.binpb").returncode == 0
