@@ -159,7 +159,7 @@ def main() -> int:
     if not parser.parse_args().check:
         write(DIRECTORY)
     elif drift := find_drift(DIRECTORY):
-        print(*drift, "Run 'make protos' and check the result in.", sep="\n", file=sys.stderr)
+        print(*drift, "Run 'make client-protos' and check the result in.", sep="\n", file=sys.stderr)
         return 1
     else:
         print("Golden vectors agree with the proto files.")

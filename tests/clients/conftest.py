@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import typescript
+from tests.clients import cpp, typescript
 from tests.clients.example import Example
 from tests.clients.go import go_module
 from tests.clients.live_server import live_server
@@ -31,6 +31,7 @@ def scripted() -> Iterator[str]:
 BUILDS: dict[str, Callable[[Path], list[str]]] = {
     "go": lambda scratch: go_module(scratch).build_example(),
     "typescript": lambda _: typescript.build_example(),
+    "cpp": lambda _: cpp.build_example(),
 }
 """How the streaming example of each client is built, in a directory for what comes of it; gives its command line."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.certificates import Identity, authority, signed
+from tests.certificates import Authority, Pair
 from tests.clients.example import Example, refused
 from tests.clients.scripted_server import scripted_server
 
@@ -71,16 +71,15 @@ def test_key_does_not_leave_the_machine_in_plain_text(example: Example) -> None:
 class Identities:
     """Who is who: an authority, and two that it vouches for."""
 
-    authority: Identity
-    server: Identity
-    client: Identity
+    authority: Path
+    server: Pair
+    client: Pair
 
 
 @pytest.fixture(scope="module")
 def identities(tmp_path_factory: pytest.TempPathFactory) -> Identities:
-    directory = tmp_path_factory.mktemp("certificates")
-    root = authority(directory, "root")
-    return Identities(root, signed(directory, "server", root), signed(directory, "client", root))
+    root = Authority(tmp_path_factory.mktemp("certificates"))
+    return Identities(root.certificate, root.sign("localhost"), root.sign("somebody@localhost"))
 
 
 @pytest.fixture(scope="module")
@@ -91,22 +90,21 @@ def with_tls(identities: Identities) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def with_mutual_tls(identities: Identities) -> Iterator[str]:
-    files = (identities.server.key, identities.server.certificate, identities.authority.certificate)
-    with scripted_server(*files) as address:
+    with scripted_server(identities.server.key, identities.server.certificate, identities.authority) as address:
         yield address
 
 
 def test_authority_is_checked(example: Example, with_tls: str, identities: Identities, tmp_path: Path) -> None:
     options = (*RAW, "metadata", "--address", with_tls)
-    done = example.run(*options, "--tls-ca", str(identities.authority.certificate), QSPEC_API_KEY="k")
+    done = example.run(*options, "--tls-ca", str(identities.authority), QSPEC_API_KEY="k")
     assert (done.returncode, done.stdout) == (0, "Bearer k|None\n"), done.stderr
-    foreign = authority(tmp_path, "foreign")
+    foreign = Authority(tmp_path, "foreign")
     for wrong in (("--tls-ca", str(foreign.certificate)), ("--tls",), ()):
         assert "UNAVAILABLE" in refused(example.run(*options, *wrong), code=1)
 
 
 def test_own_certificate_is_shown(example: Example, with_mutual_tls: str, identities: Identities) -> None:
-    options = (*RAW, "metadata", "--address", with_mutual_tls, "--tls-ca", str(identities.authority.certificate))
+    options = (*RAW, "metadata", "--address", with_mutual_tls, "--tls-ca", str(identities.authority))
     own = ("--tls-client-cert", str(identities.client.certificate), "--tls-client-key", str(identities.client.key))
     done = example.run(*options, *own)
     assert (done.returncode, done.stdout) == (0, "None|None\n"), done.stderr
