@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -206,6 +207,18 @@ def test_a_deadline_holds_for_the_text_and_for_the_wait(tmp_path: Path) -> None:
             await until(lambda: engine.active == 0)
             with pytest.raises(DeadlineExceeded):
                 await blocking(tmp_path, lambda c: c.complete("1 2 3", max_tokens=250, deadline_s=0.3))
+    run(test)
+
+
+def test_a_deadline_passes_where_nothing_is_said(tmp_path: Path) -> None:
+    async def test() -> None:
+        with socket.socket(socket.AF_UNIX) as silent:
+            silent.bind(f"{tmp_path}/silent.sock")
+            silent.listen()
+            async with AsyncClient(f"unix:{tmp_path}/silent.sock") as client:
+                for call in (client.complete("1", deadline_s=0.2), client.server_info(deadline_s=0.2)):
+                    with pytest.raises(DeadlineExceeded, match=r"the deadline passed before the server at unix:.* was"):
+                        await call
     run(test)
 
 

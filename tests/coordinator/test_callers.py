@@ -24,6 +24,13 @@ def test_name_in_the_metadata_goes_before_the_host() -> None:
     assert client_of((("qspec-client-id", b"team-a"),), "unix:") == "id:team-a"
 
 
+def test_a_key_decides_and_names_behind_one_are_not_those_behind_another() -> None:
+    named = (("qspec-client-id", "team-a"),)
+    assert client_of((), "ipv4:10.0.0.7:1", "alice") == client_of((), "unix:", "alice") == "key:alice"
+    assert client_of(named, "unix:", "alice") == client_of(named, "ipv4:10.0.0.7:1", "alice")
+    assert len({client_of(named, "unix:", key) for key in ("alice", "bob", None)} | {"key:alice"}) == 4
+
+
 @pytest.mark.parametrize("name", ["", " ", "a b", "x" * 129, b"\xff"])
 def test_name_that_cannot_be_used_is_refused(name: str | bytes) -> None:
     with pytest.raises(InvalidInput, match="metadata qspec-client-id: must"):

@@ -75,6 +75,35 @@ def test_what_cannot_be_used_is_named(arguments: tuple[str, ...], field: str) ->
     assert refused(*arguments) == [field]
 
 
+@pytest.mark.parametrize(("arguments", "field"), [
+    (("--tls",), "--tls"), (("--insecure",), "--insecure"),  # without --address
+    ((*SERVER, "--tls-ca", "/does/not/exist"), "--tls-ca"),
+    ((*SERVER, "--tls-client-cert", "/does/not/exist"), "--tls-client-key"),
+    ((*SERVER, "--tls-client-key", "/does/not/exist"), "--tls-client-cert"),
+    ((*SERVER, "--tls-client-cert", "/does/not/exist", "--tls-client-key", "/neither"), "--tls-client-cert"),
+    ((*SERVER, "--api-key-file", "/does/not/exist"), "--api-key-file"),
+])
+def test_what_cannot_be_shown_to_a_server_is_named(arguments: tuple[str, ...], field: str) -> None:
+    assert refused("--prompt", "a", *arguments) == [field]
+
+
+def test_a_key_comes_from_a_file_or_the_environment_and_stays_on_this_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = ["--prompt", "a", "--address", "10.0.0.1:50051"]
+    monkeypatch.setenv("QSPEC_API_KEY", "from-the-environment")
+    assert parsed().server.api_key == "from-the-environment"
+    assert refused(*elsewhere) == ["QSPEC_API_KEY"]
+    file = tmp_path / "key"
+    file.write_text("from-a-file\n", encoding="utf-8")
+    assert parsed("--api-key-file", str(file)).server.api_key == "from-a-file"
+    assert refused(*elsewhere, "--api-key-file", str(file)) == ["--api-key-file"]
+    assert parse_options([*elsewhere, "--insecure"]).server.insecure
+    assert parse_options([*elsewhere, "--tls"]).server.tls is not None
+    file.write_text("two words\n", encoding="utf-8")
+    assert refused(*SERVER, "--prompt", "a", "--api-key-file", str(file)) == ["--api-key-file"]
+
+
 def test_option_that_cannot_be_read_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:
         parse_options(["--prompt", "a", "--max-tokens", "many"])

@@ -37,6 +37,10 @@ def coordinator(*arguments: str) -> subprocess.CompletedProcess[str]:
         (("--listen", "127.0.0.1:0", "--max-waiting", "-1"), "max_waiting: must be at least 0"),
         (("--listen", "127.0.0.1:0", "--max-buffered-tokens", "0", "--grace", "nan"),
          "max_buffered_tokens: must be at least 1, got 0; grace: must be a number of seconds from 0 on, got nan"),
+        (("--listen", "0.0.0.0:0"), "listen: other hosts can reach 0.0.0.0:0, and would in plain text: give"),
+        (("--listen", "127.0.0.1:0", "--api-keys-file", "/does/not/exist"),
+         "api_keys_file: /does/not/exist cannot be read: No such file or directory"),
+        (("--listen", "127.0.0.1:0", "--tls-cert", "/a", "--tls-key", "/b"), "tls_cert: /a cannot be read"),
     ],
 )
 def test_refusal_is_one_line(arguments: tuple[str, ...], message: str) -> None:

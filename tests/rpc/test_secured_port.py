@@ -117,7 +117,8 @@ def test_changed_certificates_are_served_and_broken_ones_are_not(
             assert await ask(address, tls=Tls(ca=first.certificate)) == "toy"
             newer = second.sign("localhost")
             newer.certificate.replace(pair.certificate)  # one file of two, as in the middle of a change
-            assert await ask(address, tls=Tls(ca=first.certificate)) == "toy"
+            for _ in range(2):
+                assert await ask(address, tls=Tls(ca=first.certificate)) == "toy"
             assert caplog.text.count("is not the key of the certificate") == 1
             newer.key.replace(pair.key)
             assert await ask(address, tls=Tls(ca=second.certificate)) == "toy"
