@@ -81,7 +81,7 @@ CLIENT_PACKAGES := golang-go golang-google-grpc-dev golang-google-protobuf-dev g
 
 client-tools:
 	@dpkg-query --show $(CLIENT_PACKAGES) >/dev/null 2>&1 || { \
-	    echo "set-up: Debian packages for the clients (400 MB)" >&2; \
+	    echo "set-up: Debian packages for the clients (500 MB)" >&2; \
 	    apt-get update -qq >&2 && DEBIAN_FRONTEND=noninteractive \
 	    apt-get install -qq --no-install-recommends $(CLIENT_PACKAGES) >&2 || { \
 	    echo "set-up: failed at: apt-get install $(CLIENT_PACKAGES). Are you root, on Debian or Ubuntu?" >&2; exit 1; }; }

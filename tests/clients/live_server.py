@@ -20,21 +20,30 @@ POSITIONS = 8192
 
 
 @contextlib.contextmanager
-def live_server(directory: Path, *options: str) -> Iterator[str]:
+def live_server(directory: Path) -> Iterator[str]:
     """Serve a tiny model until the block ends. Yields the address."""
+    address = f"unix:{directory}/public.sock"
+    with grpc.insecure_channel(address) as channel, served_program(directory, channel, "--listen", address):
+        yield address
+
+
+@contextlib.contextmanager
+def served_program(directory: Path, channel: grpc.Channel, *options: str) -> Iterator[None]:
+    """Run ``python -m coordinator`` with a tiny model and these options, once it serves, until the block ends.
+
+    ``channel`` reaches it.
+    """
     model = directory / "tiny"
     write_tiny_model(model, "llama")
     edit_config(model, {"max_position_embeddings": POSITIONS})
-    address = f"unix:{directory}/public.sock"
     server = subprocess.Popen(
-        [sys.executable, "-m", "coordinator", "--listen", address, "--model", str(model), "--kv-tokens", str(POSITIONS),
-         "--grace", "1", *options],
+        [sys.executable, "-m", "coordinator", "--model", str(model), "--kv-tokens", str(POSITIONS), "--grace", "1",
+         *options],
         cwd=REPOSITORY, stderr=subprocess.PIPE, text=True,
     )
     try:
-        with grpc.insecure_channel(address) as channel:
-            wait_until_serving(pb_grpc.GenerationServiceStub(channel))
-        yield address
+        wait_until_serving(pb_grpc.GenerationServiceStub(channel))
+        yield
     finally:
         server.terminate()
         try:

@@ -3,8 +3,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cctype>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <iostream>
 #include <thread>
 
@@ -114,6 +116,7 @@ int report(const std::string& line, int code) {
 
 int main(int argc, char** argv) {
   const sigset_t signals = block_ending_signals();
+  setenv("GRPC_VERBOSITY", "NONE", 0);  // its own lines about a failed handshake
   std::string address;
   try {
     const auto options = parse(argc, argv);
