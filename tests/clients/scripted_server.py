@@ -16,9 +16,10 @@ from concurrent import futures
 from pathlib import Path
 
 import grpc
+from google.rpc import status_pb2
 from grpc_status import rpc_status
 
-from qspec.errors import QueueFull
+from qspec.errors import FieldViolation, InvalidInput, QueueFull
 from qspec.rpc.errors import to_status
 from qspec.v1 import generation_pb2 as pb
 from qspec.v1 import generation_pb2_grpc as pb_grpc
@@ -35,8 +36,11 @@ class ScriptedService(pb_grpc.GenerationServiceServicer):  # type: ignore[misc] 
     ) -> Iterator[pb.GenerateResponse]:
         """One piece, and what the prompt asks for."""
         if request.text == "full":
-            context.abort_with_status(
-                rpc_status.to_status(to_status(QueueFull("the queue is full", RETRY_AFTER_S), public=True)))
+            _refuse(context, to_status(QueueFull("the queue is full", RETRY_AFTER_S), public=True))
+        if request.text == "fields":
+            status = to_status(InvalidInput(FieldViolation("größe", "is 世界"), FieldViolation("stop[0]", "is empty")))
+            status.message = "only the details say more"
+            _refuse(context, status)
         if request.text == "metadata":
             sent = dict(context.invocation_metadata())
             text = f"{sent.get('authorization')}|{sent.get('qspec-client-id')}"
@@ -50,6 +54,10 @@ class ScriptedService(pb_grpc.GenerationServiceServicer):  # type: ignore[misc] 
             time.sleep(20)
         if request.text == "newer":
             yield pb.GenerateResponse(text="!", finish_reason=99)  # type: ignore[arg-type]
+
+
+def _refuse(context: grpc.ServicerContext, status: status_pb2.Status) -> None:
+    context.abort_with_status(rpc_status.to_status(status))
 
 
 @contextlib.contextmanager

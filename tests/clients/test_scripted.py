@@ -41,6 +41,11 @@ def test_full_queue_says_when_to_try_again(example: Example, scripted: str) -> N
     assert refused(done, code=1) == "error: RESOURCE_EXHAUSTED: the queue is full; try again in 1.5 s"
 
 
+def test_fields_come_from_the_details(example: Example, scripted: str) -> None:
+    done = example.run("--address", scripted, *RAW, "fields")
+    assert refused(done, code=2) == "error: INVALID_ARGUMENT: größe: is 世界; stop[0]: is empty"
+
+
 def test_reason_of_a_newer_server(example: Example, scripted: str) -> None:
     done = example.run("--address", scripted, *RAW, "newer")
     assert done.returncode == 0, done.stderr
