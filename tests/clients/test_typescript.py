@@ -7,11 +7,12 @@ import re
 from pathlib import Path
 
 from tests.clients.generated import contents, generate
-from tests.clients.tools import require_path
+from tests.clients.tools import require_path, require_tool
 from tests.clients.typescript import DIRECTORY, npm
 
 
 def test_generated_code_is_what_the_protos_give(tmp_path: Path) -> None:
+    require_tool("node")
     require_path(DIRECTORY / "node_modules" / ".bin" / "protoc-gen-es", "protoc-gen-es")
     generate(DIRECTORY, tmp_path)
     generated = Path("src") / "generated"
