@@ -29,8 +29,8 @@ pin = "$$(grep -m 1 '^$(1)==' constraints.txt)"
 native-test = cmake -G Ninja -S qspec/kernels/native -B "build/native-$(1)" -DQSPEC_TEST=ON -DCMAKE_BUILD_TYPE=None \
     --log-level=WARNING $(2) >/dev/null && cmake --build "build/native-$(1)" -- --quiet
 
-.PHONY: help run serve test test-gpu check check-deploy deploy-tools rehearse-image rehearse-pod rehearse-gpu bench \
-    bench-gpu methods-table protos accept-protos native-sanitizers native-neon clean
+.PHONY: help run serve test test-gpu check check-deploy deploy-tools client-tools client-protos rehearse-image \
+    rehearse-pod rehearse-gpu bench bench-gpu methods-table protos accept-protos native-sanitizers native-neon clean
 .DEFAULT_GOAL := help
 
 help:
@@ -40,6 +40,8 @@ help:
 	@echo 'make test-gpu [ARGS="…"]         run the tests that need a CUDA GPU'
 	@echo 'make check                       linter, types, generated code, protos, import rules'
 	@echo 'make deploy-tools                what the tests of deploy/ need: kubectl, kubernetes-validate, hadolint, promql-parser'
+	@echo 'make client-tools                what the clients are built with: Go, Node, C++ (Debian, root)'
+	@echo 'make client-protos               generate the code of clients/ and the golden vectors again'
 	@echo 'make check-deploy                checkov over the images and manifests of deploy/'
 	@echo 'make rehearse-pod                pods of the cpu overlay in namespaces: start, rolling restart (Linux, root)'
 	@echo 'make rehearse-gpu                the same for the dra overlays, on a machine with a GPU'
@@ -66,12 +68,28 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/mypy qspec drafter verifier coordinator benchmarks tools qspec_example.py benchmark_qspec.py
 	$(BIN)/python -m tools.check_generated
+	$(BIN)/python -m tools.golden_vectors --check
 	$(BIN)/buf lint protos
 	@$(BIN)/buf breaking protos --against protos/accepted.binpb --error-format text || { \
 	    echo "The change breaks clients that exist. Keep what was, or accept it: CONTRIBUTING.md, \"The wire\"." >&2; exit 1; }
 	$(BIN)/python -m tools.check_imports
 
 deploy-tools: $(VENV)/.deploy
+
+# Debian's packages only where one is missing: without them no root is needed.
+CLIENT_PACKAGES := golang-go golang-google-grpc-dev golang-google-protobuf-dev golang-github-golang-protobuf-1-5-dev \
+    protoc-gen-go-1-5 protoc-gen-go-grpc g++ cmake ninja-build pkg-config protobuf-compiler protobuf-compiler-grpc \
+    libgrpc++-dev libprotobuf-dev
+
+client-tools:
+	@dpkg-query --show $(CLIENT_PACKAGES) >/dev/null 2>&1 || { \
+	    echo "set-up: Debian packages for the clients (500 MB)" >&2; \
+	    apt-get update -qq >&2 && DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -qq --no-install-recommends $(CLIENT_PACKAGES) >&2 || { \
+	    echo "set-up: failed at: apt-get install $(CLIENT_PACKAGES). Are you root, on Debian or Ubuntu?" >&2; exit 1; }; }
+	@command -v npm >/dev/null || apt-get install -qq --no-install-recommends nodejs npm >&2
+	@echo "set-up: npm's packages for clients/typescript" >&2
+	@cd clients/typescript && npm ci --no-audit --no-fund --loglevel=error >&2
 
 # checkov demands versions of its own, and so gets an environment of its own.
 check-deploy: $(VENV)/.checkov
@@ -106,6 +124,11 @@ methods-table: $(VENV)/.dev
 protos: $(VENV)/.dev
 	$(BIN)/python -m tools.generate_protos
 	$(BIN)/python -m tools.api_reference
+
+client-protos: $(VENV)/.dev
+	@for client in go typescript; do \
+	    $(BIN)/buf generate --template "clients/$$client/buf.gen.yaml" -o "clients/$$client" || exit 1; done
+	$(BIN)/python -m tools.golden_vectors
 
 accept-protos: $(VENV)/.dev
 	$(BIN)/buf build protos --exclude-source-info -o protos/accepted.binpb

@@ -1,16 +1,13 @@
 """Quantised speculative decoding: the core that drafter, verifier and coordinator share. Imports no service.
 
 The Python API (``qspec.api``) is exported here and loaded when one of its names is first used (PEP 562), because it
-brings torch along, and ``import qspec`` must not.
+brings torch along, and ``import qspec`` must not; nor must it bring what the client's own distribution leaves out.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING
-
-from qspec.constraint import Constraint as Constraint
-from qspec.constraint import ConstraintKind as ConstraintKind
 
 if TYPE_CHECKING:
     from qspec.api.qspec_model import QSPECModel
@@ -22,6 +19,7 @@ if TYPE_CHECKING:
         qspec_sampling_different_models,
         speculative_sampling,
     )
+    from qspec.constraint import Constraint, ConstraintKind
 
 __all__ = [
     "Constraint",
@@ -36,20 +34,22 @@ __all__ = [
 ]
 
 _MODULES = {
-    "QSPECModel": "qspec_model",
-    "QuantizationMethod": "quantization_method",
-    "QuantizedModel": "quantized_model",
-    "autoregressive_sampling": "sampling_functions",
-    "qspec_sampling": "sampling_functions",
-    "qspec_sampling_different_models": "sampling_functions",
-    "speculative_sampling": "sampling_functions",
+    "Constraint": "qspec.constraint",
+    "ConstraintKind": "qspec.constraint",
+    "QSPECModel": "qspec.api.qspec_model",
+    "QuantizationMethod": "qspec.api.quantization_method",
+    "QuantizedModel": "qspec.api.quantized_model",
+    "autoregressive_sampling": "qspec.api.sampling_functions",
+    "qspec_sampling": "qspec.api.sampling_functions",
+    "qspec_sampling_different_models": "qspec.api.sampling_functions",
+    "speculative_sampling": "qspec.api.sampling_functions",
 }
 
 
 def __getattr__(name: str) -> object:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"qspec.api.{_MODULES[name]}"), name)
+    value = getattr(importlib.import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 

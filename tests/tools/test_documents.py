@@ -12,8 +12,8 @@ import pytest
 
 from tools.check_imports import ROOT
 
-DOCUMENTS = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"]
-FOLDERS = "docs|qspec|drafter|verifier|coordinator|protos|benchmarks|tools|tests|\\.ci"
+DOCUMENTS = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "clients/README.md"]
+FOLDERS = "docs|clients|qspec|drafter|verifier|coordinator|protos|benchmarks|tools|tests|\\.ci"
 PATH = re.compile(rf"(?:{FOLDERS})/[\w./-]*|[\w.-]+\.(?:md|toml|txt)")
 
 
