@@ -79,7 +79,7 @@ async def run_stacks(
     """
     async with _stack(config, tell) as tested:
         async with _stack(replace(config, draft_quantization=NO_DRAFTER), tell) as alone:
-            cut = tuple([await _tokenize(tested, prompt, prompt_tokens) for prompt in prompts])
+            cut = tuple([await tokenize_prompt(tested, prompt, prompt_tokens) for prompt in prompts])
             stacks = {configuration: tested if configuration.drafter else alone for configuration in CONFIGURATIONS}
             for configuration, stub in stacks.items():
                 tell(f"warm-up: {configuration.name}")
@@ -105,8 +105,8 @@ async def run_stacks(
 
 
 @contextlib.asynccontextmanager
-async def _stack(config: StackConfig, tell: Tell) -> AsyncIterator[Any]:
-    """A private stack that serves, as a stub."""
+async def open_stack(config: StackConfig, tell: Tell) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to a private stack that serves."""
     tell(f"starting a stack, drafter: {config.draft_quantization}")
 
     def ignore(stage: str, fraction: float) -> None:
@@ -116,12 +116,18 @@ async def _stack(config: StackConfig, tell: Tell) -> AsyncIterator[Any]:
         PrivateStack(config, ignore) as address,
         grpc.aio.insecure_channel(address, options=channel_options(address)) as channel,
     ):
-        stub = pb_grpc.GenerationServiceStub(channel)
-        await wait_until_serving(stub, address, ignore)
-        yield stub
+        await wait_until_serving(pb_grpc.GenerationServiceStub(channel), address, ignore)
+        yield channel
 
 
-async def _tokenize(stub: Any, prompt: str, most: int) -> tuple[int, ...]:
+@contextlib.asynccontextmanager
+async def _stack(config: StackConfig, tell: Tell) -> AsyncIterator[Any]:
+    """A private stack that serves, as a stub."""
+    async with open_stack(config, tell) as channel:
+        yield pb_grpc.GenerationServiceStub(channel)
+
+
+async def tokenize_prompt(stub: Any, prompt: str, most: int) -> tuple[int, ...]:
     """Tokens of a prompt in the chat template; a longer one loses the end of what the user said, never the template."""
     tokens = await _chat_tokens(stub, prompt)
     if len(tokens) <= most:
