@@ -2,7 +2,7 @@
 
 ``load``     Poisson arrivals at shares of the saturation: auto, a fixed draft length and none (``load_curve``).
 ``streams``  many streams at once: all end, memory bounded, none starves (``many_streams``).
-``feeding``  what streaming costs the coordinator, and how many streams one can feed, on simulated workers (``feeding``).
+``feeding``  what streaming costs the coordinator, and how many streams it can feed, on simulated workers (``feeding``).
 
 Standard output gets a report and, as its last line, one JSON object. With ``--log`` the load curve is kept block by
 block, and a run that was stopped, or whose ``--budget`` was used up, goes on where it was. The exit code is 1 when

@@ -5,6 +5,9 @@ from __future__ import annotations
 from benchmarks.report import Verdict
 from benchmarks.serving.feeding import Feeding
 
+LEAST_STREAMS = 64
+"""Four times the slots that a stack has by default."""
+
 
 def render_feeding(feeding: Feeding) -> str:
     """Two tables: what streaming costs, and how streams are fed."""
@@ -35,7 +38,8 @@ def render_feeding(feeding: Feeding) -> str:
 
 
 def feeding_verdicts(feeding: Feeding) -> list[Verdict]:
-    """A coordinator feeds at least as many streams as a stack has slots by default, several times over."""
+    """A coordinator feeds many times the streams that a stack runs by default."""
+    enough = feeding.most_streams >= LEAST_STREAMS
     return [Verdict(
-        target=f"one coordinator feeds at least 64 streams within {1000 * feeding.gap_bound_s:g} ms (p99)",
-        met=feeding.most_streams >= 64, measured=f"{feeding.most_streams} streams")]
+        target=f"one coordinator feeds at least {LEAST_STREAMS} streams within {1000 * feeding.gap_bound_s:g} ms (p99)",
+        met=enough if enough or feeding.bound_reached else None, measured=f"{feeding.most_streams} streams")]

@@ -63,8 +63,7 @@ async def measure_load_section(
     complete = await measure_loads(channel, plan, configurations, prompts, log, deadline=deadline, tell=tell)
     if not complete:
         tell("the time is used up; run it again with the same --log to go on")
-    section = report(log, settings, [configuration.name for configuration in configurations], args, complete=complete)
-    return section
+    return report(log, settings, [configuration.name for configuration in configurations], args, complete=complete)
 
 
 def report(

@@ -17,6 +17,7 @@ from qspec.cli import EXIT_ERROR, add_process_arguments, run_program
 from qspec.config import StackConfig
 from qspec.cost_table import CalibratedCosts
 from qspec.errors import QspecError
+from qspec.interfaces import Drafter, Verifier
 from qspec.lifeline import watch_lifeline
 from qspec.models.converted import prepare_tokenizer
 from qspec.models.tokenizer import Tokenizer
@@ -88,8 +89,8 @@ async def _serve(args: argparse.Namespace, status: Status) -> None:
 
     tokenizer = Tokenizer.load(prepare_tokenizer(args.model))
     pair = simulated_pair(tokenizer, slots=args.slots, pass_s=args.pass_seconds, acceptance=args.acceptance)
-    verifier = EngineThread(lambda: pair.verifier, name="verifier")
-    drafter = EngineThread(lambda: pair.drafter, name="drafter")
+    verifier: EngineThread[Verifier] = EngineThread(lambda: pair.verifier, name="verifier")
+    drafter: EngineThread[Drafter] = EngineThread(lambda: pair.drafter, name="drafter")
     verifying, drafting = VerifierServicer(verifier, arena_reference=""), DrafterServicer(drafter)
 
     async def prepare() -> None:
