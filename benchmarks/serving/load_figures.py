@@ -8,6 +8,7 @@ alone. In each draw ``auto`` is held against whichever of the others is better i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from benchmarks.serving.load_generator import GeneratedLoad
 from benchmarks.simulation import Latency
 from benchmarks.statistics import BOOTSTRAP_SEED, CONFIDENCE, Interval, quantile
+from qspec.errors import QspecError
 
 RESAMPLES = 2000
 Floats = NDArray[np.float64]
@@ -123,13 +125,13 @@ def compare(blocks: dict[str, Sequence[GeneratedLoad]], name: str) -> Comparison
 
     def interval(speed: Callable[[_Arrays, Resample], float]) -> tuple[Interval, str]:
         def ratio(draw: Resample) -> float:
-            return speed(own, draw) / max(speed(other, draw) for other in others.values())
+            return speed(own, draw) / float(np.max([speed(other, draw) for other in others.values()]))  # NaN stays
         better = max(others, key=lambda other: speed(others[other], whole))
         return _interval(ratio(whole), [ratio(draw) for draw in drawn]), better
 
     throughput, fastest = interval(lambda one, draw: _throughput(one.rates, draw))
     end_to_end, soonest = interval(lambda one, draw: 1.0 / float(draw.of(one.end_to_end).mean()))
-    per_token, swiftest = interval(lambda one, draw: 1.0 / float(np.nanmean(draw.of(one.per_token))))
+    per_token, swiftest = interval(lambda one, draw: 1.0 / float(_known(draw.of(one.per_token)).mean()))
     return Comparison(
         throughput=throughput, end_to_end=end_to_end, per_token=per_token,
         better={"throughput": fastest, "end_to_end": soonest, "per_token": swiftest})
@@ -158,7 +160,7 @@ def _point(blocks: Sequence[GeneratedLoad], drawn: Sequence[Resample]) -> LoadPo
 
     def median(numbers: list[Floats]) -> Interval:
         return _interval(
-            float(np.nanmedian(whole.of(numbers))), [float(np.nanmedian(draw.of(numbers))) for draw in drawn])
+            float(np.median(_known(whole.of(numbers)))), [float(np.median(_known(draw.of(numbers)))) for draw in drawn])
 
     return LoadPoint(
         blocks=len(blocks), requests=len(streams), tokens=sum(block.tokens for block in blocks),
@@ -186,6 +188,15 @@ def _whole(arrays: Sequence[Floats]) -> Resample:
     return Resample(np.arange(len(arrays)), tuple(np.arange(len(array)) for array in arrays))
 
 
+def _known(numbers: Floats) -> Floats:
+    """Those that are there; NaN when none is."""
+    there: Floats = numbers[~np.isnan(numbers)]
+    return there if len(there) else numbers[:1]
+
+
 def _interval(value: float, draws: Sequence[float]) -> Interval:
-    tail = (1 - CONFIDENCE) / 2
-    return Interval(low=quantile(draws, tail), median=value, high=quantile(draws, 1 - tail))
+    """``draws`` in which a number does not exist are left out; there is an error when it does not exist at all."""
+    if math.isnan(value):
+        raise QspecError("--max-tokens: every text came in one message, so there is no time per token; ask for more")
+    there, tail = [draw for draw in draws if not math.isnan(draw)], (1 - CONFIDENCE) / 2
+    return Interval(low=quantile(there, tail), median=value, high=quantile(there, 1 - tail))

@@ -58,7 +58,8 @@ def plot_loads(
         axis.set_xlabel(f"arrivals as a share of the saturation ({saturation:.2f} requests/s)")
         axis.grid(alpha=0.3)
     axes[0].legend(loc="lower right")
-    axes[1].legend(fontsize=8, ncols=len(names), loc="upper left")
+    handles, labels = axes[1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), title="latencies", fontsize=9)
     figure.suptitle(f"{title}\nbars: {CONFIDENCE:.0%} bootstrap intervals over blocks and the requests in them")
     figure.savefig(path, dpi=110)
 
