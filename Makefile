@@ -29,7 +29,7 @@ pin = "$$(grep -m 1 '^$(1)==' constraints.txt)"
 native-test = cmake -G Ninja -S qspec/kernels/native -B "build/native-$(1)" -DQSPEC_TEST=ON -DCMAKE_BUILD_TYPE=None \
     --log-level=WARNING $(2) >/dev/null && cmake --build "build/native-$(1)" -- --quiet
 
-.PHONY: help run serve test test-gpu check check-deploy deploy-tools rehearse-image bench bench-gpu methods-table protos \
+.PHONY: help run serve test test-gpu check check-deploy deploy-tools rehearse-image bench bench-serving bench-gpu methods-table protos \
     native-sanitizers native-neon clean
 .DEFAULT_GOAL := help
 
@@ -45,6 +45,7 @@ help:
 	@echo 'make native-sanitizers           the native kernels under the sanitizers (CMake, Ninja and a C++ compiler)'
 	@echo 'make native-neon                 the same test for Arm, cross-compiled and run by QEMU (skipped without the tools)'
 	@echo 'make bench [ARGS="…"]            measure; the last line is JSON'
+	@echo 'make bench-serving [ARGS="…"]    measure the server under load; the last line is JSON'
 	@echo 'make bench-gpu [ARGS="…"]        measure the GPU's kernels (sections: --section NAME)'
 	@echo 'make methods-table [ARGS="…"]    measure every method anew and write docs/methods.md'
 	@echo 'make protos                      generate qspec/v1 again'
@@ -82,6 +83,9 @@ rehearse-image: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks.end_to_end $(ARGS)
+
+bench-serving: $(VENV)/.dev
+	@$(BIN)/python -m benchmarks.serving $(ARGS)
 
 test-gpu: $(VENV)/.gpu
 	@$(BIN)/python -m pytest tests/kernels/triton tests/gpu $(ARGS)
