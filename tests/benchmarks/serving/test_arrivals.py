@@ -36,6 +36,12 @@ def test_blocks_and_seeds_differ_and_nothing_else_does() -> None:
     assert len({arrivals(1, 0), arrivals(1, 1), arrivals(2, 0)}) == 3
 
 
+def test_blocks_differ_in_their_prompts_and_in_their_gaps() -> None:
+    one, other = (poisson_arrivals(rate=1.0, count=20, prompts=20, seed=1, block=block) for block in (0, 1))
+    assert [arrival.prompt for arrival in one] != [arrival.prompt for arrival in other]
+    assert one[-1].at_s != other[-1].at_s
+
+
 def test_every_prompt_comes_before_any_comes_again() -> None:
     prompts = [one.prompt for one in poisson_arrivals(rate=1.0, count=12, prompts=5, seed=1, block=0)]
     assert sorted(prompts[:5]) == sorted(prompts[5:10]) == list(range(5))

@@ -108,7 +108,7 @@ def test_the_loop_is_open(tmp_path: Path) -> None:
     load: GeneratedLoad = asyncio.run(with_server(EchoServer(delay_s=0.3), tmp_path / "s", lambda channel: (
         generate_load(channel, [TimedRequest(0.0, request), TimedRequest(0.1, request)]))))
     slow, other = load.streams
-    assert other.sent_s == pytest.approx(0.1, abs=0.1)
+    assert slow.sent_s < 0.1 <= other.sent_s
     assert other.first_s < slow.last_s
     assert slow.end_to_end_s >= 0.6
     assert load.tokens == 6 and load.seconds == other.last_s

@@ -25,8 +25,8 @@ def message(*token_ids: int, last: bool = False, lost: int = 0) -> bytes:
 
 
 def test_latencies_count_from_when_the_request_was_due() -> None:
-    record = StreamRecord.of(1.0, 1.25, [(2.0, message(5)), (2.5, message(6, 7)), (4.0, message(8, 9, last=True))])
-    assert record.tokens == 5
+    record = StreamRecord.of(1.0, 1.25, [(2.0, message(4, 5)), (2.5, message(6, 7)), (4.0, message(8, 9, last=True))])
+    assert record.tokens == 6
     assert (record.first_token_s, record.end_to_end_s) == (1.0, 3.0)
     assert record.per_token_s == pytest.approx(2.0 / 4)
     assert record.gaps_s == [0.5, 1.5]
