@@ -41,8 +41,8 @@ class SimulatedStack:
 def process_cpu_s(pid: int) -> float:
     """CPU seconds of a living process, all threads, ended ones too, in user mode and in the kernel.
 
-    Linux's CPU clock of another process, whose number follows from that of the process (``clock_getcpuclockid``); ticks of
-    ``/proc`` are too coarse for a single stream. ``OSError`` when there is no such process.
+    Linux's CPU clock of another process, whose number follows from that of the process (``clock_getcpuclockid``). The
+    ticks of ``/proc`` are too coarse for a single stream. ``OSError`` when there is no such process.
     """
     return time.clock_gettime((~pid << 3) | _SCHEDULER_CLOCK)
 
