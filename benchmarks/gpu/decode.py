@@ -63,7 +63,8 @@ def main() -> int:
               "results": results}
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / f"decode-{options.widen}-{options.draft.replace(':', '-')}.json").write_text(
+        name = f"{options.draft}-{options.verify}" if options.verify != "none:fp16" else options.draft
+        (options.output / f"decode-{options.widen}-{name.replace(':', '-')}.json").write_text(
             json.dumps(record), "utf-8")
     sys.stdout.write(json.dumps(record) + "\n")
     return 0

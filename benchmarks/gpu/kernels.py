@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.environment import describe_environment
-from benchmarks.gpu import layer_sections, linear_sections
+from benchmarks.gpu import integer_sections, layer_sections, linear_sections
 from benchmarks.gpu.bench_run import BenchRun
 from benchmarks.gpu.summary import comparison, linear_summary
 
@@ -28,6 +28,8 @@ SECTIONS: dict[str, Callable[[BenchRun], Any]] = {
     "invariance": linear_sections.invariance,
     "tune": linear_sections.tune,
     "linear": linear_sections.linear,
+    "tune_many": linear_sections.tune_many,
+    "integers": integer_sections.integers,
     "attention": layer_sections.attention,
     "elementwise": layer_sections.elementwise,
     "layer": layer_sections.layer,

@@ -14,9 +14,9 @@ from triton.runtime.errors import OutOfResources
 
 from benchmarks.gpu.bench_run import BenchRun, relative_error
 from benchmarks.gpu.rows_first import CONFIGS, rows_first
-from benchmarks.gpu.shapes import linear_shapes
+from benchmarks.gpu.shapes import SMOLLM2_12, linear_shapes
 from benchmarks.gpu.timing import microseconds, over
-from benchmarks.gpu.tuning import CANDIDATES, tune_shape
+from benchmarks.gpu.tuning import CANDIDATES, tune_shape, tune_tiles
 from benchmarks.gpu.weights import WeightCopies, memory_of, read_all
 from qspec.kernels.triton.elementwise import Activations
 from qspec.kernels.triton.fp8_linear import fp8_product
@@ -55,6 +55,27 @@ def tune(run: BenchRun) -> Any:
         entry, measured = tune_shape(outputs, inputs, run.device, run.tell, candidates)
         entries.append(entry)
         figures += measured
+        name = torch.cuda.get_device_name() if run.device.type == "cuda" else "trial"
+        run.write("hopper", TunedTable("hopper", name, tuple(entries)).to_json())
+    return figures
+
+
+def tune_many(run: BenchRun) -> Any:
+    """Tiles of both planes for 64, 128 and 256 rows alone, at the table's split, so that no bit changes; writes
+    ``hopper.json``.
+    """
+    entries, figures = list(run.table().linears), []
+    for outputs, inputs in linear_shapes((*run.models, SMOLLM2_12) if run.device.type == "cuda" else run.models):
+        if run.time_is_up(f"{outputs}x{inputs}"):
+            break
+        before = run.table().linear(outputs, inputs)
+        entry, measured = tune_tiles(before, run.device, run.tell)
+        entries = [each for each in entries if (each.outputs, each.inputs) != (outputs, inputs)] + [entry]
+        figures += measured
+        for rows in (64, 128, 256):
+            of_rows = sorted((each for each in measured if each["rows"] == rows), key=lambda each: float(each["us"]))
+            run.tell(f"{outputs}x{inputs} split {entry.both.split} M={rows}: " + "  ".join(
+                f"{each['us']:.1f} {each['tile']}" for each in of_rows[:3]))
         name = torch.cuda.get_device_name() if run.device.type == "cuda" else "trial"
         run.write("hopper", TunedTable("hopper", name, tuple(entries)).to_json())
     return figures

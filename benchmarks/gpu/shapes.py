@@ -41,6 +41,8 @@ LLAMA_8B = ModelShape(
     name="Llama-3-8B", hidden=4096, intermediate=14336, heads=32, kv_heads=8, head_dim=128, vocabulary=128256)
 SMOLLM2_7 = ModelShape(
     name="SmolLM2 x7", hidden=4032, intermediate=10752, heads=63, kv_heads=21, head_dim=64, vocabulary=49152)
+SMOLLM2_12 = ModelShape(
+    name="SmolLM2 x12", hidden=6912, intermediate=18432, heads=108, kv_heads=36, head_dim=64, vocabulary=49152)
 TRIAL = ModelShape(
     name="trial", hidden=128, intermediate=192, heads=4, kv_heads=2, head_dim=32, vocabulary=256)
 """For trying the benchmark out without a GPU."""

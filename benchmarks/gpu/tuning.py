@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from triton.runtime.errors import OutOfResources
@@ -24,18 +25,26 @@ CANDIDATES: dict[int, tuple[Tile, ...]] = {
         Tile(rows=32), Tile(rows=32, stages=5), Tile(rows=32, outputs=128, warps=8, stages=3),
         Tile(rows=32, inputs=256, stages=3),
     ),
-    64: (Tile(rows=64), Tile(rows=64, stages=3), Tile(rows=64, outputs=128, warps=8, stages=3)),
+    64: (
+        Tile(rows=64), Tile(rows=64, stages=3), Tile(rows=64, outputs=128, warps=8, stages=3),
+        Tile(rows=64, outputs=128, stages=3), Tile(rows=64, outputs=128, warps=8, stages=3, each_waits=True),
+    ),
     128: (
-        Tile(rows=128, stages=3), Tile(rows=128, outputs=128, warps=8, stages=3),
-        Tile(rows=128, outputs=128, warps=8, stages=2), Tile(rows=64, outputs=128, warps=8, stages=3),
+        Tile(rows=128, outputs=128, warps=8, stages=3), Tile(rows=64, outputs=128, warps=8, stages=3),
+        Tile(rows=128, outputs=128, warps=8, stages=3, each_waits=True),
+        Tile(rows=128, inputs=64, each_waits=True),
+        Tile(rows=128, outputs=256, inputs=64, warps=8, stages=4, each_waits=True),
+        Tile(rows=128, stages=3, each_waits=True),
     ),
     256: (
-        Tile(rows=256, outputs=128, inputs=64, warps=8, stages=4), Tile(rows=256, outputs=128, warps=8, stages=2),
-        Tile(rows=128, outputs=128, warps=8, stages=3),
+        Tile(rows=256, outputs=128, inputs=64, warps=8, stages=4, each_waits=True),
+        Tile(rows=256, outputs=128, warps=8, stages=2, each_waits=True),
+        Tile(rows=128, outputs=128, warps=8, stages=3, each_waits=True),
+        Tile(rows=128, outputs=256, inputs=64, warps=8, stages=4, each_waits=True),
     ),
 }  # fmt: skip
-"""Up to how many rows → tiles to try. Every one multiplies with ``wgmma``. Of 64 inputs, half lines of planes, only
-one is left: all others have lost, by up to 1.7×."""
+"""Up to how many rows → tiles to try. Every one multiplies with ``wgmma``. Of 64 inputs, half lines of planes,
+only tiles for many rows are left, which the L2 cache binds: all others have lost, by up to 1.7×."""
 MEASURED_ROWS = {16: (1, 8), 32: (32,), 64: (64,), 128: (128,), 256: (256,)}
 SHARE = {1: 4.0, 8: 3.0, 32: 2.0, 64: 1.0, 128: 1.0, 256: 1.0}
 """How much a number of rows counts in the choice of the split, each relative to the best time it has."""
@@ -66,6 +75,29 @@ def tune_shape(
     high = _best_cut(copies.high, few_rows, device, tell, figures)
     high = replace(high, tiles={**both.tiles, **high.tiles})
     return LinearTuning(outputs=outputs, inputs=inputs, both=both, high=high), figures
+
+
+def tune_tiles(
+    entry: LinearTuning, device: torch.device, tell: Callable[[str], None]
+) -> tuple[LinearTuning, list[dict[str, Any]]]:
+    """``entry`` with the best tiles of both planes for many rows, its split as it is, and every time."""
+    copies = WeightCopies.random(entry.outputs, entry.inputs, device)
+    figures: list[dict[str, Any]] = []
+    tiles = dict(entry.both.tiles)
+    wanted = (64, 128, 256) if device.type == "cuda" else (64,)
+    for up_to in wanted:
+        best: dict[Tile, float] = {}
+        for tile in CANDIDATES[up_to] if device.type == "cuda" else CANDIDATES[up_to][:1]:
+            for _, rows, time in _measure(copies.planes, entry.both.split, up_to, (tile,), device, tell):
+                best[tile] = time
+                figures.append({"outputs": entry.outputs, "inputs": entry.inputs, "split": entry.both.split,
+                                "rows": rows, "tile": str(tile), "us": time})
+        if best:
+            tiles[up_to] = min(best, key=best.__getitem__)
+    high = {**entry.high.tiles, **{up_to: tile for up_to, tile in tiles.items() if up_to > _MOST_HIGH_ROWS}}
+    return replace(
+        entry, both=replace(entry.both, tiles=tiles), high=replace(entry.high, tiles=dict(sorted(high.items())))
+    ), figures
 
 
 def _best_cut(

@@ -46,8 +46,19 @@ def resolve_methods(
 
 
 def _without_times(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The pair for a GPU: at small batch every draft of a plane reads the same bytes, so what is accepted decides."""
-    return [max(candidates, key=lambda candidate: candidate.acceptance)]
+    """The pair for a GPU: of those that keep one copy of weights, whose drafts of a plane read the same bytes at small
+    batch, the one of which most is accepted.
+    """
+    from qspec.engine.gpu_support import fp8_absence, needs_fp8  # as late as the GPU
+
+    able = [
+        candidate for candidate in candidates
+        if candidate.draft is None or fp8_absence() is None or not needs_fp8(candidate.draft.variant)
+    ]
+    candidates = able or candidates  # of which the worker then says what it lacks
+    least = min(candidate.bits_per_weight for candidate in candidates)
+    sharing = [candidate for candidate in candidates if candidate.bits_per_weight == least]
+    return [max(sharing, key=lambda candidate: candidate.acceptance)]
 
 
 def _times(candidates: Sequence[Candidate], config: StackConfig, model: DecoderConfig, progress: Progress) -> StepTimes:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from qspec.engine.row_buckets import padded_rows
+from qspec.kernels.triton.activation_forms import Form
 from qspec.kernels.triton.attention import PIECE, AttentionWorkspace
 from qspec.kernels.triton.elementwise import Activations
 from qspec.kernels.triton.tuned import TunedTable, table_for
@@ -95,11 +96,15 @@ class PassBuffers:
         width = self._one_row[name]
         return self._flat[name][: count * width].view(count, width)
 
-    def activations(self, name: str, count: int, *, quantised: bool) -> Activations:
+    def activations(self, name: str, count: int, form: Form) -> Activations:
         """Room for what a linear layer reads."""
-        if quantised:
-            return Activations(self.rows(f"{name}8", count), self._flat[f"{name}_scales"][:count])
-        return Activations(self.rows(name, count), None)
+        if form is Form.HALF:
+            return Activations(self.rows(name, count), None)
+        scales = self._flat[f"{name}_scales"][:count]
+        if form is Form.INT8_AS_HALF:
+            return Activations(self.rows(name, count), scales)
+        values = self.rows(f"{name}8", count)
+        return Activations(values if form is Form.E4M3 else values.view(torch.int8), scales)
 
     def queries(self, count: int) -> Tensor:
         """``[count, heads, D]`` fp16."""

@@ -1,8 +1,8 @@
 """The decoder on a GPU: the launches of a pass over weights in the arena, in the order of ``qspec.models.decoder``.
 
-The residual stream is fp32; what products read is fp16 or, where a method says so, e4m3 with a scale per token. Between
-two products lies one kernel, which adds up the pieces of the first and writes what the second reads
-(``qspec.kernels.triton.elementwise``). Every kernel is row-invariant, but for the library's fp8 product.
+The residual stream is fp32; what products read is fp16 or, where a method says so, quantised with a scale per token
+(``cuda_linear``). Between two products lies one kernel, which adds up the pieces of the first and writes what the
+second reads (``qspec.kernels.triton.elementwise``). Every kernel of a verifier is row-invariant.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qspec.engine.cuda_buffers import PassBuffers, PassLimits, gpu_table
+from qspec.engine.cuda_buffers import PassBuffers, PassLimits
+from qspec.engine.cuda_linear import CudaLinear, plane_weight
+from qspec.engine.gpu_support import check_biases
 from qspec.engine.pass_inputs import PassInputs
 from qspec.engine.weights import StoredEmbedding
-from qspec.errors import InvalidInput
 from qspec.kernels.elementwise import rotary_table
 from qspec.kernels.triton.attention import Context, Rows, attend
 from qspec.kernels.triton.elementwise import (
@@ -29,14 +30,10 @@ from qspec.kernels.triton.elementwise import (
     silu_times_up,
 )
 from qspec.kernels.triton.embedding import embed
-from qspec.kernels.triton.fp8_linear import fp8_product
-from qspec.kernels.triton.plane_linear import PlaneWeight, product_pieces
-from qspec.kernels.triton.tuned import Cut
+from qspec.kernels.triton.plane_linear import PlaneWeight
 from qspec.models.config import DecoderConfig
 from qspec.quant.codecs import Parts
 from qspec.quant.method_plan import MethodPlan
-
-_QUANTISED = "e4m3 per token"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +53,13 @@ class PassCache:
 
 
 @dataclass(frozen=True, slots=True)
-class _Linear:
-    weight: PlaneWeight
-    cut: Cut
-    quantised: bool
-    """Whether its input is e4m3."""
-
-
-@dataclass(frozen=True, slots=True)
 class _Layer:
     attention_norm: Tensor
     mlp_norm: Tensor
-    qkv: _Linear
-    attention_out: _Linear
-    mlp_in: _Linear
-    mlp_out: _Linear
+    qkv: CudaLinear
+    attention_out: CudaLinear
+    mlp_in: CudaLinear
+    mlp_out: CudaLinear
     heads: HeadInputs
 
 
@@ -86,16 +75,18 @@ class CudaDecoder:
     ) -> None:
         self.config, self.limits = config, limits
         self.device = next(iter(tensors.values())).device
-        self._check(tensors)
-        linears = {name: self._linear(plan, name, stored) for name, stored in parts.items()}
-        shapes = {name: (linear.weight.high.shape[1], linear.weight.high.shape[0]) for name, linear in linears.items()}
+        check_biases(tensors)
+        linears = {
+            name: CudaLinear.of(plan.layers[name].variant, name, stored, _inputs(config, name))
+            for name, stored in parts.items()
+        }
+        shapes = {name: linear.shape[::-1] for name, linear in linears.items()}
         self.buffers = PassBuffers(config, limits, shapes, self.device)
         self._embedding = _embedding(embedding, config.hidden_size)
         cos, sin = (table.to(self.device) for table in rotary_table(config, limits.positions))
         self._layers = [
             self._layer(tensors, linears, f"layers.{index}.", cos, sin) for index in range(config.num_layers)]
         self._final_norm, self._lm_head = tensors["final_norm"], linears["lm_head"]
-        self._one = torch.ones((), device=self.device)
 
     def hidden(self, inputs: PassInputs, cache: PassCache, pieces: int) -> Tensor:
         """Launch all layers: the residual stream ``[M, H]``, which the next pass writes over.
@@ -113,7 +104,7 @@ class CudaDecoder:
             keys, values = cache.keys[index], cache.values[index]
             tail_keys = None if cache.tail_keys is None else cache.tail_keys[index]
             tail_values = None if cache.tail_values is None else cache.tail_values[index]
-            qkv = self._product(layer.qkv, self._normed(residual, added, layer.attention_norm, layer.qkv))
+            qkv = layer.qkv.product(self._normed(residual, added, layer.attention_norm, layer.qkv), self.buffers)
             queries = self.buffers.queries(inputs.rows)
             rotate_and_store(
                 qkv, layer.heads, places, queries,
@@ -122,43 +113,28 @@ class CudaDecoder:
             attend(
                 queries, Context(keys, values, inputs.block_table, tail_keys, tail_values), rows,
                 self.buffers.workspace, attended, pieces=pieces)
-            added = self._product(layer.attention_out, Activations(attended, None))
-            up = self._product(layer.mlp_in, self._normed(residual, added, layer.mlp_norm, layer.mlp_in))
-            middle = self.buffers.activations("middle", inputs.rows, quantised=layer.mlp_out.quantised)
+            added = layer.attention_out.product(Activations(attended, None), self.buffers)
+            up = layer.mlp_in.product(self._normed(residual, added, layer.mlp_norm, layer.mlp_in), self.buffers)
+            middle = self.buffers.activations("middle", inputs.rows, layer.mlp_out.form)
             silu_times_up(up, middle)
-            added = self._product(layer.mlp_out, middle)
+            added = layer.mlp_out.product(middle, self.buffers)
         self._normed(residual, added, self._final_norm, self._lm_head)
         return residual
 
     def head(self, rows: int, hidden: Tensor | None = None) -> Pieces:
         """``lm_head`` over the last pass's ``rows`` rows, or over the ``hidden`` rows ``[rows, H]`` of a buffer."""
-        normed = self.buffers.activations("normed", rows, quantised=self._lm_head.quantised)
+        normed = self.buffers.activations("normed", rows, self._lm_head.form)
         if hidden is not None:
             rms_norm(hidden, None, self._final_norm, self.config.norm_eps, normed)
-        return self._product(self._lm_head, normed)
+        return self._lm_head.product(normed, self.buffers)
 
-    def _normed(self, residual: Tensor, added: Pieces | None, weight: Tensor, into: _Linear) -> Activations:
-        normed = self.buffers.activations("normed", residual.shape[0], quantised=into.quantised)
+    def _normed(self, residual: Tensor, added: Pieces | None, weight: Tensor, into: CudaLinear) -> Activations:
+        normed = self.buffers.activations("normed", residual.shape[0], into.form)
         rms_norm(residual, added, weight, self.config.norm_eps, normed)
         return normed
 
-    def _product(self, linear: _Linear, x: Activations) -> Pieces:
-        weight = linear.weight
-        if x.scales is not None:
-            return Pieces(fp8_product(x, weight.high, self._one)[None], weight.scales, x.scales)
-        rows, cut = x.values.shape[0], linear.cut
-        pieces = self.buffers.pieces(cut.split, rows, weight.high.shape[0])
-        product_pieces(x.values, weight, cut.split, cut.tile(rows), pieces)
-        return Pieces(pieces, weight.scales)
-
-    def _linear(self, plan: MethodPlan, name: str, stored: Parts) -> _Linear:
-        weight = _plane_weight(stored, _inputs(self.config, name))
-        # Attention writes fp16: a scale per token would need a whole row in one program.
-        quantised = plan.layers[name].variant.activations == _QUANTISED and not name.endswith("attention_out")
-        return _Linear(weight, gpu_table().linear(*weight.high.shape).cut(weight.reads), quantised)
-
     def _layer(
-        self, tensors: Mapping[str, Tensor], linears: Mapping[str, _Linear], prefix: str, cos: Tensor, sin: Tensor
+        self, tensors: Mapping[str, Tensor], linears: Mapping[str, CudaLinear], prefix: str, cos: Tensor, sin: Tensor
     ) -> _Layer:
         config, norms = self.config, None
         if config.qk_norm:
@@ -171,13 +147,6 @@ class CudaDecoder:
             tensors[prefix + "attention_norm"], tensors[prefix + "mlp_norm"], linears[prefix + "qkv"],
             linears[prefix + "attention_out"], linears[prefix + "mlp_in"], linears[prefix + "mlp_out"], heads)
 
-    @staticmethod
-    def _check(tensors: Mapping[str, Tensor]) -> None:
-        biases = [name for name in tensors if name.endswith(".bias") and not name.endswith("qkv.bias")]
-        if biases:
-            raise InvalidInput.field(
-                "device", f"the model has biases that the kernels for GPUs do not add ({biases[0]}); use --device cpu")
-
 
 def _inputs(config: DecoderConfig, name: str) -> int:
     """How many inputs a linear layer has; its rows in the arena may be longer."""
@@ -187,12 +156,5 @@ def _inputs(config: DecoderConfig, name: str) -> int:
     return config.intermediate_size if kind == "mlp_out" else config.hidden_size
 
 
-def _plane_weight(stored: Parts, inputs: int) -> PlaneWeight:
-    low = stored.get("low")
-    return PlaneWeight(
-        stored["high"].view(torch.uint8)[:, :inputs], None if low is None else low[:, :inputs],
-        stored["scales"].view(-1))
-
-
 def _embedding(stored: StoredEmbedding, width: int) -> PlaneWeight | Tensor:
-    return stored.parts["rows"] if stored.format == "fp32-rows" else _plane_weight(stored.parts, width)
+    return stored.parts["rows"] if stored.format == "fp32-rows" else plane_weight(stored.parts, width)

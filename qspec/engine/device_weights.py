@@ -23,7 +23,10 @@ from qspec.quant.weight_formats import WEIGHT_FORMATS
 
 CHUNK_BYTES = 64 << 20
 """Bytes of fp32 weights in flight; encoding them takes some ten times as much of the GPU's memory for a moment."""
-_ENCODED_ON_DEVICE = ("fp16-planes", "e4m3-plane", "fp32-rows")
+_ENCODED_ON_DEVICE = (
+    "fp16-planes", "e4m3-plane", "fp32-rows", "int8-row", "int8-g64", "int8-g128", "int8-nibbles-g64", "int4-plane-g64",
+    "int4-g64", "int4-g128",
+)
 """Formats whose parts are made row by row, by operations that round alike on every device."""
 
 
@@ -93,8 +96,12 @@ def _encode(layer: str, weights: str, places: Mapping[str, Tensor], tensor: Tens
 
 
 def _copy(tensor: Tensor, place: Tensor, chunk_bytes: int) -> int:
-    """Copy ``tensor`` to ``place``, of its shape and maybe another float type; how many values were rounded."""
+    """Copy ``tensor`` to ``place``, of its shape but for longer rows, and maybe of another float type; how many values
+    were rounded.
+    """
     rounded = 0
+    if tensor.ndim == 2:
+        place = place[:, : tensor.shape[1]]
     width = tensor[:1].numel() * tensor.element_size()
     for rows in _chunks(len(tensor), width, chunk_bytes):
         values = tensor[rows].to(place.device)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 from qspec.device import missing_packages
+from qspec.errors import InvalidInput
 from qspec.models.config import Activation, DecoderConfig, Norm, Positions
+from qspec.quant.method_plan import MethodPlan
+from qspec.quant.methods import Role, Variant
 
 _LEAST_CAPABILITY = (8, 0)
+_FP8_CAPABILITY = (8, 9)
+"""From Ada on GPUs convert and multiply e4m3."""
+_FP8_FORMATS = ("e4m3-plane", "e4m3-row")
 _MOST_WIDTH = 1 << 15
 _MOST_QUERIES = 64
 
@@ -23,11 +31,52 @@ def gpu_absence(model: DecoderConfig) -> str | None:
     return model_absence(model)
 
 
+def fp8_absence() -> str | None:
+    """Why this GPU cannot read e4m3; None where it can, and where kernels are interpreted."""
+    if not torch.cuda.is_available() or (capability := torch.cuda.get_device_capability(0)) >= _FP8_CAPABILITY:
+        return None
+    return f"the GPU's compute capability is {capability[0]}.{capability[1]}, and e4m3 needs 8.9 (Ada, Hopper or newer)"
+
+
+def needs_fp8(variant: Variant) -> bool:
+    """Whether a variant's kernels convert or multiply e4m3; merging both planes of an fp16 weight does not."""
+    return variant.weights in _FP8_FORMATS or variant.activations == "e4m3 per token"
+
+
+def check_formats(plan: MethodPlan, role: Role) -> None:
+    """``InvalidInput`` where a worker's plan for a GPU has formats that this one has no instructions for."""
+    absence = fp8_absence()
+    lacking = [layer for layer, choice in plan.layers.items() if needs_fp8(choice.variant)]
+    if absence is not None and lacking:
+        raise InvalidInput.field(
+            role.value, f"{absence} ({plan.layers[lacking[0]].label} for {lacking[0]}); draft with w8a8, w4a8, int8 "
+                        "or int4, or not at all ('off')")
+
+
+def check_biases(tensors: Iterable[str]) -> None:
+    """``InvalidInput`` where a model has biases that no kernel adds: all but those of queries, keys and values.
+
+    ``tensors``: the canonical names of all.
+    """
+    biases = sorted(name for name in tensors if name.endswith(".bias") and not name.endswith("qkv.bias"))
+    if biases:
+        raise InvalidInput.field(
+            "device", f"the model has biases that the kernels for GPUs do not add ({biases[0]}); use --device cpu")
+
+
 def model_absence(model: DecoderConfig) -> str | None:
     """What of a model's architecture the kernels do not know; None where they know all."""
-    known = (Norm.RMS, Activation.SILU, True, Positions.ROTARY)
-    if (model.norm, model.activation, model.gated_mlp, model.positions) != known:
-        return f"no GPU kernels for {model.family}: they know RMS norms, gated SiLU and rotary positions"
+    unknown = [
+        name for name, is_known in (
+            (f"norm ({model.norm.value})", model.norm is Norm.RMS),
+            (f"activation ({model.activation.value})", model.activation is Activation.SILU),
+            ("MLP without a gate", model.gated_mlp),
+            (f"positions ({model.positions.value})", model.positions is Positions.ROTARY),
+        ) if not is_known
+    ]
+    if unknown:
+        return (f"no GPU kernels for {model.family}'s {', '.join(unknown)}: they know RMS norms, gated SiLU and rotary "
+                "positions")
     if model.head_dim < 16 or model.head_dim & (model.head_dim - 1):
         return f"no GPU kernels for a head dimension of {model.head_dim}: it must be a power of two from 16 on"
     if model.num_heads // model.num_kv_heads > _MOST_QUERIES:

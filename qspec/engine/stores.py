@@ -28,7 +28,7 @@ from qspec.memory.layout import ArenaLayout, RegionSpec
 from qspec.models.converted import ConvertedModel
 from qspec.models.layer_weights import LayerWeights
 from qspec.quant.method_plan import MethodPlan
-from qspec.quant.methods import Backend
+from qspec.quant.methods import Backend, Role
 
 _ON_GPU = (KV_KEYS, KV_VALUES, TAIL_KEYS, TAIL_VALUES)
 """Regions that kernels read and write; the others are the host's to read (``qspec.memory.device_arena``)."""
@@ -70,9 +70,12 @@ def _on_gpu(
 ) -> Store:
     from qspec.engine.cuda_buffers import buffer_bytes
     from qspec.engine.device_weights import stream_weights
+    from qspec.engine.gpu_support import check_biases, check_formats
     from qspec.engine.worker_forward import verifier_limits
     from qspec.memory.device_arena import DeviceArena
 
+    check_formats(plan, Role.VERIFY)
+    check_biases(shapes)
     context = gpu_context()
     specs = arena_specs(model.config, config, max_model_len, torch.float16)
     on_gpu = [region.spec for region in placed] + [spec for spec in specs if spec.name in _ON_GPU]

@@ -34,7 +34,7 @@ QUANTISED = "quantised/"
 _EMBED = "embed"
 _ROW_BY_ROW = (Backend.CPU_NATIVE, Backend.CUDA)
 """Backends that look an embedding up where each token's lies by itself."""
-_PLANES = ("high", "low")
+_PLANES = ("high", "low", "codes")
 GPU_LINE = 128
 """Bytes that a GPU's memory is read in."""
 _EMBEDDING_FORMATS = ("fp32-rows", "fp16-planes")
@@ -103,7 +103,7 @@ def layer_regions(
 
 
 def _padded(part: str, shape: tuple[int, ...], plan: MethodPlan) -> tuple[int, ...]:
-    """The shape of a part in the arena: on a GPU every row of a plane begins with a line of memory
+    """The shape of a part in the arena: on a GPU every row of a plane or of codes begins with a line of memory
     (``qspec.kernels.triton.plane_linear.row_stride``).
     """
     if plan.backend is not Backend.CUDA or part not in _PLANES:

@@ -29,7 +29,8 @@ def quantize_symmetric(values: Tensor, name: str, group_size: int) -> tuple[Tens
     """
     require_finite(values, name)
     groups = split_groups(values.float(), group_size, name)
-    scales = groups.abs().amax(-1) / _SYMMETRIC_LARGEST
+    top = groups.abs().amax(-1)
+    scales = top / torch.full_like(top, _SYMMETRIC_LARGEST)  # divided by a number, CUDA multiplies with the reciprocal
     codes = torch.round(groups / safe_divisor(scales).unsqueeze(-1)).clamp_(-_SYMMETRIC_LARGEST, _SYMMETRIC_LARGEST)
     return codes.to(torch.int8).flatten(-2), scales
 

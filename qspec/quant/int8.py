@@ -27,7 +27,8 @@ def quantize(values: Tensor, name: str, group_size: int | None = None, largest: 
     top = groups.abs().amax(-1)
     # w · (127 / max) as in a conversion; w / (max / 127) rounds some ties the other way.
     codes = torch.round(groups * (largest / safe_divisor(top)).unsqueeze(-1))
-    return codes.clamp_(-largest, largest).to(torch.int8).flatten(-2), torch.where(top > 0, top / largest, 1.0)
+    scales = top / torch.full_like(top, largest)  # divided by a number, CUDA multiplies with the reciprocal
+    return codes.clamp_(-largest, largest).to(torch.int8).flatten(-2), torch.where(top > 0, scales, 1.0)
 
 
 def dequantize(codes: Tensor, scales: Tensor) -> Tensor:

@@ -144,9 +144,13 @@ class Choice:
 
 
 def _grouped(sizes: tuple[int, ...], activations: str, *endings: str) -> tuple[Variant, ...]:
-    """Variants over int4 weights in groups."""
+    """Variants over int4 weights in groups; a GPU's kernels know symmetric ones of 64 or a multiple."""
+    weight_only = activations == "fp32"
+    on_gpu = _REAL_ON_GPU if weight_only else _REAL_DRAFT_ON_GPU if activations == "int8 per token" else _EMULATED
     return tuple(
-        Variant(name=f"g{size}{ending}", weights=f"int4-g{size}{ending}", activations=activations)
+        Variant(
+            name=f"g{size}{ending}", weights=f"int4-g{size}{ending}", activations=activations,
+            support=_EMULATED if ending or size % 64 else on_gpu)
         for ending in endings
         for size in sizes
     )
@@ -170,17 +174,17 @@ METHODS: Mapping[str, Method] = {
             Variant(name="fp16", weights="fp16-planes", support=_REAL_ON_GPU),
         )),
         Method("int8", (
-            Variant(name="row", weights="int8-row"),
-            Variant(name="g64", weights="int8-g64"),
+            Variant(name="row", weights="int8-row", support=_REAL_ON_GPU),
+            Variant(name="g64", weights="int8-g64", support=_REAL_ON_GPU),
             Variant(name="g32", weights="int8-g32"),
-            Variant(name="g128", weights="int8-g128"),
-            Variant(name="nibbles", weights="int8-nibbles-g64"),
+            Variant(name="g128", weights="int8-g128", support=_REAL_ON_GPU),
+            Variant(name="nibbles", weights="int8-nibbles-g64", support=_REAL_ON_GPU),
         )),
         Method("int4", (
             *_grouped(_INT4_SIZES, "fp32", "", "-asymmetric"),
             *_grouped((32,), "fp32", "-minimum"),
             *_of_bitsandbytes("fp32"),
-            Variant(name="plane", weights="int4-plane-g64"),
+            Variant(name="plane", weights="int4-plane-g64", support=_REAL_ON_GPU),
         )),
         Method("fp8", (
             Variant(name="row", weights="e4m3-row", activations="e4m3 per token"),
@@ -195,14 +199,17 @@ METHODS: Mapping[str, Method] = {
             *_grouped((32,), "nvfp4", "-minimum"),
         )),
         Method("w8a8", (
-            Variant(name="row", weights="int8-row", activations="int8 per token", support=_REAL_DRAFT),
+            Variant(
+                name="row", weights="int8-row", activations="int8 per token",
+                support={**_REAL_DRAFT_ON_GPU, **_REAL_DRAFT}),
         )),
         Method("w4a8", (
             *_grouped(_INT4_SIZES, "int8 per token", "", "-asymmetric"),
             *_grouped((32,), "int8 per token", "-minimum"),
             *_of_bitsandbytes("int8 per token"),
             Variant(name="g64-e4m3", weights="int4-g64", activations="e4m3 per token"),
-            Variant(name="plane", weights="int4-plane-g64", activations="int8 per token"),
+            Variant(
+                name="plane", weights="int4-plane-g64", activations="int8 per token", support=_REAL_DRAFT_ON_GPU),
         )),
     )
 }

@@ -81,6 +81,21 @@ def test_codes_that_came_with_the_model_are_taken_over(weight: Tensor) -> None:
     assert all(torch.equal(arena.tensor(each.spec.name), stored[each.part]) for each in wanted)
 
 
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_rows_of_codes_may_be_longer_in_the_arena(weight: Tensor, is_stored: bool) -> None:
+    parts = CODECS["int4-g64"].encode(weight.t(), "x")
+    wanted = [
+        replace(region, spec=replace(region.spec, shape=(OUTPUTS, 128))) if region.part == "codes" else region
+        for region in regions("x", "int4-g64")
+    ]
+    arena = make_arena(wanted)
+    source = FakeSource({"x": weight}, {"x": ("int4-g64", parts)} if is_stored else {})
+    stream_weights(arena, wanted, source, quiet, chunk_bytes=4 * INPUTS * 10)
+    codes = arena.tensor("x/int4-g64/codes")
+    assert torch.equal(codes[:, : INPUTS // 2], parts["codes"])
+    assert not codes[:, INPUTS // 2 :].any()
+
+
 def test_rounded_weights_are_counted_and_told(weight: Tensor) -> None:
     wanted = [*regions("x", "fp16-planes"), *regions("y", "fp16-planes")]
     told: list[str] = []

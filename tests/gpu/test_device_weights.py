@@ -45,7 +45,10 @@ def weight() -> Tensor:
     return weight
 
 
-@pytest.mark.parametrize("weights", ["fp32", "fp32-rows", "fp16-planes", "e4m3-plane", "e4m3-row", "int8-g64", "nvfp4"])
+@pytest.mark.parametrize("weights", [
+    "fp32", "fp32-rows", "fp16-planes", "e4m3-plane", "e4m3-row", "int8-row", "int8-g64", "int8-nibbles-g64",
+    "int4-plane-g64", "int4-g64", "nvfp4",
+])
 def test_every_format_has_the_bits_of_a_cpu(weight: Tensor, weights: str) -> None:
     shapes = CODECS[weights].shapes(OUTPUTS, INPUTS, "x")
     wanted = [

@@ -35,6 +35,6 @@ def test_drafts_change_no_text(sampling: tuple[str, ...]) -> None:
 
 
 def test_a_method_without_a_kernel_is_refused_by_name() -> None:
-    done = run_client("--draft-quantization", "w8a8")
+    done = run_client("--draft-quantization", "fp4")
     assert done.returncode == 2
-    assert "w8a8 has no kernel on cuda; choose one of: none, fp8, auto, off" in done.stderr
+    assert "fp4 has no kernel on cuda; choose one of: none, int8, int4, fp8, w8a8, w4a8, auto, off" in done.stderr

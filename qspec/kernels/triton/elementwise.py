@@ -1,10 +1,9 @@
 """What lies between the linear layers, fused: residual, norms, activation, rotary positions, writing keys and values.
 
 Every kernel reads the fp32 pieces of the product before it (``plane_linear``), adds them up from the first to the last,
-scales them, and writes what the next product reads: fp16 in the order of ``input_order``, or e4m3 with a scale per
-token in the usual one. A row is one program of one shape, and the number of rows is no constant of the compiled kernel,
-so a row has the same bits whatever lies beside it. ``qspec.kernels.elementwise`` and ``qspec.quant.e4m3`` define the
-operations.
+scales them, and writes what the next product reads (``activation_forms``). A row is one program of one shape, and the
+number of rows is no constant of the compiled kernel, so a row has the same bits whatever lies beside it.
+``qspec.kernels.elementwise``, ``qspec.quant.e4m3`` and ``qspec.quant.int8`` define the operations.
 
 A scale per token needs its whole row. A norm has it in one program anyway; an activation's rows are several times as
 wide, so blocks of them find their largest and keep their numbers for a second kernel.
@@ -20,9 +19,9 @@ import triton.language as tl
 from torch import Tensor
 
 from qspec.errors import InvalidInput
+from qspec.kernels.triton.activation_forms import Form, quantise
 from qspec.kernels.triton.input_order import arranged
 from qspec.kernels.triton.overlap import launch_options, wait_for_inputs
-from qspec.kernels.triton.planes import INTERPRETED
 from qspec.quant.planes import HIGH_SCALE
 
 _PLANE_SCALE = tl.constexpr(HIGH_SCALE)
@@ -47,32 +46,10 @@ def read_product(
     return total * scale
 
 
-@triton.jit
-def _to_e4m3(y):
-    """The nearest e4m3 numbers of values up to 448, ties to even."""
-    if INTERPRETED:  # whose own conversion loses the carry where rounding reaches the next power of two
-        bits = y.to(tl.int32, bitcast=True)
-        magnitude = bits & 0x7FFFFFFF
-        normal = ((magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20) - (120 << 3)
-        below = (tl.abs(y) * 512.0 + 12582912.0).to(tl.int32, bitcast=True) & 0xFF  # rounds at 2⁻⁹
-        code = tl.where(magnitude >= 121 << 23, normal, below) | ((bits >> 24) & 0x80)
-        return code.to(tl.uint8).to(tl.float8e4nv, bitcast=True)
-    return y.to(tl.float8e4nv)
-
-
-@triton.jit
-def _quantise(y, largest, mask):
-    """e4m3 numbers of a part of a row whose largest magnitude is ``largest``, and the row's scale."""
-    scale = largest / 448.0
-    divisor = tl.where(scale > 0.0, scale, 1.0) + tl.zeros_like(y)
-    codes = tl.math.div_rn(tl.where(mask, y, divisor), divisor)  # dividing padding's zeros would be slow
-    return _to_e4m3(tl.clamp(codes, -448.0, 448.0)), scale
-
-
 @triton.jit(do_not_specialize=["M"])
-def _norm_kernel(
+def norm_kernel(
     residual, pieces, scales, token_scales, weight, out, out_scales, M, width, eps,
-    PIECES: tl.constexpr, TOKENS: tl.constexpr, QUANTISE: tl.constexpr, BLOCK: tl.constexpr,
+    PIECES: tl.constexpr, TOKENS: tl.constexpr, FORM: tl.constexpr, BLOCK: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):  # fmt: skip
     wait_for_inputs(OVERLAP)
@@ -83,9 +60,9 @@ def _norm_kernel(
         x += read_product(pieces, scales, token_scales, row, at, width, M, mask, PIECES, TOKENS)
         tl.store(residual + row * width + at, x, mask=mask)
     y = x * tl.rsqrt(tl.sum(x * x, 0) / width + eps) * tl.load(weight + at, mask=mask, other=0.0)
-    if QUANTISE:
-        codes, scale = _quantise(y, tl.max(tl.abs(y), 0), mask)
-        tl.store(out + row * width + at, codes, mask=mask)
+    if FORM > 0:
+        codes, scale = quantise(y, tl.max(tl.abs(y), 0), mask, FORM)
+        tl.store(out + row * width + (arranged(at) if FORM == 3 else at), codes, mask=mask)
         tl.store(out_scales + row, scale)
     else:
         tl.store(out + row * width + arranged(at), y.to(out.dtype.element_ty), mask=mask)
@@ -113,14 +90,15 @@ def _silu_kernel(
 
 @triton.jit
 def _quantise_kernel(
-    numbers, maxima, out, out_scales, width, blocks, BLOCKS: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr
+    numbers, maxima, out, out_scales, width, blocks,
+    FORM: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     wait_for_inputs(OVERLAP)
     row, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask, block = at < width, tl.arange(0, BLOCKS)
     largest = tl.max(tl.load(maxima + row * blocks + block, mask=block < blocks, other=0.0), 0)
-    codes, scale = _quantise(tl.load(numbers + row * width + at, mask=mask, other=0.0), largest, mask)
-    tl.store(out + row * width + at, codes, mask=mask)
+    codes, scale = quantise(tl.load(numbers + row * width + at, mask=mask, other=0.0), largest, mask, FORM)
+    tl.store(out + row * width + (arranged(at) if FORM == 3 else at), codes, mask=mask)
     if tl.program_id(1) == 0:
         tl.store(out_scales + row, scale)
 
@@ -189,7 +167,8 @@ class Pieces:
     scales: Tensor
     """fp32 ``[N]``: the weight rows' powers of two."""
     token_scales: Tensor | None = None
-    """fp32 ``[M]`` after an fp8 product, which lacks the plane's 2⁻⁸, too."""
+    """fp32 ``[M]`` after a product of quantised activations, whose ``scales`` are 2⁸ times too large: an fp8 product
+    lacks the plane's 2⁻⁸."""
 
     @property
     def count(self) -> int:
@@ -206,9 +185,16 @@ class Activations:
     """What a linear layer reads."""
 
     values: Tensor
-    """``[M, K]``: fp16 in the order of ``input_order``, or e4m3 in the usual one."""
+    """``[M, K]``, in the form and order of ``form``."""
     scales: Tensor | None
-    """fp32 ``[M]`` beside e4m3."""
+    """fp32 ``[M]`` beside all forms but the plain 16-bit one."""
+
+    @property
+    def form(self) -> Form:
+        """What ``values`` are."""
+        if self.scales is None:
+            return Form.HALF
+        return {torch.float8_e4m3fn: Form.E4M3, torch.int8: Form.INT8}.get(self.values.dtype, Form.INT8_AS_HALF)
 
 
 def rms_norm(residual: Tensor, added: Pieces | None, weight: Tensor, eps: float, out: Activations) -> None:
@@ -216,10 +202,10 @@ def rms_norm(residual: Tensor, added: Pieces | None, weight: Tensor, eps: float,
     rows, width = residual.shape
     _check_width(width)
     pointers = (residual, residual, residual) if added is None else added.pointers()
-    _norm_kernel[(rows,)](
+    norm_kernel[(rows,)](
         residual, *pointers, weight, out.values, _scales(out), rows, width, eps,
         PIECES=0 if added is None else added.count, TOKENS=added is not None and added.token_scales is not None,
-        QUANTISE=out.scales is not None, BLOCK=triton.next_power_of_2(width),
+        FORM=int(out.form), BLOCK=triton.next_power_of_2(width),
         num_warps=8 if out.scales is None else 16,
         **launch_options(),
     )  # fmt: skip
@@ -241,8 +227,8 @@ def silu_times_up(gate_up: Pieces, out: Activations) -> None:
     )  # fmt: skip
     if out.scales is not None:
         _quantise_kernel[grid](
-            numbers, maxima, out.values, out.scales, width, grid[1], BLOCKS=triton.next_power_of_2(grid[1]),
-            BLOCK=_BLOCK, num_warps=4, **launch_options())
+            numbers, maxima, out.values, out.scales, width, grid[1], FORM=int(out.form),
+            BLOCKS=triton.next_power_of_2(grid[1]), BLOCK=_BLOCK, num_warps=4, **launch_options())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from qspec.errors import InvalidInput
 from qspec.kernels.triton.input_order import GROUP, arrange_weights
+from qspec.kernels.triton.integers import widen_int8
 from qspec.kernels.triton.overlap import launch_options, wait_for_inputs
 from qspec.kernels.triton.planes import INTERPRETED, merge_planes, widen_plane
 from qspec.quant.planes import HIGH_SCALE
@@ -45,9 +46,11 @@ class Weights(IntEnum):
     """The high plane alone, with 16-bit activations: a draft."""
     MERGED = 2
     """fp16 weights that ``planes.merge_into`` rearranged."""
+    INT8 = 3
+    """int8 codes with a scale per row, for 16-bit activations."""
 
 
-_HIGH, _MERGED = tl.constexpr(1), tl.constexpr(2)
+_HIGH, _MERGED, _INT8 = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 _PLANE_SCALE = tl.constexpr(HIGH_SCALE)
 LINE = 128
 """Bytes that memory is read in."""
@@ -67,6 +70,9 @@ class Tile:
     """4 (or 8, where there are at least 128 outputs)."""
     stages: int = 4
     """Reads in flight."""
+    each_waits: bool = False
+    """Whether each matrix instruction is waited for by itself: weights of the next one are then merged meanwhile, which
+    is faster where instructions are long (256 rows) and slower where they are short (``finish_sums``)."""
 
 
 @triton.jit
@@ -87,7 +93,7 @@ def finish_sums(total):
 def plane_product(
     x, high, low, scales, out, pieces, arrived, M, N, K, stride, chunk,
     SPLIT: tl.constexpr, FINISH: tl.constexpr, WEIGHTS: tl.constexpr, WHOLE: tl.constexpr,
-    ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, OVERLAP: tl.constexpr,
+    ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, EACH_WAITS: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One tile of one piece. ``WHOLE``: every read of ``INPUTS`` inputs lies inside its piece.
 
@@ -104,7 +110,8 @@ def plane_product(
     wait_for_inputs(OVERLAP)
     total = tl.zeros((OUTPUTS, ROWS), tl.float32)
     stop = tl.minimum(start + chunk, K)
-    tl.assume(start < stop)
+    if not EACH_WAITS:
+        tl.assume(start < stop)
     for k in range(start, stop, INPUTS):
         if WHOLE:
             first = tl.load(high + weight_at + k)
@@ -119,10 +126,12 @@ def plane_product(
             weights = first
         elif WEIGHTS == _HIGH:
             weights = arrange_weights(widen_plane(first), OUTPUTS, INPUTS)
+        elif WEIGHTS == _INT8:
+            weights = arrange_weights(widen_int8(first), OUTPUTS, INPUTS)
         else:
             weights = arrange_weights(merge_planes(first, second), OUTPUTS, INPUTS)
         total = tl.dot(weights, activations, total)
-        if WEIGHTS != _MERGED:
+        if WEIGHTS != _MERGED and not EACH_WAITS:
             total = finish_sums(total)
     if WEIGHTS == _HIGH:
         total *= _PLANE_SCALE
@@ -169,11 +178,11 @@ class PlaneWeight:
     """
 
     high: Tensor
-    """The high plane (uint8), or the merged weight (fp16)."""
+    """The high plane (uint8), the merged weight (fp16), or codes (int8)."""
     low: Tensor | None
     """The low plane (uint8) where both are read."""
     scales: Tensor
-    """``[N]`` fp32: the row's power of two."""
+    """``[N]`` fp32: the row's power of two, or of codes their scale."""
 
     def __post_init__(self) -> None:
         outputs, inputs = self.high.shape
@@ -192,6 +201,8 @@ class PlaneWeight:
         """What a product over it reads."""
         if self.high.dtype is torch.float16:
             return Weights.MERGED
+        if self.high.dtype is torch.int8:
+            return Weights.INT8
         return Weights.HIGH if self.low is None else Weights.BOTH
 
 
@@ -234,5 +245,5 @@ def _launch(
         SPLIT=split if finish else 1, FINISH=finish, WEIGHTS=int(weight.reads),
         WHOLE=chunk % tile.inputs == 0 and inputs % tile.inputs == 0,
         ROWS=tile.rows, OUTPUTS=tile.outputs, INPUTS=tile.inputs, num_warps=tile.warps,
-        num_stages=tile.stages, **launch_options(),
+        num_stages=tile.stages, EACH_WAITS=tile.each_waits, **launch_options(),
     )  # fmt: skip

@@ -60,8 +60,9 @@ class LinearTuning:
                 raise InvalidInput.field("split", f"{cut.split} pieces of {self.inputs} inputs: one would be empty")
 
     def cut(self, weights: Weights) -> Cut:
-        """How a product that reads ``weights`` is cut up; merged weights have the pieces of both planes."""
-        return self.high if weights is Weights.HIGH else self.both
+        """How a product that reads ``weights`` is cut up; merged weights have the pieces of both planes, and int8
+        codes, of as many bytes as the high plane, those of that one."""
+        return self.high if weights in (Weights.HIGH, Weights.INT8) else self.both
 
 
 def most_pieces(inputs: int, wanted: int) -> int:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,16 +14,31 @@ pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler for NVIDIA GPUs comes for Linux")
 
 
+def compiled(option: str) -> list[dict[str, Any]]:
+    """What ``benchmarks.gpu.compiled`` finds."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu.compiled", option], capture_output=True, text=True, check=False,
+        env=environment, cwd=Path(__file__).parents[3])
+    assert done.returncode == 0, done.stderr
+    variants: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return variants
+
+
 @pytest.mark.timeout(300)
 def test_every_tile_of_the_table_multiplies_with_one_kind_of_instruction() -> None:
     """Compiled for Hopper, which needs no GPU; another process, because this one's kernels may be interpreted."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu.compiled", "--quick"], capture_output=True, text=True, check=False,
-        env=environment, cwd=Path(__file__).parents[3])
-    assert done.returncode == 0, done.stderr
-    variants = json.loads(done.stdout.splitlines()[-1])
+    variants = compiled("--quick")
     assert len(variants) >= 5
     assert {tuple(variant["instructions"]) for variant in variants} == {("wgmma m64k16",)}
     assert all(variant["spilled_bytes"] == 0 for variant in variants)
-    assert not any(variant["serialised"] for variant in variants)
+    assert not any(variant["serialised"] for variant in variants if "each_waits=False" in variant["tile"])
+
+
+@pytest.mark.timeout(300)
+def test_integers_compile_to_one_kind_of_instruction_each() -> None:
+    variants = compiled("--integers")
+    kinds = {(each["weights"].partition(" ")[0], *each["instructions"]) for each in variants}
+    groups = {(name, "wgmma m64k16") for name in ("NIBBLES", "BOTH_NIBBLES", "BYTES")}
+    assert kinds == {*groups, ("INT8_BY_INT8", "wgmma m64k32"), ("norm",)}
+    assert not any(each["spilled_bytes"] or each["serialised"] for each in variants)

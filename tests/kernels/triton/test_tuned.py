@@ -27,7 +27,8 @@ def test_the_split_is_one_for_all_rows_and_the_tile_is_not() -> None:
 
 def test_merged_weights_have_the_bits_of_both_planes_and_drafts_their_own() -> None:
     entry = _TABLE.linear(4096, 4096)
-    assert [entry.cut(weights).split for weights in (Weights.BOTH, Weights.MERGED, Weights.HIGH)] == [4, 4, 2]
+    assert [entry.cut(weights).split for weights in (Weights.BOTH, Weights.MERGED, Weights.HIGH, Weights.INT8)] == [
+        4, 4, 2, 2]
 
 
 def test_the_nearest_entry_is_used_and_named_once(caplog: pytest.LogCaptureFixture) -> None:
