@@ -30,7 +30,8 @@ native-test = cmake -G Ninja -S qspec/kernels/native -B "build/native-$(1)" -DQS
     --log-level=WARNING $(2) >/dev/null && cmake --build "build/native-$(1)" -- --quiet
 
 .PHONY: help run serve test test-gpu check check-deploy deploy-tools client-tools client-protos rehearse-image \
-    rehearse-pod rehearse-gpu bench bench-gpu methods-table protos accept-protos native-sanitizers native-neon clean
+    rehearse-pod rehearse-gpu bench bench-serving bench-gpu methods-table protos accept-protos native-sanitizers \
+    native-neon clean
 .DEFAULT_GOAL := help
 
 help:
@@ -49,6 +50,7 @@ help:
 	@echo 'make native-sanitizers           the native kernels under the sanitizers (CMake, Ninja and a C++ compiler)'
 	@echo 'make native-neon                 the same test for Arm, cross-compiled and run by QEMU (skipped without the tools)'
 	@echo 'make bench [ARGS="…"]            measure; the last line is JSON'
+	@echo 'make bench-serving [ARGS="…"]    measure the server under load; the last line is JSON'
 	@echo 'make bench-gpu [ARGS="…"]        measure the GPU's kernels (sections: --section NAME)'
 	@echo 'make methods-table [ARGS="…"]    measure every method anew and write docs/methods.md'
 	@echo 'make protos                      generate qspec/v1 and docs/api.md again'
@@ -111,6 +113,9 @@ rehearse-image: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks.end_to_end $(ARGS)
+
+bench-serving: $(VENV)/.dev
+	@$(BIN)/python -m benchmarks.serving $(ARGS)
 
 test-gpu: $(VENV)/.gpu
 	@$(BIN)/python -m pytest tests/kernels/triton tests/gpu $(ARGS)

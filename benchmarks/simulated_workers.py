@@ -31,8 +31,6 @@ from qspec.interfaces import (
     VerifyResult,
 )
 
-_TOKEN = 1
-
 
 class VirtualClock:
     """Seconds since the start of the simulation."""
@@ -128,6 +126,8 @@ class SimulatedPair:
         self.costs = CostTable(machine.costs)
         self.draft_rounds = self.rounds = 0
         self.blocks = num_blocks
+        self.token = 1
+        """What is drafted and decided, always."""
         self._seed, self._random, self._tenants = seed, random.Random(seed), 0
         arena = ArenaDescriptor(
             backend=ArenaBackend.HOST_SHM, device_uuid="", handle=b"", reference="", size=0, epoch=1, fingerprint="",
@@ -184,7 +184,7 @@ class SimulatedDrafter:
             stands = self._stands(item, gate)
             pair.tenancy(item.slot).stands = stands
             steps.append(max(len(gate.confidences), len(stands)))
-            results.append(DraftResult.answering(item, [_TOKEN] * len(stands), gate.confidences))
+            results.append(DraftResult.answering(item, [pair.token] * len(stands), gate.confidences))
         fed = [sum(count > step for count in steps) for step in range(max(steps))]
         context = sum(item.committed_len - 1 for item in batch.items)
         pair.draft_rounds += 1
@@ -255,7 +255,7 @@ class SimulatedVerifier:
         stands = tenancy.stands[: len(item.draft_tokens)]
         accepted = next((index for index, stood in enumerate(stands) if not stood), len(stands))
         tenancy.cached = item.committed_len + accepted
-        return self._result(item.slot, SlotOutcome.OK, accepted, (_TOKEN,) * (accepted + 1))
+        return self._result(item.slot, SlotOutcome.OK, accepted, (self._pair.token,) * (accepted + 1))
 
     def _reserve(self, slot: int, positions: int) -> bool:
         tenancy = self._pair.tenancy(slot)

@@ -100,15 +100,23 @@ async def run_stacks(
 
 
 @contextlib.asynccontextmanager
-async def running_stack(config: StackConfig, tell: Tell) -> AsyncIterator[AsyncClient]:
-    """A client of a private stack that serves."""
+async def stack_address(config: StackConfig, tell: Tell) -> AsyncIterator[str]:
+    """Where a private stack serves."""
     tell(f"starting a stack, drafter: {config.draft_quantization}")
 
     def ignore(stage: str, fraction: float) -> None:
         """The start's details are not of interest here."""
 
-    async with PrivateStack(config, ignore) as address, AsyncClient(address, retry=NEVER) as client:
-        await wait_until_serving(client, address, ignore)
+    async with PrivateStack(config, ignore) as address:
+        async with AsyncClient(address, retry=NEVER) as client:
+            await wait_until_serving(client, address, ignore)
+        yield address
+
+
+@contextlib.asynccontextmanager
+async def running_stack(config: StackConfig, tell: Tell) -> AsyncIterator[AsyncClient]:
+    """A client of a private stack that serves."""
+    async with stack_address(config, tell) as address, AsyncClient(address, retry=NEVER) as client:
         yield client
 
 
