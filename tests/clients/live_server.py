@@ -42,7 +42,7 @@ def served_program(directory: Path, channel: grpc.Channel, *options: str) -> Ite
         cwd=REPOSITORY, stderr=subprocess.PIPE, text=True,
     )
     try:
-        wait_until_serving(pb_grpc.GenerationServiceStub(channel))
+        wait_until_serving(pb_grpc.GenerationServiceStub(channel), server)
         yield
     finally:
         server.terminate()

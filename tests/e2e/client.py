@@ -100,9 +100,10 @@ def wait_until(condition: Callable[[], bool], timeout: float, what: str) -> None
         time.sleep(0.05)
 
 
-def wait_until_serving(stub: pb_grpc.GenerationServiceStub) -> None:
-    """Ask a server until it says that it serves."""
+def wait_until_serving(stub: pb_grpc.GenerationServiceStub, process: subprocess.Popen[str]) -> None:
+    """Ask a server until it says that it serves; fails at once, with what it wrote, when it has ended."""
     def serving() -> bool:
+        assert process.poll() is None, f"the server ended: {process.stderr.read() if process.stderr else process.args}"
         try:
             return bool(stub.GetServerInfo(pb.GetServerInfoRequest()).state == pb.SERVER_STATE_SERVING)
         except grpc.RpcError:

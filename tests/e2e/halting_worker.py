@@ -47,9 +47,9 @@ def prepare_verifier() -> None:
         if len(token_ids) > PROMPT_ROWS:
             halt("prefill")
 
-    def count_from_none(self: verifier.LocalVerifier, works: Any, targets: Any) -> None:
+    def count_from_none(self: verifier.LocalVerifier, *arguments: Any) -> None:
         decided[0] = 0
-        decide(self, works, targets)
+        decide(self, *arguments)
 
     def decide_and_count(*arguments: Any) -> Any:
         decided[0] += 1

@@ -126,7 +126,7 @@ def test_server_answers_bad_requests_with_field_violations_and_goes_on_serving(t
     try:
         with grpc.insecure_channel(address) as channel:
             stub = pb_grpc.GenerationServiceStub(channel)
-            wait_until_serving(stub)
+            wait_until_serving(stub, server)
             bad = pb.GenerateRequest(text="", max_tokens=0, temperature=float("nan"), top_p=2.0, stop=[""])
             with pytest.raises(grpc.RpcError) as refused:
                 list(stub.Generate(bad))

@@ -37,7 +37,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         cwd=REPOSITORY)
     try:
         with grpc.insecure_channel(where) as channel:
-            wait_until_serving(pb_grpc.GenerationServiceStub(channel))
+            wait_until_serving(pb_grpc.GenerationServiceStub(channel), server)
         yield where
     finally:
         server.terminate()

@@ -36,7 +36,7 @@ def test_request_that_cannot_end_is_told_and_nothing_is_left(grace: str, signals
     try:
         with grpc.insecure_channel(address) as channel:
             stub = pb_grpc.GenerationServiceStub(channel)
-            wait_until_serving(stub)
+            wait_until_serving(stub, server)
             children = psutil.Process(server.pid).children(recursive=True)
             assert len(children) == 1
             children[0].suspend()

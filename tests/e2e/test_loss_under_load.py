@@ -122,7 +122,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     try:
         with grpc.insecure_channel(address) as channel:
             stub = pb_grpc.GenerationServiceStub(channel)
-            wait_until_serving(stub)
+            wait_until_serving(stub, process)
             runtime = {Path(a.split("=", 1)[1]) for child in ours.children() for a in child.cmdline()
                        if a.startswith("--runtime-dir=")}
             yield Server(process, stub, halts)
@@ -138,7 +138,9 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
                 child.kill()
         if process.poll() is None:
             process.kill()
-            process.communicate()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +218,7 @@ def test_a_drafter_of_somebody_else_s_wakes_up_late_and_spoils_nothing(tmp_path:
         coordinator = start(
             "tests.e2e.halting_coordinator", "--listen", address, "--verifier", workers[0], "--drafter", workers[1])
         stub = pb_grpc.GenerationServiceStub(cleanup.enter_context(grpc.insecure_channel(address)))
-        wait_until_serving(stub)
+        wait_until_serving(stub, coordinator)
         server = Server(coordinator, stub, halts)
         expected = [server.text(fields, 0) for fields in LOAD] * 2
         drafter = psutil.Process(next(

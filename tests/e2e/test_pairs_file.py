@@ -31,7 +31,7 @@ def test_pairs_come_and_go_as_the_file_says(tmp_path: Path) -> None:
     try:
         with grpc.insecure_channel(address) as channel:
             stub = pb_grpc.GenerationServiceStub(channel)
-            wait_until_serving(stub)
+            wait_until_serving(stub, server)
 
             def text() -> list[int]:
                 request = pb.GenerateRequest(text="the fox", max_tokens=20, ignore_eos=True)

@@ -46,7 +46,7 @@ def test_a_server_tells_figures_of_both_workers_and_logs_no_prompt(tmp_path: Pat
     try:
         with grpc.insecure_channel(address) as channel:
             stub = pb_grpc.GenerationServiceStub(channel)
-            wait_until_serving(stub)
+            wait_until_serving(stub, server)
             chat = pb.ChatPrompt(messages=[pb.ChatMessage(role=pb.CHAT_ROLE_USER, content=CANARY)])
             for request in (
                 pb.GenerateRequest(text=CANARY, max_tokens=8, draft_length=2, request_id="one", ignore_eos=True),
