@@ -41,8 +41,7 @@ def verifier_forward(
         limits = verifier_limits(model, config, max_model_len)
         on_gpu = CudaForward(CudaDecoder(model, plan, parts, tensors, stored_embedding(arena, plan), limits))
         warm_up_verifier(
-            on_gpu, arena.tensor(KV_KEYS), arena.tensor(KV_VALUES), arena.tensor(DRAFT_PROBS),
-            config.max_draft_length + 1, progress)
+            on_gpu, arena.tensor(KV_KEYS), arena.tensor(KV_VALUES), arena.tensor(DRAFT_PROBS), progress)
         return on_gpu, names
     if plan.backend is Backend.CPU_NATIVE:
         from qspec.engine.native_forward import NativeForward, shared_threads  # loads the extension
