@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -102,7 +103,19 @@ def gpu_context() -> MemoryItem:
     from qspec.memory.device_usage import DeviceUsage, measure_context
 
     runtime = cuda_runtime()
-    uuid = runtime.device_uuid(0)
-    lock = cache_directory() / f"{uuid}.lock"
+    return measure_context(runtime, 0, DeviceUsage.of(runtime.device_uuid(0)))
+
+
+@contextmanager
+def gpu_turn(backend: Backend, progress: Progress) -> Iterator[None]:
+    """Around all that a worker allocates on a GPU while it loads (``qspec.memory.device_usage``); else nothing."""
+    if backend is not Backend.CUDA:
+        yield
+        return
+    from qspec.memory.cuda_runtime import cuda_runtime
+    from qspec.memory.device_usage import device_turn
+
+    lock = cache_directory() / f"{cuda_runtime().device_uuid(0)}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
-    return measure_context(runtime, 0, DeviceUsage.of(uuid), lock)
+    with device_turn(lock, progress):
+        yield
