@@ -84,6 +84,11 @@ class PassBuffers:
             self._flat["sums"].view(*shape, model.head_dim), self._flat["maxima"].view(shape),
             self._flat["totals"].view(shape), PIECE)
 
+    @property
+    def bytes(self) -> int:
+        """What they take."""
+        return sum(tensor.nbytes for tensor in self._flat.values())
+
     def rows(self, name: str, count: int) -> Tensor:
         """The first ``count`` rows of a buffer: ``[count, width]``."""
         width = self._one_row[name]

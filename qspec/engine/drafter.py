@@ -52,6 +52,7 @@ from qspec.interfaces import (
     DraftBatch,
     DrafterDescription,
     DraftItem,
+    MemoryItem,
     Progress,
     StageTimings,
     VerifierDescription,
@@ -100,18 +101,18 @@ class LocalDrafter:
     """The drafter of one process (``qspec.interfaces.Drafter``). Made by ``load``; used by one thread.
 
     What it can prepare before it knows the verifier it prepares in ``load``; where a method is ``auto``, the verifier
-    says which one, and preparing waits for it.
+    says which one, and preparing waits for it. So it does on a GPU, where it holds nothing but its context while it is
+    not attached: a verifier that loads counts on that (``qspec.engine.gpu_reserve``).
     """
 
     def __init__(self, model: ConvertedModel, config: StackConfig, backend: Backend, progress: Progress) -> None:
         self._model, self._config, self._backend, self._progress = model, config, backend, progress
         self._vocab_fingerprint = vocab_fingerprint(model.tokenizer_directory)
         self._attached: _Attached | None = None
+        self._context: tuple[MemoryItem, ...] = ()
         self._prepared: DraftWeights | None = None
-        with gpu_turn(backend, progress):
-            self._context = (gpu_context(),) if backend is Backend.CUDA else ()
-            if AUTO not in (config.draft_quantization, config.verify_quantization):
-                self._prepare(config)
+        if backend is not Backend.CUDA and AUTO not in (config.draft_quantization, config.verify_quantization):
+            self._prepare(config)
 
     @classmethod
     def load(cls, config: StackConfig, *, progress: Progress) -> LocalDrafter:
@@ -131,6 +132,8 @@ class LocalDrafter:
         if verifier.vocab_fingerprint != self._vocab_fingerprint:
             raise InvalidInput.field("model", "drafter and verifier have different vocabularies; give both one model")
         with gpu_turn(self._backend, self._progress):
+            if self._backend is Backend.CUDA and not self._context:
+                self._context = (gpu_context(),)
             weights = self._prepare(self._settled(verifier))
             forward = self._over(verifier, weights)
         passes = forward.memory if isinstance(forward, DecidingForward) else ()
@@ -169,6 +172,9 @@ class LocalDrafter:
         if self._attached is not None and self._attached.arena.descriptor.epoch == epoch:
             self._attached.arena.close()
             self._attached = None
+            if self._backend is Backend.CUDA:
+                self._prepared = None
+                torch.cuda.empty_cache()  # nothing where no GPU is in use
 
     @property
     def weights(self) -> DraftWeights:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from qspec.errors import InvalidInput, QspecError
+from qspec.errors import InvalidInput, OutOfMemory, QspecError
 from qspec.interfaces import MemoryItem, Progress
 from qspec.memory.cuda_runtime import CudaRuntime
 
@@ -72,6 +72,16 @@ def device_turn(lock: Path, progress: Progress, timeout_s: float = TURN_TIMEOUT_
         yield
     finally:
         turn.release()
+
+
+@contextmanager
+def out_of_memory_named(what: str) -> Iterator[None]:
+    """Where a GPU's memory runs out in torch: ``OutOfMemory`` that says in one line in ``what``."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        said = str(error).partition("\n")[0]
+        raise OutOfMemory(f"the GPU's memory ran out in {what}; lower kv_tokens or max_slots ({said})") from error
 
 
 def measure_context(

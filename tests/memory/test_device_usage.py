@@ -8,11 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from qspec.errors import InvalidInput, QspecError
+from qspec.errors import InvalidInput, OutOfMemory, QspecError
 from qspec.interfaces import MemoryItem
 from qspec.memory.cuda_runtime import CudaRuntime
-from qspec.memory.device_usage import DeviceUsage, device_turn, measure_context
+from qspec.memory.device_usage import DeviceUsage, device_turn, measure_context, out_of_memory_named
 from tests.memory.fake_cuda import FakeCudaRuntime, FakeGpu
 
 
@@ -81,3 +82,9 @@ def test_a_turn_that_never_comes_is_an_error(tmp_path: Path) -> None:
         with pytest.raises(QspecError, match=r"loading on this GPU for 0.1 s"), second:
             raise AssertionError("two have the turn")
     assert told == ["waiting for another process that loads on this GPU"]
+
+
+def test_memory_that_runs_out_in_torch_is_one_line() -> None:
+    said = r"^the GPU's memory ran out in capturing; lower kv_tokens.*\(tried 4 GB\)$"
+    with pytest.raises(OutOfMemory, match=said), out_of_memory_named("capturing"):
+        raise torch.OutOfMemoryError("tried 4 GB\nand much more about that")
