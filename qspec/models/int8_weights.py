@@ -1,10 +1,10 @@
 """Symmetric int8 weights, one scale per output channel: what a conversion writes for every linear layer.
 
 The bits are those of ``bitsandbytes.functional.int8_vectorwise_quant`` (its "LLM.int8()" weights,
-https://arxiv.org/abs/2208.07339, section 2), which a test compares: for a row w of ``[out, in]``, ``codes =
-round(w · (127 / max|w|))``, halves to even; the scale is ``max|w| / 127``, so that ``w ≈ codes · scale``. A row of zeros,
-where that divides by zero, gets codes 0 and scale 1. Computed here, so that a worker loads no package that it does not
-need for anything else.
+https://arxiv.org/abs/2208.07339, section 2), to which a test compares them: for a row w of ``[out, in]``,
+``codes = round(w · (127 / max|w|))``, halves to even; the scale is ``max|w| / 127``, so that ``w ≈ codes · scale``.
+A row of zeros, where that divides by zero, gets codes 0 and scale 1. Computed here, so that a worker loads no package
+that it does not need for anything else.
 """
 
 from __future__ import annotations
