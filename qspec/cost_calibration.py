@@ -1,9 +1,10 @@
 """Warm-up: which calls to time on made-up sequences, and the cost table that follows from the times.
 
 One sequence shows what a row and a draft step cost, several what they cost in a batch, and one with a long prompt what
-a cached position adds. The first are always measured, twice, since the first calls warm kernels up; batches and long
-prompts as far as a fraction of a second goes, so that a small machine does not keep anyone waiting. Of several times of
-one call the smallest counts: whatever else happens on a machine makes calls longer, never shorter.
+a cached position adds. The first are always measured; batches and long prompts as far as a fraction of a second goes,
+so that a small machine does not keep anyone waiting. Everything is measured twice, since the first call of its kind
+warms kernels up or captures a graph, and of several times of one call the smallest counts: whatever else happens on a
+machine makes calls longer, never shorter.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from qspec.speculation import SpeculationLoop
 
 _BUDGET_S = 0.4
 """Seconds after which no further batch and no long prompt is begun."""
+_TIMES = 2
+"""How often each run is made: a budget may end between two runs, never within one that was made once."""
 _PROMPT = 32
 """Tokens of a made-up prompt."""
 _SHORT_PROMPT = 4
@@ -39,7 +42,7 @@ class WarmUpRun:
 def calibrate(loop: SpeculationLoop, progress: Callable[[str, float | None], None]) -> None:
     """Measure draft and verify calls, and give the loop's policy a new cost table. Must run while no sequence does."""
     longest = loop.policy.longest if loop.drafter_attached else 0
-    necessary = 2 * necessary_runs(longest)
+    necessary = necessary_runs(longest)
     runs = (*necessary, *further_runs(longest, loop.description))
     loop.cost_recorder = recorder = CostRecorder()
     deadline = float("inf")
@@ -50,7 +53,8 @@ def calibrate(loop: SpeculationLoop, progress: Callable[[str, float | None], Non
             if loop.clock() > deadline:
                 break
             progress("measuring draft and verify steps", index / len(runs))
-            _run(loop, run)
+            for _ in range(_TIMES):
+                _run(loop, run)
         loop.policy.costs = CostTable(recorder.fit())
     finally:
         loop.cost_recorder = None

@@ -7,7 +7,7 @@ import pytest
 from qspec.cost_calibration import calibrate
 from qspec.cost_table import CalibratedCosts, CostTable
 from qspec.errors import ContractViolation, WorkerLost
-from qspec.interfaces import DraftAnswer, DraftBatch, Sampling, VerifyBatch
+from qspec.interfaces import DraftAnswer, DraftBatch, Sampling, VerifyAnswer, VerifyBatch
 from qspec.sequence import FinishReason, Sequence
 from qspec.speculation import Commit, SpeculationLoop
 from tests.fakes import FakeDrafter, FakeVerifier
@@ -235,6 +235,33 @@ def test_calibration_fills_the_costs_and_leaves_no_trace() -> None:
     wanted = sequence(draft_length=None)
     run(loop, wanted)
     assert wanted.generated == text_of(wanted, 20)
+
+
+class CapturingVerifier(FakeVerifier):
+    """One whose calls take a time by a clock of their own: rows, positions, and the first of each size 50 ms more."""
+
+    def __init__(self) -> None:
+        super().__init__(max_model_len=512, num_blocks=256)
+        self.now, self._seen = 0.0, set[tuple[int, int]]()
+
+    def clock(self) -> float:
+        return self.now
+
+    def verify(self, batch: VerifyBatch) -> VerifyAnswer:
+        size = rows_of(batch), max((each.committed_len for each in batch.verifications), default=0)
+        self.now += 0.01 + 1e-6 * size[1] + (0.05 if size not in self._seen else 0.0)
+        self._seen.add(size)
+        return super().verify(batch)
+
+
+def test_a_first_call_that_captures_is_no_cost_of_its_context_or_its_rows() -> None:
+    verifier = CapturingVerifier()
+    loop = SpeculationLoop(verifier.clock)
+    loop.attach_verifier(verifier)
+    loop.attach_drafter(FakeDrafter())
+    calibrate(loop, lambda _what, _share: None)
+    assert loop.policy.costs.verify_context_s <= 2e-6
+    assert all(loop.policy.costs.verify_seconds(rows) < 0.02 for rows in (1, 4, 9, 36))
 
 
 def test_the_policys_drafts_may_end_early_and_a_requests_own_may_not() -> None:

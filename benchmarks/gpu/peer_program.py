@@ -24,7 +24,7 @@ from qspec.errors import QspecError
 from qspec.memory.budget import BudgetLine
 from qspec.memory.cuda_arena import CudaArena
 from qspec.memory.cuda_runtime import cuda_runtime
-from qspec.memory.device_usage import DeviceUsage, measure_context
+from qspec.memory.device_usage import DeviceUsage, device_turn, measure_context
 
 WARM_UP = 20
 """Rounds before the first measured one."""
@@ -52,7 +52,8 @@ class PeerProgram:
     def context(self, lock: str) -> dict[str, Any]:
         """Make the context and measure it."""
         runtime = cuda_runtime()
-        item = measure_context(runtime, 0, DeviceUsage.of(runtime.device_uuid(0)), Path(lock))
+        with device_turn(Path(lock), lambda _text, _share: None):
+            item = measure_context(runtime, 0, DeviceUsage.of(runtime.device_uuid(0)))
         return {"name": item.name, "bytes": item.bytes}
 
     def create(self, specs: list[Any], epoch: int, budget: list[Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from qspec.engine.row_buckets import padded_rows
 from qspec.kernels.triton.activation_forms import Form
 from qspec.kernels.triton.attention import PIECE, AttentionWorkspace
+from qspec.kernels.triton.device_limits import device_limits
 from qspec.kernels.triton.elementwise import Activations
 from qspec.kernels.triton.tuned import TunedTable, table_for
 from qspec.models.config import DecoderConfig
@@ -59,9 +61,11 @@ def attention_pieces(positions: int) -> int:
     return -(-positions // PIECE)
 
 
+@lru_cache(maxsize=1)
 def gpu_table() -> TunedTable:
-    """The tuned kernels of this GPU; Hopper's where kernels are interpreted."""
-    return table_for(torch.cuda.get_device_capability(0) if torch.cuda.is_available() else (9, 0))
+    """The tuned kernels of this GPU, with tiles that it has room for; Hopper's where kernels are interpreted."""
+    limits = device_limits()
+    return table_for(limits.capability).within(limits)
 
 
 class PassBuffers:
@@ -83,6 +87,11 @@ class PassBuffers:
         self.workspace = AttentionWorkspace(
             self._flat["sums"].view(*shape, model.head_dim), self._flat["maxima"].view(shape),
             self._flat["totals"].view(shape), PIECE)
+
+    @property
+    def bytes(self) -> int:
+        """What they take."""
+        return sum(tensor.nbytes for tensor in self._flat.values())
 
     def rows(self, name: str, count: int) -> Tensor:
         """The first ``count`` rows of a buffer: ``[count, width]``."""

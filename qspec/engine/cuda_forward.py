@@ -73,9 +73,12 @@ class CudaForward:
 
     @property
     def memory(self) -> tuple[MemoryItem, ...]:
-        """See ``DecidingForward``: by how much the device's free memory changed meanwhile."""
+        """See ``DecidingForward``; graphs by how much the device's free memory changed as they were captured."""
         taken = self._warm_up_bytes + self._graphs.bytes
-        return (MemoryItem(name=f"kernels and {self.graphs} CUDA graphs, as measured", bytes=taken, shared=False),)
+        return (
+            MemoryItem(name="buffers of passes", bytes=self.decoder.buffers.bytes, shared=False),
+            MemoryItem(name=f"kernels and {self.graphs} CUDA graphs, as measured", bytes=taken, shared=False),
+        )
 
     def rows(self, sequences: Sequence[SequenceRows], keys: Tensor, values: Tensor) -> Tensor:
         """See ``Forward``; the cache is fp16."""

@@ -43,7 +43,7 @@ from qspec.engine.regions import (
     TAIL_VALUES,
     arena_fingerprint,
 )
-from qspec.engine.stores import gpu_context
+from qspec.engine.stores import gpu_context, gpu_turn
 from qspec.engine.weights import shared_parts
 from qspec.engine.worker_forward import drafter_forward
 from qspec.errors import ContractViolation, EpochMismatch, InvalidInput
@@ -52,6 +52,7 @@ from qspec.interfaces import (
     DraftBatch,
     DrafterDescription,
     DraftItem,
+    MemoryItem,
     Progress,
     StageTimings,
     VerifierDescription,
@@ -100,16 +101,17 @@ class LocalDrafter:
     """The drafter of one process (``qspec.interfaces.Drafter``). Made by ``load``; used by one thread.
 
     What it can prepare before it knows the verifier it prepares in ``load``; where a method is ``auto``, the verifier
-    says which one, and preparing waits for it.
+    says which one, and preparing waits for it. So it does on a GPU, where it holds nothing but its context while it is
+    not attached: a verifier that loads counts on that (``qspec.engine.gpu_reserve``).
     """
 
     def __init__(self, model: ConvertedModel, config: StackConfig, backend: Backend, progress: Progress) -> None:
         self._model, self._config, self._backend, self._progress = model, config, backend, progress
         self._vocab_fingerprint = vocab_fingerprint(model.tokenizer_directory)
         self._attached: _Attached | None = None
-        self._context = (gpu_context(),) if backend is Backend.CUDA else ()
+        self._context: tuple[MemoryItem, ...] = ()
         self._prepared: DraftWeights | None = None
-        if AUTO not in (config.draft_quantization, config.verify_quantization):
+        if backend is not Backend.CUDA and AUTO not in (config.draft_quantization, config.verify_quantization):
             self._prepare(config)
 
     @classmethod
@@ -129,7 +131,19 @@ class LocalDrafter:
         self.close()
         if verifier.vocab_fingerprint != self._vocab_fingerprint:
             raise InvalidInput.field("model", "drafter and verifier have different vocabularies; give both one model")
-        weights = self._prepare(self._settled(verifier))
+        with gpu_turn(self._backend, self._progress):
+            if self._backend is Backend.CUDA and not self._context:
+                self._context = (gpu_context(),)
+            weights = self._prepare(self._settled(verifier))
+            forward = self._over(verifier, weights)
+        passes = forward.memory if isinstance(forward, DecidingForward) else ()
+        return DrafterDescription(
+            epoch=verifier.epoch, method=weights.methods.label, kernel=weights.kernel_name(),
+            memory=(*weights.memory, *self._context, *passes),
+        )
+
+    def _over(self, verifier: VerifierDescription, weights: DraftWeights) -> DraftForward:
+        """Map the arena and make the model over it."""
         if verifier.arena.fingerprint != arena_fingerprint(self._model.fingerprint, verifier.arena.regions):
             raise InvalidInput.field("model", "the arena holds another model or format than the drafter's")
         arena = open_arena(verifier.arena)
@@ -138,11 +152,7 @@ class LocalDrafter:
             arena, self._model.config, weights.methods, weights.store, parts, weights.packed, verifier, weights.threads,
             self._progress)
         self._attached = _Attached(arena, forward, parts)
-        graphs = forward.memory if isinstance(forward, DecidingForward) else ()
-        return DrafterDescription(
-            epoch=verifier.epoch, method=weights.methods.label, kernel=weights.kernel_name(),
-            memory=(*weights.memory, *self._context, *graphs),
-        )
+        return forward
 
     def _settled(self, verifier: VerifierDescription) -> StackConfig:
         """The configuration with what the verifier says in the place of ``auto``."""
@@ -162,6 +172,9 @@ class LocalDrafter:
         if self._attached is not None and self._attached.arena.descriptor.epoch == epoch:
             self._attached.arena.close()
             self._attached = None
+            if self._backend is Backend.CUDA:
+                self._prepared = None
+                torch.cuda.empty_cache()  # nothing where no GPU is in use
 
     @property
     def weights(self) -> DraftWeights:

@@ -119,7 +119,7 @@ class DecidingForward(Forward, Protocol):
 
     @property
     def memory(self) -> tuple[MemoryItem, ...]:
-        """What its warm-up took, as measured."""
+        """What its passes take beside weights and caches."""
         ...
 
     def decides(self, sampling: Sampling) -> bool:

@@ -18,6 +18,10 @@ _FP8_CAPABILITY = (8, 9)
 _FP8_FORMATS = ("e4m3-plane", "e4m3-row")
 _MOST_WIDTH = 1 << 15
 _MOST_QUERIES = 64
+_MOST_HEAD_DIM = 256
+_USUAL_HEAD_DIM = 128
+_WIDE_HEADS_BYTES = 128 << 10
+"""Shared memory that attention over heads of more than 128 takes (107 KB where reads are fewest)."""
 
 
 def gpu_absence(model: DecoderConfig) -> str | None:
@@ -28,6 +32,11 @@ def gpu_absence(model: DecoderConfig) -> str | None:
         return f"{' and '.join(missing)} cannot be imported (pip install 'qspec-serve[gpu]')"
     if (capability := torch.cuda.get_device_capability(0)) < _LEAST_CAPABILITY:
         return f"the GPU's compute capability is {capability[0]}.{capability[1]}, and the kernels need 8.0"
+    from qspec.kernels.triton.device_limits import device_limits
+
+    room = device_limits().shared_bytes
+    if model.head_dim > _USUAL_HEAD_DIM and room < _WIDE_HEADS_BYTES:
+        return f"the GPU's programs have {room >> 10} KB of shared memory, too little for heads of {model.head_dim}"
     return model_absence(model)
 
 
@@ -77,8 +86,8 @@ def model_absence(model: DecoderConfig) -> str | None:
     if unknown:
         return (f"no GPU kernels for {model.family}'s {', '.join(unknown)}: they know RMS norms, gated SiLU and rotary "
                 "positions")
-    if model.head_dim < 16 or model.head_dim & (model.head_dim - 1):
-        return f"no GPU kernels for a head dimension of {model.head_dim}: it must be a power of two from 16 on"
+    if not 16 <= model.head_dim <= _MOST_HEAD_DIM or model.head_dim & (model.head_dim - 1):
+        return f"no GPU kernels for a head dimension of {model.head_dim}: it must be a power of two from 16 to 256"
     if model.num_heads // model.num_kv_heads > _MOST_QUERIES:
         return f"no GPU kernels for more than {_MOST_QUERIES} query heads on a key head"
     widths = {"hidden size": model.hidden_size, "intermediate size": model.intermediate_size,

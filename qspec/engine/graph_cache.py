@@ -13,6 +13,8 @@ from collections.abc import Callable, Hashable
 
 import torch
 
+from qspec.memory.device_usage import out_of_memory_named
+
 
 class GraphCache:
     """The graphs of one worker. They go with it, and hold no tensors: their owner keeps those."""
@@ -31,7 +33,7 @@ class GraphCache:
         return len(self._graphs)
 
     def run(self, key: Hashable, launch: Callable[[], object]) -> None:
-        """Do what ``launch`` launches: always the same for one ``key``."""
+        """Do what ``launch`` launches: always the same for one ``key``. ``OutOfMemory`` where a capture finds none."""
         if (graph := self._graphs.get(key)) is not None:
             graph.replay()
             return
@@ -39,8 +41,9 @@ class GraphCache:
             launch()
             return
         before = self._free()
-        launch()  # compiles what has to be, which no capture can
-        self._capture(key, launch)
+        with out_of_memory_named("capturing a CUDA graph"):
+            launch()  # compiles what has to be, which no capture can
+            self._capture(key, launch)
         self.bytes += max(before - self._free(), 0)
 
     def _free(self) -> int:

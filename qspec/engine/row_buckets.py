@@ -14,11 +14,21 @@ def padded_rows(rows: int) -> int:
     return next((bucket for bucket in ROW_BUCKETS if bucket >= rows), ROW_BUCKETS[-1])
 
 
+_LEAST_PIECES = 4
+"""Pieces of attention of the smallest graphs: a program without keys ends at once, and contexts of usual requests grow
+through no capture."""
+
+
 def padded_pieces(pieces: int, most: int) -> int:
-    """The least power of two from ``pieces`` on, up to ``most``; at least 1."""
-    return max(min(1 << max(pieces - 1, 0).bit_length(), most), 1)
+    """The least power of two from ``pieces`` and 4 on, up to ``most``; at least 1."""
+    return max(min(1 << (max(pieces, _LEAST_PIECES) - 1).bit_length(), most), 1)
 
 
 def decided_bucket(asked: int, rows: int) -> int:
     """Rows that go through ``lm_head`` where ``asked`` of a pass's ``rows`` are decided on: all or a few."""
     return next((bucket for bucket in _GATHERED_ROWS if asked <= bucket <= rows), rows)
+
+
+def decided_buckets(rows: int) -> list[int]:
+    """All that ``decided_bucket`` can say of a pass of ``rows`` rows."""
+    return [*(bucket for bucket in _GATHERED_ROWS if bucket < rows), rows]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -69,10 +70,9 @@ def _on_gpu(
     model: ConvertedModel, config: StackConfig, plan: MethodPlan, max_model_len: int, epoch: int, progress: Progress,
     weights: LayerWeights, shapes: Mapping[str, tuple[int, ...]], placed: list[WeightRegion],
 ) -> Store:
-    from qspec.engine.cuda_buffers import buffer_bytes
     from qspec.engine.device_weights import stream_weights
+    from qspec.engine.gpu_reserve import reserved_lines
     from qspec.engine.gpu_support import check_biases, check_formats
-    from qspec.engine.worker_forward import verifier_limits
     from qspec.memory.device_arena import DeviceArena
 
     check_formats(plan, Role.VERIFY)
@@ -81,19 +81,16 @@ def _on_gpu(
     specs = arena_specs(model.config, config, max_model_len, torch.float16)
     on_gpu = [region.spec for region in placed] + [spec for spec in specs if spec.name in _ON_GPU]
     on_host: list[RegionSpec] = [spec for spec in specs if spec.name not in _ON_GPU]
-    linears = {name: (shapes[name][0], shapes[name][1]) for name in plan.layers}
-    limits = verifier_limits(model.config, config, max_model_len)
-    buffers = MemoryItem(
-        name="buffers of passes", bytes=buffer_bytes(model.config, limits, linears), shared=False)
-    items = weight_memory([region.spec for region in placed], model.config, plan)
-    gpu_memory = [spec for spec in specs if spec.name in _ON_GPU]
-    needed = (*items, *arena_memory(gpu_memory), buffers)
+    files = weight_memory([region.spec for region in placed], model.config, plan)
+    items = [replace(item, mapped_file=False) for item in files]
+    held = (*items, *arena_memory([spec for spec in specs if spec.name in _ON_GPU]))
+    reserved = reserved_lines(model.config, config, plan, shapes, max_model_len, model.stored, context)
     arena = DeviceArena.create(
-        on_gpu, on_host, epoch=epoch, budget=budget_lines("verifier", needed),
+        on_gpu, on_host, epoch=epoch, budget=[*budget_lines("verifier", held), *reserved],
         fingerprint_of=lambda regions: arena_fingerprint(model.fingerprint, regions))
     stream_weights(arena, placed, weights, progress)
     state = MemoryItem(name="batch state (host memory)", bytes=sum(spec.bytes for spec in on_host), shared=True)
-    return Store(arena, (*needed, context, state), shapes)
+    return Store(arena, (*held, context, state), shapes)
 
 
 def gpu_context() -> MemoryItem:
@@ -102,7 +99,19 @@ def gpu_context() -> MemoryItem:
     from qspec.memory.device_usage import DeviceUsage, measure_context
 
     runtime = cuda_runtime()
-    uuid = runtime.device_uuid(0)
-    lock = cache_directory() / f"{uuid}.lock"
+    return measure_context(runtime, 0, DeviceUsage.of(runtime.device_uuid(0)))
+
+
+@contextmanager
+def gpu_turn(backend: Backend, progress: Progress) -> Iterator[None]:
+    """Around all that a worker allocates on a GPU while it loads (``qspec.memory.device_usage``); else nothing."""
+    if backend is not Backend.CUDA:
+        yield
+        return
+    from qspec.memory.cuda_runtime import cuda_runtime
+    from qspec.memory.device_usage import device_turn, out_of_memory_named
+
+    lock = cache_directory() / f"{cuda_runtime().device_uuid(0)}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
-    return measure_context(runtime, 0, DeviceUsage.of(uuid), lock)
+    with device_turn(lock, progress), out_of_memory_named("loading"):
+        yield

@@ -33,7 +33,7 @@ from qspec.engine.regions import (
 )
 from qspec.engine.row_decision import decide_by_verdicts, decide_rows, decided_rows, row_draws
 from qspec.engine.slots import SlotTable, Tenancy
-from qspec.engine.stores import open_store
+from qspec.engine.stores import gpu_turn, open_store
 from qspec.engine.worker_forward import verifier_forward
 from qspec.errors import EpochMismatch, InvalidInput
 from qspec.grammar import Grammars
@@ -67,12 +67,13 @@ class LocalVerifier:
         self._model = model
         self._vocab_fingerprint = vocab_fingerprint(model.tokenizer_directory)
         self._max_model_len = _max_model_len(model, config)
-        store = open_store(model, config, plan, self._max_model_len, epoch, progress)
-        self.arena, self._memory = store.arena, store.memory
-        if not all(map(is_plain, plan.layers.values())):
-            progress("; ".join(kernel_names(plan)), None)
-        self._forward, self._kernel = verifier_forward(
-            self.arena, model.config, config, plan, self._max_model_len, store.shapes, progress)
+        with gpu_turn(plan.backend, progress):
+            store = open_store(model, config, plan, self._max_model_len, epoch, progress)
+            self.arena, self._memory = store.arena, store.memory
+            if not all(map(is_plain, plan.layers.values())):
+                progress("; ".join(kernel_names(plan)), None)
+            self._forward, self._kernel = verifier_forward(
+                self.arena, model.config, config, plan, self._max_model_len, store.shapes, progress)
         self._keys, self._values = self.arena.tensor(KV_KEYS), self.arena.tensor(KV_VALUES)
         self._draft_probs = self.arena.tensor(DRAFT_PROBS)
         self._grammars = Grammars(

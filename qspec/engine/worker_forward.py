@@ -41,8 +41,7 @@ def verifier_forward(
         limits = verifier_limits(model, config, max_model_len)
         on_gpu = CudaForward(CudaDecoder(model, plan, parts, tensors, stored_embedding(arena, plan), limits))
         warm_up_verifier(
-            on_gpu, arena.tensor(KV_KEYS), arena.tensor(KV_VALUES), arena.tensor(DRAFT_PROBS),
-            config.max_draft_length + 1, progress)
+            on_gpu, arena.tensor(KV_KEYS), arena.tensor(KV_VALUES), arena.tensor(DRAFT_PROBS), progress)
         return on_gpu, names
     if plan.backend is Backend.CPU_NATIVE:
         from qspec.engine.native_forward import NativeForward, shared_threads  # loads the extension
@@ -71,14 +70,12 @@ def drafter_forward(
     tensors, embedding = fp32_tensors(arena), stored_embedding(arena, store)
     positions = verifier.max_model_len + verifier.max_draft_length
     if plan.backend is Backend.CUDA:
-        from qspec.engine.cuda_buffers import PassLimits
         from qspec.engine.cuda_decoder import CudaDecoder
         from qspec.engine.cuda_forward import CudaForward
         from qspec.engine.cuda_warm_up import warm_up_drafter
 
-        limits = PassLimits.of(
-            model, rows=verifier.max_slots, sequences=verifier.max_slots, positions=positions,
-            block_size=verifier.block_size)
+        limits = drafter_limits(
+            model, verifier.max_slots, verifier.max_draft_length, verifier.block_size, verifier.max_model_len)
         on_gpu = CudaForward(
             CudaDecoder(model, plan, parts, tensors, embedding, limits), max(verifier.max_draft_length, 1))
         tails = DraftCache(*map(arena.tensor, (KV_KEYS, KV_VALUES, TAIL_KEYS, TAIL_VALUES)))
@@ -100,6 +97,16 @@ def verifier_limits(model: DecoderConfig, config: StackConfig, max_model_len: in
     return PassLimits.of(
         model, rows=config.max_batch_rows, sequences=config.max_slots, positions=max_model_len,
         block_size=config.block_size)
+
+
+def drafter_limits(
+    model: DecoderConfig, max_slots: int, max_draft_length: int, block_size: int, max_model_len: int
+) -> PassLimits:
+    """The largest draft step on a GPU."""
+    from qspec.engine.cuda_buffers import PassLimits  # loads triton
+
+    return PassLimits.of(
+        model, rows=max_slots, sequences=max_slots, positions=max_model_len + max_draft_length, block_size=block_size)
 
 
 def _ranges(sizes: tuple[int, ...]) -> str:

@@ -2,22 +2,27 @@
 
 NVML sees the whole device, whoever uses it, which is what a budget has to answer for: contexts, the driver's own
 tables and other tenants included. It needs no context itself. What one process holds it tells neither inside a PID
-namespace nor under MPS, so a context is measured as the change of the whole, one process after the other (``lock``).
+namespace nor under MPS, so whatever cannot be computed is measured as the change of the whole: contexts, libraries,
+graphs. That holds while nobody else allocates, so the processes of all stacks load one after the other
+(``device_turn``), each from its context to its last graph.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from qspec.errors import InvalidInput
-from qspec.interfaces import MemoryItem
+from qspec.errors import InvalidInput, OutOfMemory, QspecError
+from qspec.interfaces import MemoryItem, Progress
 from qspec.memory.cuda_runtime import CudaRuntime
 
-LOCK_TIMEOUT_S = 60.0
+TURN_TIMEOUT_S = 540.0
+"""Less than a coordinator gives a worker to start in, so that the worker says itself what kept it."""
 
 
 class DeviceUsage:
@@ -47,19 +52,55 @@ class DeviceUsage:
         return int(self._library.nvmlDeviceGetMemoryInfo(self._handle).used)
 
 
-def measure_context(runtime: CudaRuntime, device: int, usage: DeviceUsage, lock: Path) -> MemoryItem:
-    """Make this process's context, load what every torch program loads, and say what that took of the GPU.
+@contextmanager
+def device_turn(lock: Path, progress: Progress, timeout_s: float = TURN_TIMEOUT_S) -> Iterator[None]:
+    """Let no other process load on a GPU meanwhile; waits for one that does. ``QspecError`` after ``timeout_s``.
 
-    ``lock``: a file that all processes of a stack lock, so that none measures another's context. To be called before
-    anything else touches the GPU: a context that exists already measures as nothing.
+    ``lock``: the GPU's file, which a process that ends lets go of, however it ends. Whoever has the turn must not wait
+    for another process, nor take it twice.
     """
-    with FileLock(lock, timeout=LOCK_TIMEOUT_S):
-        before = usage.used()
-        runtime.make_context(device)
-        where = torch.device("cuda", device)
-        square = torch.ones(1024, 1024, dtype=torch.float16, device=where)
-        square.mm(square)
-        del square
-        runtime.synchronize(device)
-        torch.cuda.empty_cache()
-        return MemoryItem(name="CUDA context and libraries", bytes=max(usage.used() - before, 0), shared=False)
+    turn = FileLock(lock)
+    try:
+        turn.acquire(timeout=0)
+    except Timeout:
+        progress("waiting for another process that loads on this GPU", None)
+        try:
+            turn.acquire(timeout=timeout_s)
+        except Timeout as error:
+            raise QspecError(f"another process has been loading on this GPU for {timeout_s:g} s ({lock})") from error
+    try:
+        yield
+    finally:
+        turn.release()
+
+
+@contextmanager
+def out_of_memory_named(what: str) -> Iterator[None]:
+    """Where a GPU's memory runs out in torch: ``OutOfMemory`` that says in one line in ``what``."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        said = str(error).partition("\n")[0]
+        raise OutOfMemory(f"the GPU's memory ran out in {what}; lower kv_tokens or max_slots ({said})") from error
+
+
+def measure_context(
+    runtime: CudaRuntime, device: int, usage: DeviceUsage, load: Callable[[CudaRuntime, int], None] | None = None
+) -> MemoryItem:
+    """Make this process's context, ``load`` what every torch program loads, and say what that took of the GPU.
+
+    To be called in the process's turn and before anything else touches the GPU: a context that exists already measures
+    as nothing.
+    """
+    before = usage.used()
+    runtime.make_context(device)
+    (load or _load_libraries)(runtime, device)
+    return MemoryItem(name="CUDA context and libraries", bytes=max(usage.used() - before, 0), shared=False)
+
+
+def _load_libraries(runtime: CudaRuntime, device: int) -> None:
+    square = torch.ones(1024, 1024, dtype=torch.float16, device=torch.device("cuda", device))
+    square.mm(square)
+    del square
+    runtime.synchronize(device)
+    torch.cuda.empty_cache()

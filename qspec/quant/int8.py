@@ -1,7 +1,7 @@
 """Symmetric 8-bit integers: codes -127..127 and a scale per output channel, or per group of inputs.
 
-The per-channel form is that of ``qspec.models.int8_weights``, which a conversion writes; here any tensor can be
-quantised, a group being what a channel is there. A group of zeros has codes 0 and scale 1.
+The per-channel form is what a conversion writes (``qspec.models.int8_weights``); here any tensor can be quantised, a
+group being what a channel is there. A group of zeros has codes 0 and scale 1.
 """
 
 from __future__ import annotations

@@ -110,3 +110,32 @@ def wait_until_serving(stub: pb_grpc.GenerationServiceStub, process: subprocess.
             return False
 
     wait_until(serving, 90, "the server serves")
+
+
+class StreamingClient:
+    """A running client, read a little at a time."""
+
+    def __init__(self, directory: Path, *options: str) -> None:
+        self._errors = directory / "stderr"
+        with self._errors.open("w") as errors:
+            self.process = subprocess.Popen(
+                command(*options), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=errors, text=True
+            )
+
+    def __enter__(self) -> StreamingClient:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+    def read(self, characters: int = -1) -> str:
+        """The next characters of the text; by default the whole rest of it."""
+        assert self.process.stdout is not None
+        return self.process.stdout.read(characters)
+
+    def errors(self) -> str:
+        """What it wrote to standard error."""
+        return self._errors.read_text()

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.e2e.client import (
-    REPOSITORY,
     Footprint,
+    StreamingClient,
     answers,
-    command,
     footprint,
     module_of,
     run_client,
@@ -32,35 +30,6 @@ OPTIONS = ("--prompt", PROMPT, "--max-tokens", "96", "--draft-length", "3")
 def undisturbed() -> dict[str, Any]:
     """What the client writes when nothing happens."""
     return answers(*OPTIONS)[0]
-
-
-class StreamingClient:
-    """A running client, read a little at a time."""
-
-    def __init__(self, directory: Path, *options: str) -> None:
-        self._errors = directory / "stderr"
-        with self._errors.open("w") as errors:
-            self.process = subprocess.Popen(
-                command(*options), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=errors, text=True
-            )
-
-    def __enter__(self) -> StreamingClient:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-
-    def read(self, characters: int = -1) -> str:
-        """The next characters of the text; by default the whole rest of it."""
-        assert self.process.stdout is not None
-        return self.process.stdout.read(characters)
-
-    def errors(self) -> str:
-        """What it wrote to standard error."""
-        return self._errors.read_text()
 
 
 def assert_nothing_left(left: Footprint, shared_before: set[str]) -> None:

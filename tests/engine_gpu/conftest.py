@@ -65,6 +65,7 @@ def fake_gpu() -> Iterator[FakeGpu]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("qspec.memory.cuda_arena.cuda_runtime", lambda: runtime)
+        patch.setattr("qspec.memory.cuda_runtime.cuda_runtime", lambda: runtime)
         patch.setattr("qspec.engine.stores.gpu_context", lambda: MemoryItem(name="context", bytes=0, shared=False))
         patch.setattr("qspec.engine.drafter.gpu_context", lambda: MemoryItem(name="context", bytes=0, shared=False))
         patch.setattr("qspec.engine.gpu_support.gpu_absence", gpu_support.model_absence)

@@ -17,13 +17,26 @@ from qspec.quant import int4, int8
 ROWS = st.lists(st.floats(-1e6, 1e6, width=32).map(lambda v: v if abs(v) > 1e-4 else 0.0), min_size=64, max_size=64)
 
 
-def test_int8_rows_are_those_of_a_conversion() -> None:
-    weight = torch.randn(64, 257, generator=torch.Generator().manual_seed(0))
+def test_int8_rows_of_a_conversion_are_those_of_bitsandbytes() -> None:
+    functional = pytest.importorskip("bitsandbytes.functional")
+    source = torch.Generator().manual_seed(0)
+    weight = torch.randn(96, 257, generator=source)
     weight[3] = 0
-    codes, scales = int8.quantize(weight, "w")
-    expected_codes, expected_scales = quantize_rows(weight)
-    assert torch.equal(codes, expected_codes)
-    assert torch.equal(scales[:, 0], expected_scales)
+    weight[4] = torch.arange(257) / 2 - 64  # ties: the largest is 64 and 127 codes
+    weight[5] = torch.arange(257) - 127.0
+    weight[6] = (torch.arange(257) % 255 - 127) / 2.0
+    weight[6, 0] = 127.0
+    weight[7] *= 1e-30
+    weight[8] *= 1e30
+    weight[9:40] = weight[9:40].half().float()
+    weight[40:70] = (weight[40:70] * 32).round() / 32  # of a GGUF's few values
+    codes, scales = quantize_rows(weight)
+    expected, largest, _ = functional.int8_vectorwise_quant(weight.clone())
+    empty = largest == 0
+    expected[empty] = 0
+    assert empty.sum() == 1
+    assert torch.equal(codes, expected)
+    assert torch.equal(scales, torch.where(empty, 1.0, largest / 127))
 
 
 @pytest.mark.parametrize("group", [None, 64, 128])

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from qspec.errors import InvalidInput
+from qspec.kernels.triton.device_limits import DeviceLimits, device_limits
 from qspec.kernels.triton.input_order import arranged
 from qspec.kernels.triton.overlap import launch_options, wait_for_inputs
 
@@ -193,6 +194,12 @@ def plan_tiles(counts: Sequence[tuple[int, int]], group: int, length: int) -> Te
     return torch.tensor(tiles + [(0, 0, 0)] * (length - len(tiles)), dtype=torch.int32)
 
 
+def stages_of(head_dim: int, limits: DeviceLimits) -> int:
+    """Keys and values of three steps in flight, where there is room beside the queries."""
+    tile = TILE * head_dim * 2
+    return max(replace(limits, shared_bytes=limits.shared_bytes - tile).stages(3, 2 * tile), 2)
+
+
 def attend(
     queries: Tensor, context: Context, rows: Rows, workspace: AttentionWorkspace, out: Tensor, *,
     rearrange: bool = True, pieces: int | None = None,
@@ -217,7 +224,7 @@ def attend(
         context.block_table, workspace.sums, workspace.maxima, workspace.totals, count, context.block_table.shape[1],
         head_dim**-0.5 * math.log2(math.e), HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, BLOCK=block,
         TAIL=tail_keys.shape[2] if tails else 0, PIECE=workspace.piece, INNER=_INNER, TILE=TILE, num_warps=4,
-        num_stages=3, **launch_options(),
+        num_stages=stages_of(head_dim, device_limits()), **launch_options(),
     )  # fmt: skip
     _merge[(count, heads)](
         workspace.sums, workspace.maxima, workspace.totals, rows.positions, rows.slots, committed, out, count, pieces,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from qspec.errors import InvalidInput
+from qspec.kernels.triton.device_limits import DeviceLimits
 from qspec.kernels.triton.input_order import GROUP
 from qspec.kernels.triton.plane_linear import Tile, Weights, piece_length
 
@@ -39,6 +40,10 @@ class Cut:
     def __post_init__(self) -> None:
         if not self.tiles or list(self.tiles) != sorted(self.tiles):
             raise InvalidInput.field("tiles", "must be given for ascending numbers of rows")
+
+    def within(self, limits: DeviceLimits, planes: int) -> Cut:
+        """The same on a GPU that may have less room, for weights of ``planes`` bytes each."""
+        return replace(self, tiles={rows: _within(tile, limits, planes) for rows, tile in self.tiles.items()})
 
     def tile(self, rows: int) -> Tile:
         """The tile for a product of ``rows`` rows."""
@@ -63,6 +68,14 @@ class LinearTuning:
         """How a product that reads ``weights`` is cut up; merged weights have the pieces of both planes, and int8
         codes, of as many bytes as the high plane, those of that one."""
         return self.high if weights in (Weights.HIGH, Weights.INT8) else self.both
+
+
+def _within(tile: Tile, limits: DeviceLimits, planes: int) -> Tile:
+    """As many stages as there is room for, and where that is none, fewer rows; neither changes a bit."""
+    stages = limits.stages(tile.stages, tile.inputs * (tile.outputs * planes + 2 * tile.rows))
+    if stages or tile.rows <= 16:
+        return replace(tile, stages=max(stages, 2))
+    return _within(replace(tile, rows=tile.rows // 2), limits, planes)
 
 
 def most_pieces(inputs: int, wanted: int) -> int:
@@ -96,6 +109,11 @@ class TunedTable:
         )
         both, high = (replace(cut, split=most_pieces(inputs, cut.split)) for cut in (nearest.both, nearest.high))
         return LinearTuning(outputs=outputs, inputs=inputs, both=both, high=high)
+
+    def within(self, limits: DeviceLimits) -> TunedTable:
+        """The same with tiles that a GPU has room for."""
+        return replace(self, linears=tuple(
+            replace(each, both=each.both.within(limits, 2), high=each.high.within(limits, 1)) for each in self.linears))
 
     def to_json(self) -> dict[str, Any]:
         """What ``parse`` reads."""

@@ -66,6 +66,25 @@ def test_verify_rows(
     assert out[-1].isnan().all()
 
 
+def test_pieces_without_keys_change_no_bit(device: torch.device, source: torch.Generator) -> None:
+    """So graphs may be captured for more pieces than a context has."""
+    heads, kv_heads, head_dim, starts = 6, 2, 64, [(20, 2), (300, 1)]
+    cache = Cache([start + count for start, count in starts], kv_heads, head_dim, source, device)
+    q = torch.randn(3, heads, head_dim, generator=source).half().to(device)
+    rows = Rows(
+        torch.tensor([20, 21, 300]).int().to(device), torch.tensor([0, 0, 1]).int().to(device),
+        plan_tiles([(0, 2), (1, 1)], heads // kv_heads, 3).to(device))
+    found = []
+    for pieces in (2, 4, 8):
+        workspace = AttentionWorkspace.of(2048, 3, heads, head_dim, device)
+        for tensor in (workspace.sums, workspace.maxima, workspace.totals):
+            tensor.fill_(float("nan"))
+        out = torch.empty(3, heads * head_dim, dtype=torch.float16, device=device)
+        attend(q, Context(cache.keys, cache.values, cache.block_table), rows, workspace, out, pieces=pieces)
+        found.append(out)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
 @pytest.mark.parametrize("step", [0, 2])
 def test_draft_rows(step: int, device: torch.device, source: torch.Generator) -> None:
     heads, kv_heads, head_dim, k_max, lengths = 6, 2, 64, 4, [40, 300, 0, 256]

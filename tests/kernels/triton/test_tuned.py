@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("triton")
 
 from qspec.errors import InvalidInput
+from qspec.kernels.triton.device_limits import HOPPER, DeviceLimits
 from qspec.kernels.triton.plane_linear import Tile, Weights, piece_length
 from qspec.kernels.triton.tuned import Cut, LinearTuning, TunedTable, table_for
 
@@ -43,6 +44,19 @@ def test_the_nearest_entry_is_used_and_named_once(caplog: pytest.LogCaptureFixtu
 
 def test_a_table_survives_its_file() -> None:
     assert TunedTable.parse(_TABLE.to_json()) == _TABLE
+
+
+def test_tiles_shrink_to_what_a_gpu_has_room_for_and_the_split_does_not() -> None:
+    table = table_for((9, 0))
+    assert table.within(HOPPER) == table
+    for limits in (DeviceLimits((8, 9), 101376), DeviceLimits((9, 0), 101376), DeviceLimits((8, 0), 50000)):
+        for entry, small in zip(table.linears, table.within(limits).linears, strict=True):
+            for cut, fitting, planes in ((entry.both, small.both, 2), (entry.high, small.high, 1)):
+                assert (cut.split, list(cut.tiles)) == (fitting.split, list(fitting.tiles))
+                for tile, less in zip(cut.tiles.values(), fitting.tiles.values(), strict=True):
+                    assert 2 <= less.stages <= tile.stages and 16 <= less.rows <= tile.rows
+                    buffers = less.stages - (limits.capability[0] == 8)
+                    assert buffers * less.inputs * (less.outputs * planes + 2 * less.rows) < limits.shared_bytes
 
 
 @pytest.mark.parametrize("capability", [(9, 0), (12, 1)])
