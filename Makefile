@@ -52,7 +52,7 @@ help:
 	@echo 'make native-neon                 the same test for Arm, cross-compiled and run by QEMU (skipped without the tools)'
 	@echo 'make bench [ARGS="…"]            measure; the last line is JSON'
 	@echo 'make bench-serving [ARGS="…"]    measure the server under load; the last line is JSON'
-	@echo 'make bench-gpu [ARGS="…"]        measure the GPU's kernels (sections: --section NAME)'
+	@echo 'make bench-gpu [ARGS="…"]        measure on a GPU; the last line is JSON (--list names sections)'
 	@echo 'make methods-table [ARGS="…"]    measure every method anew and write docs/methods.md'
 	@echo 'make protos                      generate qspec/v1 and docs/api.md again'
 	@echo 'make accept-protos               make the proto files as they are what later ones must not break'
@@ -122,7 +122,7 @@ test-gpu: $(if $(VENV),$(VENV)/.gpu)
 	@$(if $(VENV),$(BIN)/python,"$(PYTHON)") -m pytest tests/kernels/triton tests/gpu $(ARGS)
 
 bench-gpu: $(VENV)/.gpu
-	@$(BIN)/python -m benchmarks.gpu.kernels $(ARGS)
+	@$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 methods-table: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks.methods $(ARGS)

@@ -14,6 +14,8 @@ from typing import Any
 from qspec.threads import usable_cpus
 
 ROOT = Path(__file__).resolve().parent.parent
+COMMIT_VARIABLE = "QSPEC_COMMIT"
+"""Names the commit where the sources came without their history."""
 _LIBRARIES = ("torch", "transformers", "grpcio", "protobuf")
 
 
@@ -28,8 +30,8 @@ def describe_environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "python": platform.python_version(),
         **{library: _version(library) for library in _LIBRARIES},
-        "commit": _git("rev-parse", "--verify", "--quiet", "HEAD"),
-        "modified": None if (changes := _git("status", "--porcelain")) is None else bool(changes),
+        "commit": (named := os.environ.get(COMMIT_VARIABLE)) or _git("rev-parse", "--verify", "--quiet", "HEAD"),
+        "modified": None if named or (changes := _git("status", "--porcelain")) is None else bool(changes),
     }
 
 

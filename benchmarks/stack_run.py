@@ -146,12 +146,13 @@ async def _chat_tokens(client: AsyncClient, prompt: str) -> tuple[int, ...]:
 
 
 async def stack_text(
-    client: AsyncClient, configuration: Configuration, prompt: tuple[int, ...], max_tokens: int
+    client: AsyncClient, configuration: Configuration, prompt: tuple[int, ...], max_tokens: int, *,
+    ignore_eos: bool = False,
 ) -> Sample:
-    """One greedy text, alone in its stack."""
+    """One greedy text; with ``ignore_eos`` it has ``max_tokens`` tokens whatever they are."""
     request = pb.GenerateRequest(
         tokens=pb.TokenPrompt(token_ids=prompt), max_tokens=max_tokens, temperature=0.0,
-        draft_length=configuration.draft_length)
+        draft_length=configuration.draft_length, ignore_eos=ignore_eos)
     started = time.perf_counter()
     completion = await client.complete(request)
     wall_s = time.perf_counter() - started

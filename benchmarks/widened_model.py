@@ -29,7 +29,7 @@ from qspec.quant.codecs import CODECS
 
 
 class WidenedWeights:
-    """A context manager: the layers of a model, widened, as ``qspec.engine.device_weights`` streams them to a GPU."""
+    """A context manager: the layers of a model, widened, as ``qspec.models.layer_weights.LayerWeights`` has its own."""
 
     def __init__(
         self, model: ConvertedModel, factor: int, *, seed: int = 0, device: torch.device | str = "cpu"
@@ -47,6 +47,12 @@ class WidenedWeights:
         """The parts of layer ``name`` in ``weights_format``, made anew each time."""
         return CODECS[weights_format].encode(self.tensors[name].t(), name)
 
+    def place(self, name: str, weights_format: str, part: str) -> None:
+        """Where a part lies in a file: nowhere. On a CPU, workers keep what they make of it in their cache."""
+
+    def tell_stored(self, names: list[str], weights_format: str) -> None:
+        """What came with the model: nothing."""
+
     def __enter__(self) -> WidenedWeights:
         return self
 
@@ -58,7 +64,7 @@ class WidenedWeights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WidenedModel(ConvertedModel):
-    """A converted model, widened as it is loaded: for a GPU, into whose arena its tensors are streamed."""
+    """A converted model, widened as it is loaded; on a GPU its tensors are streamed into the arena."""
 
     original: ConvertedModel
     factor: int

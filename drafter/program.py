@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from drafter.service import DrafterServicer
 from qspec.interfaces import Drafter
 from qspec.rpc.engine_thread import EngineThread
@@ -9,15 +11,18 @@ from qspec.rpc.server import serve
 from qspec.worker_process import WorkerProcess
 
 
-async def serve_drafter(process: WorkerProcess) -> None:
-    """Serve until the process is told to stop."""
+def load_drafter(process: WorkerProcess) -> Drafter:
+    """The engine of the model that the process was given."""
+    from qspec.engine.drafter import LocalDrafter  # imports torch: in the thread that will use it
 
-    def load() -> Drafter:
-        from qspec.engine.drafter import LocalDrafter  # imports torch: in the thread that will use it
+    return LocalDrafter.load(process.config, progress=process.status.stage)
 
-        return LocalDrafter.load(process.config, progress=process.status.stage)
 
-    engine = EngineThread(load, name="drafter-engine")
+async def serve_drafter(
+    process: WorkerProcess, *, load_engine: Callable[[WorkerProcess], Drafter] = load_drafter
+) -> None:
+    """Serve until the process is told to stop; ``load_engine`` is called in the engine's own thread."""
+    engine = EngineThread(lambda: load_engine(process), name="drafter-engine")
     servicer = DrafterServicer(engine)
     try:
         await serve(

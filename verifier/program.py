@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from qspec.interfaces import Verifier
 from qspec.memory.fd_passing import FdServer
@@ -11,19 +13,29 @@ from qspec.rpc.server import serve
 from qspec.worker_process import WorkerProcess
 from verifier.service import VerifierServicer
 
+if TYPE_CHECKING:
+    from qspec.engine.verifier import LocalVerifier
+
 ARENA_SOCKET = "arena.sock"
 """Name, in the runtime directory, of the socket where the arena's descriptors are handed out."""
 
 
-async def serve_verifier(process: WorkerProcess, *, epoch: int) -> None:
-    """Serve until the process is told to stop."""
+def load_verifier(process: WorkerProcess, epoch: int) -> LocalVerifier:
+    """The engine of the model that the process was given."""
+    from qspec.engine.verifier import LocalVerifier  # imports torch: in the thread that will use it
+
+    return LocalVerifier.load(process.config, progress=process.status.stage, epoch=epoch)
+
+
+async def serve_verifier(
+    process: WorkerProcess, *, epoch: int, load_engine: Callable[[WorkerProcess, int], LocalVerifier] = load_verifier
+) -> None:
+    """Serve until the process is told to stop; ``load_engine`` is called in the engine's own thread."""
     socket_path = process.runtime_dir / ARENA_SOCKET
     fd_servers: list[FdServer] = []
 
     def load() -> Verifier:
-        from qspec.engine.verifier import LocalVerifier  # imports torch: in the thread that will use it
-
-        verifier = LocalVerifier.load(process.config, progress=process.status.stage, epoch=epoch)
+        verifier = load_engine(process, epoch)
         fd_servers.append(FdServer(socket_path, *verifier.arena_fds))
         return verifier
 

@@ -1,69 +1,83 @@
-"""What the sections share: the device, the table in use, where results go, and when time is up."""
+"""What the sections share: the device, the model, the pair, the table of tiles, and how much is wanted."""
 
 from __future__ import annotations
 
 import json
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from benchmarks.gpu.shapes import LLAMA_8B, QUICK_ROWS, ROWS, SMOLLM2_7, TRIAL, ModelShape
+from benchmarks.gpu.results_file import ResultsFile, Section
+from benchmarks.gpu.shapes import LLAMA_8B, ROWS, SMOLLM2_7, SWEEP, TRIAL, ModelShape
+from qspec.config import DEFAULT_MODEL
 from qspec.kernels.triton.tuned import TunedTable, table_for
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class BenchRun:
     """One run of the benchmark."""
 
-    device: torch.device
     output: Path
-    seconds: float
-    """For each section: what is left undone after it is named."""
+    """Folder of the results, and of a table of tiles that was measured."""
+    results: ResultsFile
+    device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     quick: bool = False
     """Fewer numbers of rows, fewer cases, and only kernels that are in use."""
-    started: float = field(default_factory=time.monotonic)
+    model: str = DEFAULT_MODEL
+    """Alias, directory or GGUF file; SmolLM2, or the sections say what they are not."""
+    draft: str = "fp8:plane"
+    """The drafter's method, in sections of one pair."""
+    verify: str = "none:fp16"
+    batches: tuple[int, ...] = ()
+    """Sequences at once; empty: what a section has planned."""
+    lengths: tuple[int | None, ...] = ()
+    """Draft lengths; None: the controller's; empty: what a section has planned."""
+    samplings: tuple[str, ...] = ()
+    """Names of ``decode_cells.SAMPLINGS``; empty: what a section has planned."""
+    tokens: int = 96
+    """Of each sequence that are measured."""
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether there is one; elsewhere the benchmark can only be tried out."""
+        return self.device.type == "cuda"
 
     @property
     def models(self) -> tuple[ModelShape, ...]:
-        """Whose shapes are measured; a tiny one where there is no GPU."""
-        return (LLAMA_8B, SMOLLM2_7) if self.device.type == "cuda" else (TRIAL,)
+        """Whose kernels are measured; a tiny one where there is no GPU."""
+        if not self.on_gpu:
+            return (TRIAL,)
+        return (LLAMA_8B,) if self.quick else (LLAMA_8B, SMOLLM2_7)
 
     @property
     def rows(self) -> tuple[int, ...]:
         """Numbers of rows."""
-        if self.device.type != "cuda":
+        if not self.on_gpu:
             return (1, 5)
-        return QUICK_ROWS if self.quick else ROWS
+        return SWEEP if self.quick else ROWS
 
     def table(self) -> TunedTable:
-        """The table that a section ``tune`` of this run wrote, or the checked-in one."""
+        """The table that a section ``tune`` of this folder wrote, or the checked-in one."""
         tuned = self.output / "hopper.json"
         if tuned.exists():
             return TunedTable.parse(json.loads(tuned.read_text("utf-8")))
-        return table_for(torch.cuda.get_device_capability() if self.device.type == "cuda" else (9, 0))
+        return table_for(torch.cuda.get_device_capability() if self.on_gpu else (9, 0))
 
-    def begin(self) -> None:
-        """Start a section's clock."""
-        self.started = time.monotonic()
+    def write_table(self, table: TunedTable) -> None:
+        """What ``table`` gives from now on."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        (self.output / "hopper.json").write_text(json.dumps(table.to_json(), indent=1) + "\n", "utf-8")
 
-    def time_is_up(self, doing: str) -> bool:
-        """Whether the section has to stop; says what it leaves out."""
-        up = time.monotonic() - self.started > self.seconds
-        if up:
-            self.tell(f"OUT OF TIME before {doing}")
-        return up
+    def name_with_pair(self, section: str) -> str:
+        """A section's name in the results: with the pair where it is not the usual one."""
+        usual = (BenchRun.draft, BenchRun.verify)
+        return section if (self.draft, self.verify) == usual else f"{section} {self.draft} → {self.verify}"
 
-    def tell(self, line: str) -> None:
-        """A line for whoever watches."""
-        print(f"[{time.monotonic() - self.started:6.1f} s] {line}", flush=True)
 
-    def write(self, section: str, result: Any) -> None:
-        """Keep a section's result."""
-        path = self.output / f"{section}.json"
-        path.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+Program = Callable[[Section, BenchRun], None]
+"""Measures what a section lacks."""
 
 
 def relative_error(out: torch.Tensor, exact: torch.Tensor) -> float:

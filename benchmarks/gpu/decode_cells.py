@@ -1,115 +1,175 @@
-"""Decoding by both engines in one process: a cell for each batch, temperature and draft length.
+"""Decoding by both engines in one process: a cell for each way of sampling, batch and draft length.
 
-*c* is a draft step and *v* a verify pass, each over a plain verifier's step of the same batch and temperature;
-"predicted" is what these and the measured acceptance give (measured speed-up over it tells what rounds lose outside).
-The floor is a pure read of the bytes that a plain step reads, at the bandwidth measured in the same run. Plain decoding
-is measured before and after the drafts of its batch, and their mean counts: clocks drift. A model is loaded once for
-all cells.
+Plain decoding is measured before and after the drafts of its batch, and their mean counts: clocks drift
+(``decode_costs``). The floor is a pure read of the bytes that a plain step reads, at the bandwidth measured in the same
+run. A model is loaded once for all cells.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 
-from benchmarks.gpu.in_process import Decoding, Pair, decode, named_model, pair_over
+from benchmarks.gpu.bench_run import BenchRun
+from benchmarks.gpu.decoding import ALONE, ENDLESS, decode, measured_rounds
+from benchmarks.gpu.fp16_memory import fp16_bytes
+from benchmarks.gpu.in_process import Pair, named_model, verifying
+from benchmarks.gpu.results_file import Section
 from benchmarks.gpu.round_profile import profile_rounds
-from benchmarks.gpu.section_file import SectionFile
 from benchmarks.gpu.timing import microseconds
 from benchmarks.gpu.weights import read_all
 from qspec.config import StackConfig
 from qspec.cost_calibration import calibrate
 from qspec.interfaces import Progress, Sampling
 from qspec.quant.methods import NO_DRAFTER
+from qspec.sampling_options import AcceptanceRule
 
-BATCHES = (1, 8, 32, 64)
-LENGTHS: tuple[int | None, ...] = (0, 1, 2, 4, 6, None)
-TEMPERATURES = (0.0, 1.0)
-POSITIONS = 1024
-"""Of a sequence: prompt and text."""
+_SEED = 20260801
+SAMPLINGS = {
+    "greedy": Sampling(),
+    "coupled": Sampling(temperature=1.0, seed=_SEED),
+    "rejection": Sampling(temperature=1.0, seed=_SEED, rule=AcceptanceRule.REJECTION),
+    "filtered": Sampling(temperature=1.0, top_p=0.9, seed=_SEED, rule=AcceptanceRule.REJECTION),
+}
+"""By name; the last one rejects and filters."""
+AUTO = "auto"
+"""How a cell calls the controller's draft lengths."""
+AGAIN = "again"
+"""Behind the name of plain decoding that is measured a second time."""
+_CONTROLLED = 8
+"""The longest draft of the controller: that of a server."""
 _READ_BYTES = 512 << 20
 _NEVER_READ = ("weights/embed",)
 """Of which a step reads a row or two."""
-_PROFILED = ((1, 0), (1, 4), (8, 0), (32, 2))
-"""(batch, draft length) of which it is told where the time goes."""
 
 
-def measure_cells(
-    file: SectionFile, *, model: str, factor: int, draft: str, verify: str, batches: Sequence[int],
-    lengths: Sequence[int | None], temperatures: Sequence[float], tokens: int, tell: Progress,
-    profiled: Sequence[tuple[int, int]] = _PROFILED, positions: int = POSITIONS,
-    warm_up: int = 8,
-) -> None:
-    """Measure all cells that ``file`` lacks."""
-    names = [name for batch in batches for temperature in temperatures
-             for name in (*(_name(batch, temperature, length) for length in lengths), _again(batch, temperature))]
-    profiles = [_profile_name(batch, length) for batch, length in profiled if batch in batches and length in lengths]
-    if not file.missing([*names, *profiles]):
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Draft lengths to measure with one way of sampling at one batch size."""
+
+    sampling: str
+    batch: int
+    lengths: tuple[int | None, ...]
+
+    def name(self, length: int | None) -> str:
+        """Of a cell."""
+        return f"{self.sampling} batch {self.batch} k {AUTO if length is None else length}"
+
+    @property
+    def cells(self) -> Iterator[tuple[str, int | None]]:
+        """Names and draft lengths, plain decoding first and last; the controller, which learns, behind the others."""
+        ordered = sorted(set(self.lengths) | {0}, key=lambda length: (length is None, length or 0))
+        yield from ((self.name(length), length) for length in ordered)
+        if len(ordered) > 1:
+            yield f"{self.name(0)} {AGAIN}", 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellPlan:
+    """What to measure over one model."""
+
+    factor: int
+    grids: tuple[Grid, ...]
+    profiled: tuple[tuple[int, int], ...] = ()
+    """(batch, draft length) of which it is told where the time goes."""
+    positions: int = 1024
+    """Of a sequence: prompt and text."""
+    warm_up: int = 8
+    """Tokens that are made before each cell: their rounds capture what is to be captured."""
+    alone: int = ALONE
+    """Texts at batch 1."""
+
+    def chosen(self, run: BenchRun) -> CellPlan:
+        """What of it a run asks for; batches and draft lengths of its own count for all ways of sampling."""
+        samplings = run.samplings or tuple(dict.fromkeys(grid.sampling for grid in self.grids))
+        grids = [grid for grid in self.grids if grid.sampling in samplings]
+        grids += [Grid(name, batch, (0,)) for name in samplings for batch in run.batches]
+        if run.batches:
+            grids = [grid for grid in grids if grid.batch in run.batches]
+        merged: dict[tuple[str, int], tuple[int | None, ...]] = {}
+        for grid in grids:
+            key = grid.sampling, grid.batch
+            merged[key] = (*merged.get(key, ()), *(run.lengths or grid.lengths))
+        return replace(self, grids=tuple(Grid(*key, tuple(dict.fromkeys(each))) for key, each in merged.items()))
+
+
+def measure_cells(section: Section, run: BenchRun, plan: CellPlan) -> None:
+    """Measure all cells that ``section`` lacks, with the pair of ``run``."""
+    plan = plan.chosen(run)
+    profiles = [f"profile batch {batch} k {length}" for batch, length in plan.profiled]
+    if not section.wants([*(name for grid in plan.grids for name, _ in grid.cells), *profiles]):
         return
-    longest = max((length for length in lengths if length is not None), default=0)
-    config = StackConfig(
-        model=model, device="cuda", draft_quantization=draft if longest else NO_DRAFTER, verify_quantization=verify,
-        max_slots=max(batches), max_draft_length=max(longest, 1), kv_tokens=max(batches) * positions,
-        max_model_len=positions)
+    lengths = {length for grid in plan.grids for length in grid.lengths}
+    tell = progress_of(section)
+    config = cell_config(run, plan, run.verify)
     started = time.perf_counter()
-    with pair_over(named_model(model, factor, tell), config, tell) as pair:
-        if None in lengths:
-            calibrate(pair.loop, tell)
-        read, bandwidth = step_bytes(pair), _read_bandwidth()
-        file.put("about", {
-            "model": model, "widened": factor, "draft": draft, "verify": verify, "temperatures": list(temperatures),
-            "load_s": time.perf_counter() - started, "step_bytes": read, "read_bytes_per_s": bandwidth,
-            "graphs": pair.graphs, "memory": memory(pair)})
-        tell(f"loaded; a step reads {read / 1e9:.3f} GB, {bandwidth / 1e12:.2f} TB/s are read, {pair.graphs} graphs",
-             None)
-        for batch in batches:
-            for temperature in temperatures:
-                _cells_of_batch(file, pair, batch, temperature, lengths, tokens, read / bandwidth, warm_up, tell)
-        for batch, length in profiled:
-            if batch in batches and length in lengths:
-                file.measure(_profile_name(batch, length), partial(profile_rounds, pair, batch, length),
-                             lambda text: tell(text, None))
+    with verifying(named_model(run.model, plan.factor, tell, str(run.device)), config, tell) as pair:
+        describe(section, pair, plan, run)
+        if lengths == {0}:
+            measure_grid(section, pair, plan, run.tokens)
+            return
+        with pair.drafting(run.draft, tell) as drafter:
+            if None in lengths:
+                calibrate(pair.loop, tell)
+            section.note("load_s", time.perf_counter() - started)
+            section.note("draft", run.draft)
+            section.note("drafter_memory", {item.name: item.bytes for item in drafter.memory})
+            measure_grid(section, pair, plan, run.tokens)
+            for name, (batch, length) in zip(profiles, plan.profiled, strict=True):
+                section.measure(name, partial(profile_rounds, pair, batch, length))
 
 
-def _cells_of_batch(
-    file: SectionFile, pair: Pair, batch: int, temperature: float, lengths: Sequence[int | None], tokens: int,
-    floor_s: float, warm_up: int, tell: Progress,
+def cell_config(run: BenchRun, plan: CellPlan, verify: str) -> StackConfig:
+    """Slots and positions for all cells."""
+    lengths = [length for grid in plan.grids for length in grid.lengths]
+    longest = max((_CONTROLLED if length is None else length for length in lengths), default=0)
+    batch = max(grid.batch for grid in plan.grids)
+    return StackConfig(
+        model=run.model, device="cuda", draft_quantization=NO_DRAFTER, verify_quantization=verify, max_slots=batch,
+        max_draft_length=max(longest, 1), kv_tokens=batch * plan.positions, max_model_len=plan.positions)
+
+
+def describe(section: Section, pair: Pair, plan: CellPlan, run: BenchRun) -> None:
+    """Note what a step reads, how fast that can be read, and what the verifier holds."""
+    read, bandwidth = step_bytes(pair), read_bandwidth(run.device)
+    description = pair.verifier.describe()
+    fp16 = fp16_bytes(pair.model.config, pair.config)
+    for name, value in {
+        "model": run.model, "widened": plan.factor, "verify": pair.config.verify_quantization, "step_bytes": read,
+        "read_bytes_per_s": bandwidth, "arena_bytes": description.arena.size, "fp16_weights_and_kv_bytes": fp16,
+        "arena_over_fp16": description.arena.size / fp16,
+        "verifier_memory": {item.name: item.bytes for item in description.memory},
+    }.items():
+        section.note(name, value)
+    section.tell(f"loaded; a step reads {read / 1e9:.3f} GB, {bandwidth / 1e12:.2f} TB/s are read, the arena is "
+                 f"{description.arena.size / fp16:.3f} of fp16 weights and KV blocks, {pair.graphs} graphs")
+
+
+def measure_grid(
+    section: Section, pair: Pair, plan: CellPlan, tokens: int, lengths: Sequence[int | None] | None = None,
+    prefix: str = "",
 ) -> None:
-    """Plain decoding, drafts of every length, plain decoding again."""
-    sampling = Sampling(temperature=temperature, seed=20260801)
-
-    def measured(length: int | None) -> dict[str, Any]:
-        decode(pair, batch, warm_up, length, sampling)  # graphs of these sizes
-        return _cell(batch, temperature, length, decode(pair, batch, tokens, length, sampling))
-
-    ordered = sorted(lengths, key=lambda length: (length is None, length or 0))
-    for name, length in [(_name(batch, temperature, each), each) for each in ordered] + [
-            (_again(batch, temperature), 0)]:
-        found = file.measure(name, partial(measured, length), lambda text: tell(text, None))
-        if found is not None:
-            tell(f"{name}: {found['tokens_per_s']:.1f} tok/s, pass {found['verify_s'] * 1e3:.3f} ms, outside "
-                 f"{found['outside_s'] * 1e6:.0f} µs, {floor_s / found['verify_s']:.2f} of a pure read", None)
+    """Cells of the attached pair; ``lengths``: of these alone, and no second plain decoding."""
+    for grid in plan.grids:
+        for name, length in grid.cells:
+            if lengths is None or (length in lengths and not name.endswith(AGAIN)):
+                found = section.measure(prefix + name, partial(_cell, pair, plan, grid, length, tokens))
+                if found is not None:
+                    section.tell(f"{prefix}{name}: {found['tokens_per_s']:.1f} tok/s, pass "
+                                 f"{found['verify_s'] * 1e3:.3f} ms, outside {found['outside_s'] * 1e6:.0f} µs")
 
 
-def _cell(batch: int, temperature: float, length: int | None, found: Decoding) -> dict[str, Any]:
-    return {"batch": batch, "temperature": temperature, "k": "auto" if length is None else length, **asdict(found)}
-
-
-def _name(batch: int, temperature: float, length: int | None) -> str:
-    return f"batch {batch} temperature {temperature:g} k {'auto' if length is None else length}"
-
-
-def _again(batch: int, temperature: float) -> str:
-    return f"{_name(batch, temperature, 0)} again"
-
-
-def _profile_name(batch: int, length: int) -> str:
-    return f"profile batch {batch} k {length}"
+def _cell(pair: Pair, plan: CellPlan, grid: Grid, length: int | None, tokens: int) -> dict[str, Any]:
+    sampling = SAMPLINGS[grid.sampling]
+    measured_rounds(pair, pair.sequences(grid.batch, ENDLESS, length, sampling), plan.warm_up)  # captures graphs
+    found = decode(pair, grid.batch, tokens, length, sampling, alone=plan.alone)
+    return {"sampling": grid.sampling, "batch": grid.batch, "k": AUTO if length is None else length, **asdict(found),
+            "rates": list(found.rates), "alpha": found.alpha, "accepted_share": found.accepted_share}
 
 
 def step_bytes(pair: Pair) -> int:
@@ -119,28 +179,18 @@ def step_bytes(pair: Pair) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in map(arena.tensor, names))
 
 
-def memory(pair: Pair) -> dict[str, Any]:
-    """What both engines hold, and the arena beside fp16 weights and their KV blocks."""
-    description, arena = pair.verifier.describe(), pair.verifier.arena
-    drafter = pair.loop.drafter
-    shapes = [tuple(arena.tensor(name).shape) for name in arena.names() if name.endswith("/high")]
-    others = sum(arena.tensor(name).numel() for name in arena.names()
-                 if name.startswith("weights/") and not name.endswith(("/high", "/low", "/scales")))
-    weights = sum(outputs * inputs for outputs, inputs in shapes) + others
-    kv = sum(arena.tensor(name).nbytes for name in ("kv/keys", "kv/values"))
-    fp16 = 2 * weights + kv
-    return {
-        "arena_bytes": description.arena.size, "fp16_weights_and_kv_bytes": fp16,
-        "arena_over_fp16": description.arena.size / fp16,
-        "verifier": {item.name: item.bytes for item in description.memory},
-        "drafter": {} if drafter is None else {item.name: item.bytes for item in drafter.memory},
-    }
-
-
-def _read_bandwidth() -> float:
+def read_bandwidth(device: torch.device) -> float:
     """Bytes per second of a kernel that only reads."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = _READ_BYTES if device.type == "cuda" else 1 << 16
     copies = [torch.randint(0, 255, (size,), dtype=torch.uint8, device=device) for _ in range(2)]
     out = torch.empty(size // 16384, dtype=torch.int32, device=device)
     return size / (microseconds([partial(read_all, copy, out) for copy in copies], device) * 1e-6)
+
+
+def progress_of(section: Section) -> Progress:
+    """Lines of a section, not every percent."""
+    def tell(text: str, share: float | None) -> None:
+        if share is None or share == 1.0:
+            section.tell(text)
+
+    return tell

@@ -1,107 +1,84 @@
-"""What the sections of ``decode`` found, as tables for people."""
+"""What the sections of whole steps found, as tables for people."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from qspec.draft_length import expected_tokens
+from benchmarks.gpu.decode_cells import AUTO
+from benchmarks.gpu.decode_costs import ACCEPTANCES, acceptance_grid, cost_rows
+from benchmarks.gpu.pairs_section import FP16, PAIRS, pair_prefix
 
-_ACCEPTANCES = (0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
-LEAST_OVER_PLAIN = 0.98
-"""Of plain decoding: what the controller's draft lengths never fall below."""
-
-
-def table_lines(records: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Lines about all sections that are there."""
-    for name, record in records.items():
-        if re.fullmatch(r"x\d+", name):
-            yield from _cells(name, record, records)
-        elif name.startswith("stack"):
-            yield from _stack(name, record)
+Record = Mapping[str, Any]
 
 
-def plain_rate(record: Mapping[str, Any], batch: int, temperature: float) -> tuple[float, float] | None:
-    """Tokens per second and seconds of a pass of plain decoding, before and after the drafts; None: not measured."""
-    name = f"batch {batch} temperature {temperature:g} k 0"
-    found = [record[each] for each in (name, f"{name} again") if each in record]
-    if not found:
-        return None
-    rate, step_s = (sum(each[figure] for each in found) / len(found) for figure in ("tokens_per_s", "verify_s"))
-    return rate, step_s
-
-
-def rows_of(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Each cell with c, v, measured and predicted speed-up."""
-    for cell in record.values():
-        if not isinstance(cell, Mapping) or "tokens_per_round" not in cell:
-            continue
-        plain = plain_rate(record, cell["batch"], cell["temperature"])
-        if plain is None:
-            continue
-        rate, step_s = plain
-        c = None if cell["draft_step_s"] is None else cell["draft_step_s"] / step_s
-        v = cell["verify_s"] / step_s
-        yield {**cell, "c": c, "v": v, "speed_up": cell["tokens_per_s"] / rate,
-               "predicted": cell["tokens_per_round"] / (cell["mean_draft_length"] * (c or 0.0) + v),
-               "plain_s": step_s}
-
-
-def _cells(name: str, record: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def cells_table(name: str, record: Record) -> Iterator[str]:
+    """A pair's cells, the formula's promises, and where the time goes."""
     about = record["about"]
     floor_s = about["step_bytes"] / about["read_bytes_per_s"]
-    yield (f"## {name}: {about['draft']} → {about['verify']}, {about['step_bytes'] / 1e9:.2f} GB a step, arena "
-           f"{about['memory']['arena_over_fp16']:.3f} of fp16 weights and KV blocks")
-    yield "| batch | T | k | tok/s | of a pure read | c | v | accepted | speed-up | predicted | outside µs |"
-    yield "|---|---|---|---|---|---|---|---|---|---|---|"
-    rows = list(rows_of(record))
+    yield f"## {name}: {about.get('draft', 'no drafts')} → {about['verify']}, {about['step_bytes'] / 1e9:.2f} GB a step"
+    yield ("| sampling | batch | k | tok/s | of a pure read | c | v | alpha | accepted | speed-up | promised | "
+           "measured/promised | outside µs |")
+    yield "|" + "---|" * 13
+    rows = list(cost_rows(record["cells"]))
     for row in rows:
-        c, accepted = ("–" if row[each] is None else f"{row[each]:.3f}" for each in ("c", "acceptance"))
         share = f"{floor_s / row['verify_s']:.2f}" if row["k"] == 0 else ""
-        yield (f"| {row['batch']} | {row['temperature']:g} | {row['k']} | {row['tokens_per_s']:.1f} | {share} | {c} | "
-               f"{row['v']:.3f} | {accepted} | {row['speed_up']:.3f} | {row['predicted']:.3f} | "
+        yield (f"| {row['sampling']} | {row['batch']} | {row['k']} | {row['tokens_per_s']:.1f} | {share} | "
+               f"{_number(row['c'])} | {row['v']:.3f} | {_number(row['alpha'])} | {_number(row['accepted_share'])} | "
+               f"{row['speed_up']:.3f} | {_number(row['promised'])} | {_number(row['made_good'])} | "
                f"{row['outside_s'] * 1e6:.0f} |")
-    for row in rows:
-        if row["k"] == "auto":
-            verdict = "ok" if row["speed_up"] >= LEAST_OVER_PLAIN else "MISSED"
-            yield f"auto over plain, batch {row['batch']}, T {row['temperature']:g}: {row['speed_up']:.3f} {verdict}"
-    yield from _by_acceptance(rows)
-    for cell, found in record.items():
+    if grid := acceptance_grid(rows):
+        yield "speed-up that the measured c and v promise, by alpha:"
+        yield "| | " + " | ".join(f"{alpha:g}" for alpha in ACCEPTANCES) + " |"
+        yield "|" + "---|" * (len(ACCEPTANCES) + 1)
+        for cell, promises in grid.items():
+            yield f"| {cell} | " + " | ".join(f"{value:.2f}" for value in promises.values()) + " |"
+    for cell, found in record["cells"].items():
         if cell.startswith("profile"):
             parts = ", ".join(f"{kind} {us:.0f}" for kind, us in found["kernels_us"].items())
             yield (f"{cell}: a round of {found['round_us']:.0f} µs: {parts}; some kernel runs {found['busy_us']:.0f}, "
                    f"none {found['nothing_runs_us']:.0f}; {found['launches']:.0f} launches")
-    other = records.get(f"transformers-{name}", {})
-    for batch in (1, 8):
-        plain, theirs = plain_rate(record, batch, 0.0), other.get(f"batch {batch}")
-        best = max((row["tokens_per_s"] for row in rows if (row["batch"], row["temperature"]) == (batch, 0.0)),
-                   default=None)
-        if plain and theirs and best:
-            yield (f"transformers, batch {batch}: {theirs['tokens_per_s']:.1f} tok/s; plain "
-                   f"{plain[0] / theirs['tokens_per_s']:.1f} times, best {best / theirs['tokens_per_s']:.1f} times")
-    if assisted := other.get("assisted, batch 1"):
-        yield f"transformers with an assistant, batch 1: {assisted['tokens_per_s']:.1f} tok/s"
 
 
-def _by_acceptance(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """The best draft length and its speed-up for some acceptances, from the measured c and v."""
-    for batch, temperature in dict.fromkeys((row["batch"], row["temperature"]) for row in rows):
-        costs = {row["k"]: (row["c"] or 0.0, row["v"]) for row in rows
-                 if (row["batch"], row["temperature"]) == (batch, temperature) and row["k"] != "auto"}
-        parts = []
-        for acceptance in _ACCEPTANCES:
-            gain, length = max(
-                (expected_tokens(acceptance, length) / (length * c + v), length) for length, (c, v) in costs.items())
-            parts.append(f"{acceptance}: {gain:.2f} (k = {length})")
-        yield f"by acceptance, batch {batch}, T {temperature:g}: " + ", ".join(parts)
+def pairs_table(name: str, record: Record) -> Iterator[str]:
+    """Every pair against its own plain decoding and against fp16's."""
+    cells = record["cells"]
+    fp16 = {row["name"]: row for row in cost_rows(cells, f"{FP16}: ")}
+    yield f"## {name}"
+    yield "| pair | batch | k | tok/s | c | v | alpha | promised | speed-up | over plain fp16 | |"
+    yield "|" + "---|" * 11
+    for verify, drafts in PAIRS.items():
+        plain = {row["name"]: row for row in cost_rows(cells, f"{verify}: ")}
+        for row in [*plain.values(), *(
+                each for draft in drafts for each in cost_rows(cells, pair_prefix(draft, verify), f"{verify}: "))]:
+            pair = verify if row["k"] == 0 else row["name"].partition(": ")[0]
+            base = fp16.get(f"{FP16}: {row['sampling']} batch {row['batch']} k 0")
+            over = None if base is None else row["tokens_per_s"] / base["tokens_per_s"]
+            verdict = "" if row["k"] in (0, AUTO) else "gain" if row["speed_up"] > 1 else "loss"
+            yield (f"| {pair} | {row['batch']} | {row['k']} | {row['tokens_per_s']:.1f} | {_number(row['c'])} | "
+                   f"{row['v']:.3f} | {_number(row['alpha'])} | {_number(row['promised'])} | {row['speed_up']:.3f} | "
+                   f"{_number(over)} | {verdict} |")
 
 
-def _stack(name: str, record: Mapping[str, Any]) -> Iterator[str]:
-    yield f"## {name}, over gRPC"
-    for cell, found in record.items():
-        if cell.startswith("batch"):
-            shares = found["shares"]
-            yield (f"{cell}: {found['decode_tokens_per_s']:.1f} tok/s, a round {found['round_s'] * 1e3:.3f} ms: RPC "
-                   f"{shares['rpc']:.1%}, scheduling {shares['scheduling']:.1%}, draft calls {shares['draft']:.1%}, "
-                   f"verify calls {shares['verify']:.1%}")
+def rates_table(name: str, cells: Mapping[str, Any]) -> Iterator[str]:
+    """Tokens per second alone."""
+    yield f"## {name}"
+    for cell, found in cells.items():
+        yield f"{cell}: {found['tokens_per_s']:.1f} tok/s"
+
+
+def missing_lines(records: Mapping[str, Record]) -> Iterator[str]:
+    """What failed, and what there was no time for."""
+    for name, record in records.items():
+        for cell, why in record["failed"].items():
+            yield f"FAILED {name}, {cell}: {why}"
+        if record["left"]:
+            yield f"left out of {name}: {_listed(record['left'])}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.bench_run import BenchRun
-from benchmarks.gpu.shapes import ModelShape
+from benchmarks.gpu.read_floor import read_us
+from benchmarks.gpu.results_file import Section
+from benchmarks.gpu.shapes import SWEEP, ModelShape
 from benchmarks.gpu.timing import microseconds, over
 from benchmarks.gpu.weights import WeightCopies
 from qspec.kernels.triton.attention import AttentionWorkspace, Context, Rows, attend, plan_tiles
@@ -25,11 +27,13 @@ from qspec.kernels.triton.elementwise import (
     rotate_and_store,
     silu_times_up,
 )
+from qspec.kernels.triton.embedding import embed
 from qspec.kernels.triton.fp8_linear import fp8_product
 from qspec.kernels.triton.plane_linear import PlaneWeight, product_pieces
 from qspec.kernels.triton.tuned import TunedTable
 
 _BLOCK = 16
+Figure = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -62,29 +66,34 @@ class Batch:
             2 * 2 * sequences * length * model.kv_heads * model.head_dim)
 
 
-def attention(run: BenchRun) -> Any:
-    """Decode and verify rows over contexts of two lengths, in pieces of three sizes."""
-    figures: list[dict[str, Any]] = []
-    gpu = run.device.type == "cuda"
-    cases = [(1, 1, 512), (1, 5, 512), (1, 1, 4096), (1, 5, 4096), (8, 1, 2048), (8, 5, 2048), (32, 1, 1024),
-             (32, 5, 1024), (1, 256, 1024)] if gpu else [(2, 3, 40)]
+def attention(section: Section, run: BenchRun) -> None:
+    """Decode and verify rows over contexts of several lengths, in pieces of three sizes, beside a read of the cache."""
+    cases = [(rows, 1, 1024) for rows in SWEEP] + [
+        (1, 5, 512), (1, 1, 4096), (1, 5, 4096), (8, 5, 2048), (32, 5, 1024), (1, 256, 1024)
+    ] if run.on_gpu else [(2, 3, 40)]
+    sizes = ((256,) if run.quick else (128, 256, 512)) if run.on_gpu else (64,)
     for model in run.models:
         for sequences, queries, length in cases:
-            times = {}
-            for piece in ((256,) if run.quick else (128, 256, 512)) if gpu else (64,):
-                if run.time_is_up(f"{model.name} {sequences}x{queries} at {length}"):
-                    return figures
-                copies = max(2, min(8, (256 << 20) // (4 * sequences * length * model.kv_heads * model.head_dim)))
-                batch = Batch.of(model, sequences, queries, length, copies, piece, run.device)
-                rows = sequences * queries
-                workspace = AttentionWorkspace.of(length, rows, model.heads, model.head_dim, run.device, piece)
-                times[piece] = _attention_time(model, batch, workspace, rows, run)
-            figures.append({"model": model.name, "sequences": sequences, "queries": queries, "length": length,
-                            "kv_bytes": batch.bytes, "us": times})
-            shown = "  ".join(f"pieces of {piece} {time:.1f} µs ({batch.bytes / time / 1e6:.2f} TB/s)"
-                              for piece, time in times.items())
-            run.tell(f"{model.name}: {sequences} sequences of {length}, {queries} rows each: {shown}")
-    return figures
+            name = f"{model.name}: {sequences} sequences of {length}, {queries} rows each"
+            found = section.measure(name, partial(_attention, model, sequences, queries, length, sizes, run))
+            if found is not None:
+                shown = "  ".join(f"{piece}: {time:.1f} µs" for piece, time in found["us"].items())
+                section.tell(f"{name}: floor {found['floor_us']:.1f} µs; pieces of {shown}")
+
+
+def _attention(
+    model: ModelShape, sequences: int, queries: int, length: int, sizes: tuple[int, ...], run: BenchRun
+) -> Figure:
+    times: dict[str, float] = {}
+    bytes_ = 0
+    for piece in sizes:
+        copies = max(2, min(8, (256 << 20) // (4 * sequences * length * model.kv_heads * model.head_dim)))
+        batch = Batch.of(model, sequences, queries, length, copies, piece, run.device)
+        rows, bytes_ = sequences * queries, batch.bytes
+        workspace = AttentionWorkspace.of(length, rows, model.heads, model.head_dim, run.device, piece)
+        times[str(piece)] = _attention_time(model, batch, workspace, rows, run)
+    return {"model": model.name, "sequences": sequences, "queries": queries, "length": length, "kv_bytes": bytes_,
+            "floor_us": read_us(bytes_, run.device), "us": times}
 
 
 def _attention_time(
@@ -96,24 +105,32 @@ def _attention_time(
     return microseconds(calls, run.device)
 
 
-def elementwise(run: BenchRun) -> Any:
-    """Each kernel between the products, in µs, launch gap of a graph included."""
-    figures: list[dict[str, Any]] = []
+def elementwise(section: Section, run: BenchRun) -> None:
+    """Each kernel between the products, in µs, launch gap of a graph included, beside a read of what it touches."""
+    counts = (1,) if run.quick else (1, 4)
     for model in run.models:
-        for rows in (1, 8, 64, 256) if run.device.type == "cuda" else (2,):
-            for count in (1, 4):
-                calls = _elementwise_calls(model, rows, count, run)
-                times = {name: microseconds([call], run.device) for name, call in calls.items()}
-                figures.append({"model": model.name, "rows": rows, "pieces": count, "us": times})
-                shown = "  ".join(f"{name} {time:.1f}" for name, time in times.items())
-                run.tell(f"{model.name} M={rows}, {count} pieces: {shown}")
-    return figures
+        for rows in SWEEP if run.on_gpu else (2,):
+            for count in counts:
+                name = f"{model.name} M={rows}, {count} pieces"
+                found = section.measure(name, partial(_elementwise, model, rows, count, run))
+                if found is not None:
+                    floors = found["floor_us"]
+                    shown = "  ".join(
+                        f"{kernel} {time:.1f} ({floors[kernel]:.1f})" for kernel, time in found["us"].items())
+                    section.tell(f"{name}, µs (floor): {shown}")
+
+
+def _elementwise(model: ModelShape, rows: int, count: int, run: BenchRun) -> Figure:
+    calls = _elementwise_calls(model, rows, count, run)
+    return {"model": model.name, "rows": rows, "pieces": count,
+            "us": {name: microseconds([call], run.device) for name, (call, _) in calls.items()},
+            "floor_us": {name: read_us(bytes_, run.device) for name, (_, bytes_) in calls.items()}}
 
 
 def _elementwise_calls(
     model: ModelShape, rows: int, count: int, run: BenchRun
-) -> dict[str, Callable[[], object]]:
-    """``count``: pieces of the product before."""
+) -> dict[str, tuple[Callable[[], object], int]]:
+    """Calls, and the bytes that each reads and writes. ``count``: pieces of the product before."""
     device, layer = run.device, Layer(model, rows, run, None)
 
     def pieces(width: int) -> Pieces:
@@ -123,12 +140,19 @@ def _elementwise_calls(
     weight, zeros = layer.ones(model.hidden), torch.zeros(rows, dtype=torch.int32, device=device)
     batch = Batch.of(model, 1, 1, 64, 1, 256, device)
     places, context = RowPlaces(zeros, zeros, batch.places.block_table), batch.contexts[0]
+    norm = rows * model.hidden * (4 * count + 8) + 4 * 2 * model.hidden  # pieces, the residual both ways; weights
+    silu, heads = 4 * count * rows * 2 * model.intermediate, rows * model.qkv * (4 * count + 2)
+    tokens = torch.randint(0, model.vocabulary, (rows,), dtype=torch.int32, device=device)
+    embedding = torch.randn(model.vocabulary, model.hidden, device=device).half()
     return {
-        "norm": lambda: rms_norm(layer.residual, hidden, weight, 1e-5, layer.normed),
-        "norm e4m3": lambda: rms_norm(layer.residual, hidden, weight, 1e-5, layer.normed8),
-        "silu": lambda: silu_times_up(middle, layer.middle),
-        "silu e4m3": lambda: silu_times_up(middle, layer.middle8),
-        "rotary": lambda: rotate_and_store(qkv, layer.heads, places, layer.queries, context.keys, context.values),
+        "norm": (lambda: rms_norm(layer.residual, hidden, weight, 1e-5, layer.normed), norm + 2 * rows * model.hidden),
+        "norm e4m3": (lambda: rms_norm(layer.residual, hidden, weight, 1e-5, layer.normed8),
+                      norm + rows * model.hidden),
+        "silu": (lambda: silu_times_up(middle, layer.middle), silu + 2 * rows * model.intermediate),
+        "silu e4m3": (lambda: silu_times_up(middle, layer.middle8), silu + rows * model.intermediate),
+        "rotary": (lambda: rotate_and_store(
+            qkv, layer.heads, places, layer.queries, context.keys, context.values), heads),
+        "embed": (lambda: embed(tokens, embedding, layer.residual), rows * model.hidden * 6),
     }
 
 
@@ -184,37 +208,42 @@ LAYERS = (("both", False, False), ("high", True, False), ("fp8", True, True))
 """Name, whether the high plane alone, whether e4m3 activations."""
 
 
-def layer(run: BenchRun) -> Any:
+def layer(section: Section, run: BenchRun) -> None:
     """Whole layers in one graph, beside a read of their weights: both planes, the high one, and fp8."""
-    figures: list[dict[str, Any]] = []
     table = run.table()
-    gpu = run.device.type == "cuda"
+    cases = [(1, 1), (1, 5), (8, 1), (8, 5), (32, 1), (32, 5)][: 5 if run.quick else 6] if run.on_gpu else [(2, 2)]
     for model in run.models:
-        stacks = {name: WeightCopies.random(*shape, run.device, 4 if gpu else 2)
+        names = {case: f"{model.name} layer, {case[0]} sequences, {case[1]} rows each" for case in cases}
+        if not section.wants(names.values()):
+            continue
+        stacks = {name: WeightCopies.random(*shape, run.device, 4 if run.on_gpu else 2)
                   for name, shape in model.linears.items()}
-        cases = [(1, 1), (1, 5), (8, 1), (8, 5), (32, 1), (32, 5)][: 5 if run.quick else 6] if gpu else [(2, 2)]
-        for sequences, queries in cases:
-            length, rows = 512 if gpu else 32, sequences * queries
-            batch = Batch.of(model, sequences, queries, length, 2, 256, run.device)
-            workspace = AttentionWorkspace.of(length, rows, model.heads, model.head_dim, run.device)
-            times = {}
-            for name, high, fp8 in LAYERS:
-                if run.time_is_up(f"{model.name} {sequences}x{queries} {name}"):
-                    return figures
-                if fp8 and not gpu:
-                    continue
-                buffers = Layer(model, rows, run, table)
-                calls = []
-                for copy in range(len(stacks["qkv"].planes)):
-                    weights = {part: (stack.high if high else stack.planes)[copy] for part, stack in stacks.items()}
-                    context = batch.contexts[copy % 2]
-                    calls.append(partial(buffers.run, weights, batch, context, workspace, fp8=fp8))
-                times[name] = microseconds(calls, run.device)
-            weight_bytes = sum(outputs * inputs for outputs, inputs in model.linears.values())
-            figures.append({"model": model.name, "sequences": sequences, "queries": queries, "length": length,
-                            "weights": weight_bytes, "us": times})
-            run.tell(f"{model.name} layer, {sequences} sequences, {queries} rows each: " + "  ".join(
-                f"{name} {time:.1f} µs ({weight_bytes * (2 if name.startswith('both') else 1) / time / 1e6:.2f} TB/s)"
-                for name, time in times.items()))
+        for (sequences, queries), name in names.items():
+            found = section.measure(name, partial(_layer, model, stacks, sequences, queries, table, run))
+            if found is not None:
+                weights = found["weights"]
+                section.tell(f"{name}: " + "  ".join(
+                    f"{kind} {time:.1f} µs ({weights * (2 if kind == 'both' else 1) / time / 1e6:.2f} TB/s)"
+                    for kind, time in found["us"].items()))
         del stacks
-    return figures
+
+
+def _layer(
+    model: ModelShape, stacks: dict[str, WeightCopies], sequences: int, queries: int, table: TunedTable, run: BenchRun
+) -> Figure:
+    length, rows = 512 if run.on_gpu else 32, sequences * queries
+    batch = Batch.of(model, sequences, queries, length, 2, 256, run.device)
+    workspace = AttentionWorkspace.of(length, rows, model.heads, model.head_dim, run.device)
+    times = {}
+    for name, high, fp8 in LAYERS:
+        if fp8 and not run.on_gpu:
+            continue
+        buffers = Layer(model, rows, run, table)
+        calls = []
+        for copy in range(len(stacks["qkv"].planes)):
+            weights = {part: (stack.high if high else stack.planes)[copy] for part, stack in stacks.items()}
+            calls.append(partial(buffers.run, weights, batch, batch.contexts[copy % 2], workspace, fp8=fp8))
+        times[name] = microseconds(calls, run.device)
+    weight_bytes = sum(outputs * inputs for outputs, inputs in model.linears.values())
+    return {"model": model.name, "sequences": sequences, "queries": queries, "length": length,
+            "weights": weight_bytes, "us": times}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn import functional
 from triton.runtime.errors import OutOfResources
 
 from benchmarks.gpu.bench_run import BenchRun, relative_error
+from benchmarks.gpu.results_file import Section, Tell
 from benchmarks.gpu.rows_first import CONFIGS, rows_first
 from benchmarks.gpu.shapes import SMOLLM2_12, linear_shapes
 from benchmarks.gpu.timing import microseconds, over
@@ -23,91 +25,105 @@ from qspec.kernels.triton.fp8_linear import fp8_product
 from qspec.kernels.triton.input_order import arrange
 from qspec.kernels.triton.plane_linear import PlaneWeight, Tile, Workspace, piece_length, product, product_pieces
 from qspec.kernels.triton.planes import merge_into
-from qspec.kernels.triton.tuned import TunedTable
+from qspec.kernels.triton.tuned import LinearTuning, TunedTable
+
+Figure = dict[str, Any]
 
 
-def floor(run: BenchRun) -> Any:
+def floor(section: Section, run: BenchRun) -> None:
     """What reading and copying bytes takes."""
-    figures = []
-    sizes = (16, 32, 64, 117, 235, 525) if run.device.type == "cuda" else (1,)
-    for mebibytes in sizes:
-        copies = [torch.randint(0, 255, (mebibytes << 20,), dtype=torch.uint8, device=run.device)
-                  for _ in range(max(2, -(-512 // mebibytes)))]
-        out = torch.empty((mebibytes << 20) // 16384, dtype=torch.int32, device=run.device)
-        read = microseconds([partial(read_all, copy, out) for copy in copies], run.device)
-        target = torch.empty_like(copies[0])
-        copied = microseconds(over(copies, target.copy_), run.device)
-        bytes_ = mebibytes << 20
-        figures.append({"bytes": bytes_, "read_us": read, "read_tb_s": bytes_ / read / 1e6,
-                        "copy_tb_s": 2 * bytes_ / copied / 1e6})
-        run.tell(f"{mebibytes} MiB: read {read:.1f} µs = {bytes_ / read / 1e6:.2f} TB/s, "
-                 f"copy {2 * bytes_ / copied / 1e6:.2f} TB/s (both ways)")
-    return figures
+    for mebibytes in (1, 4, 16, 32, 64, 117, 235, 525) if run.on_gpu else (1,):
+        found = section.measure(f"{mebibytes} MiB", partial(_floor, mebibytes, run))
+        if found is not None:
+            section.tell(f"{mebibytes} MiB: read {found['read_us']:.1f} µs = {found['read_tb_s']:.2f} TB/s, "
+                         f"copy {found['copy_tb_s']:.2f} TB/s (both ways)")
 
 
-def tune(run: BenchRun) -> Any:
+def _floor(mebibytes: int, run: BenchRun) -> Figure:
+    size = mebibytes << 20
+    copies = [torch.randint(0, 255, (size,), dtype=torch.uint8, device=run.device)
+              for _ in range(max(2, -(-512 // mebibytes)))] if run.on_gpu else [
+                  torch.zeros(size, dtype=torch.uint8)] * 2
+    out = torch.empty(size // 16384, dtype=torch.int32, device=run.device)
+    read = microseconds([partial(read_all, copy, out) for copy in copies], run.device)
+    target = torch.empty_like(copies[0])
+    copied = microseconds(over(copies, target.copy_), run.device)
+    return {"bytes": size, "read_us": read, "read_tb_s": size / read / 1e6, "copy_tb_s": 2 * size / copied / 1e6}
+
+
+def tune(section: Section, run: BenchRun) -> None:
     """Split and tiles of every shape; writes ``hopper.json``."""
-    entries, figures = [], []
-    candidates = CANDIDATES if run.device.type == "cuda" else {16: CANDIDATES[16][:1]}
+    candidates = CANDIDATES if run.on_gpu else {16: CANDIDATES[16][:1]}
+    entries: list[LinearTuning] = []
     for outputs, inputs in linear_shapes(run.models):
-        if run.time_is_up(f"{outputs}x{inputs}"):
-            break
-        entry, measured = tune_shape(outputs, inputs, run.device, run.tell, candidates)
-        entries.append(entry)
-        figures += measured
-        name = torch.cuda.get_device_name() if run.device.type == "cuda" else "trial"
-        run.write("hopper", TunedTable("hopper", name, tuple(entries)).to_json())
-    return figures
+        def measured(outputs: int = outputs, inputs: int = inputs) -> Figure:
+            entry, figures = tune_shape(outputs, inputs, run.device, section.tell, candidates)
+            return {"entry": TunedTable("", None, (entry,)).to_json(), "figures": figures}
+
+        if (found := section.measure(f"{outputs}x{inputs}", measured)) is not None:
+            entries += TunedTable.parse(found["entry"]).linears
+            run.write_table(TunedTable("hopper", _gpu_name(run), tuple(entries)))
 
 
-def tune_many(run: BenchRun) -> Any:
+def tune_many(section: Section, run: BenchRun) -> None:
     """Tiles of both planes for 64, 128 and 256 rows alone, at the table's split, so that no bit changes; writes
     ``hopper.json``.
     """
-    entries, figures = list(run.table().linears), []
-    for outputs, inputs in linear_shapes((*run.models, SMOLLM2_12) if run.device.type == "cuda" else run.models):
-        if run.time_is_up(f"{outputs}x{inputs}"):
-            break
+    for outputs, inputs in linear_shapes((*run.models, SMOLLM2_12) if run.on_gpu and not run.quick else run.models):
         before = run.table().linear(outputs, inputs)
-        entry, measured = tune_tiles(before, run.device, run.tell)
-        entries = [each for each in entries if (each.outputs, each.inputs) != (outputs, inputs)] + [entry]
-        figures += measured
+
+        def measured(before: LinearTuning = before) -> Figure:
+            entry, figures = tune_tiles(before, run.device, section.tell)
+            return {"entry": TunedTable("", None, (entry,)).to_json(), "figures": figures}
+
+        if (found := section.measure(f"{outputs}x{inputs}", measured)) is None:
+            continue
+        (entry,) = TunedTable.parse(found["entry"]).linears
+        others = [each for each in run.table().linears if (each.outputs, each.inputs) != (outputs, inputs)]
+        run.write_table(TunedTable("hopper", _gpu_name(run), (*others, entry)))
         for rows in (64, 128, 256):
-            of_rows = sorted((each for each in measured if each["rows"] == rows), key=lambda each: float(each["us"]))
-            run.tell(f"{outputs}x{inputs} split {entry.both.split} M={rows}: " + "  ".join(
+            of_rows = sorted((each for each in found["figures"] if each["rows"] == rows), key=lambda each: each["us"])
+            section.tell(f"{outputs}x{inputs} split {entry.both.split} M={rows}: " + "  ".join(
                 f"{each['us']:.1f} {each['tile']}" for each in of_rows[:3]))
-        name = torch.cuda.get_device_name() if run.device.type == "cuda" else "trial"
-        run.write("hopper", TunedTable("hopper", name, tuple(entries)).to_json())
-    return figures
 
 
-def linear(run: BenchRun) -> Any:
+def _gpu_name(run: BenchRun) -> str:
+    return torch.cuda.get_device_name() if run.on_gpu else "trial"
+
+
+def linear(section: Section, run: BenchRun) -> None:
     """Every kernel, shape and number of rows."""
-    figures: list[dict[str, Any]] = []
     table = run.table()
     for outputs, inputs in linear_shapes(run.models):
+        names = {rows: f"{outputs}x{inputs} M={rows}" for rows in run.rows}
+        if not section.wants(names.values()):
+            continue
         copies = WeightCopies.random(outputs, inputs, run.device)
         floors = _floors(copies, run)
-        for rows in run.rows:
-            if run.time_is_up(f"{outputs}x{inputs}, {rows} rows"):
-                return figures
-            times: dict[str, float | None] = {}
-            for name, calls in _products(copies, rows, table, run).items():
-                try:
-                    times[name] = microseconds(calls, run.device)
-                except (OutOfResources, RuntimeError) as refused:
-                    times[name] = None
-                    run.tell(f"{name}: {type(refused).__name__}: {str(refused)[:300]}")
-            error = _error(copies, rows, table, run)
-            figures.append({"outputs": outputs, "inputs": inputs, "rows": rows, **floors, "us": times, "error": error})
-            base = times["cuBLAS fp16"] or math.nan
-            shown = "  ".join(f"{name} {'-' if time is None else f'{time:.1f} ({time / base:.2f})'}"
-                              for name, time in times.items())
-            run.tell(f"{outputs}x{inputs} M={rows}: floor {floors['both_floor_us']:.1f}/{floors['high_floor_us']:.1f} "
-                     f"µs, error {error:.1e}: {shown}")
-        run.write("linear", figures)
+        for rows, name in names.items():
+            found = section.measure(name, partial(_linear_figure, copies, floors, rows, table, run, section.tell))
+            if found is not None:
+                base = found["us"]["cuBLAS fp16"] or math.nan
+                shown = "  ".join(f"{kernel} {'-' if time is None else f'{time:.1f} ({time / base:.2f})'}"
+                                  for kernel, time in found["us"].items())
+                section.tell(f"{name}: floor {found['both_floor_us']:.1f}/{found['high_floor_us']:.1f} µs, "
+                             f"error {found['error']:.1e}: {shown}")
         del copies
-    return figures
+
+
+def _linear_figure(
+    copies: WeightCopies, floors: dict[str, float], rows: int, table: TunedTable, run: BenchRun, tell: Tell
+) -> Figure:
+    outputs, inputs = copies.planes[0].high.shape
+    times: dict[str, float | None] = {}
+    for name, calls in _products(copies, rows, table, run).items():
+        try:
+            times[name] = microseconds(calls, run.device)
+        except OutOfResources as refused:
+            times[name] = None
+            tell(f"{name}: {type(refused).__name__}: {str(refused)[:300]}")
+    return {"outputs": outputs, "inputs": inputs, "rows": rows, **floors, "us": times,
+            "error": _error(copies, rows, table, run)}
 
 
 def _floors(copies: WeightCopies, run: BenchRun) -> dict[str, float]:
@@ -180,46 +196,68 @@ def _error(copies: WeightCopies, rows: int, table: TunedTable, run: BenchRun) ->
     return relative_error(out, x.double() @ copies.exact(1).t())
 
 
-def invariance(run: BenchRun) -> Any:
+def invariance(section: Section, run: BenchRun) -> None:
     """Rows computed in batches of many sizes, at many places, by every tile, against one row alone."""
-    results: list[dict[str, Any]] = []
-    shapes = [(4096, 4096), (28672, 4096), (4032, 10752)] if run.device.type == "cuda" else [(128, 192)]
-    numbers = (1, 2, 3, 4, 5, 8, 16, 17, 32, 64, 128, 256) if run.device.type == "cuda" else (1, 2, 5)
-    tiles = [tile for tiles in CANDIDATES.values() for tile in tiles] if run.device.type == "cuda" else [Tile(rows=16)]
-    for outputs, inputs in shapes:
+    tiles = [tile for tiles in CANDIDATES.values() for tile in tiles] if run.on_gpu else [Tile(rows=16)]
+    for outputs, inputs in [(4096, 4096), (28672, 4096), (4032, 10752)] if run.on_gpu else [(128, 192)]:
         split = run.table().linear(outputs, inputs).both.split
+        of_shape = f"{outputs}x{inputs} split {split}"
+        names = [f"{of_shape} both {tile}" for tile in tiles] + [f"{of_shape} merged {tile}" for tile in tiles[-3:]]
+        library = f"{of_shape} cuBLAS fp16"
+        if not section.wants([*names, f"{of_shape} mma.sync", library]):
+            continue
+        rows = _InvariantRows.of(outputs, inputs, split, run)
+        variants = [(rows.weight, tile) for tile in tiles] + [(rows.merged, tile) for tile in tiles[-3:]]
+        names.append(f"{of_shape} mma.sync")  # another instruction: are its bits others?
+        variants.append((rows.weight, Tile(rows=8)))
+        for name, (read, tile) in zip(names, variants, strict=True):
+            found = section.measure(name, partial(rows.differing, read, tile))
+            if found is not None:
+                section.tell(f"{name}: {f'{found} DIFFER' if found else 'SAME BITS'}")
+        section.tell(f"{library}: {section.measure(library, rows.differing_by_library)} differ")
+
+
+@dataclass(frozen=True)
+class _InvariantRows:
+    """Rows, a weight in planes and merged, and each row's product alone."""
+
+    weight: PlaneWeight
+    merged: PlaneWeight
+    split: int
+    numbers: tuple[int, ...]
+    x: Tensor
+    alone: Tensor
+
+    @classmethod
+    def of(cls, outputs: int, inputs: int, split: int, run: BenchRun) -> _InvariantRows:
+        numbers = (1, 2, 3, 4, 5, 8, 16, 17, 32, 64, 128, 256) if run.on_gpu else (1, 2, 5)
         weight = WeightCopies.random(outputs, inputs, run.device, 2).planes[0]
         assert weight.low is not None
         scratch = torch.empty(outputs, inputs, dtype=torch.float16, device=run.device)
         merge_into(weight.high, weight.low, scratch, rearrange=True)
         x = arrange(torch.randn(max(numbers), inputs, device=run.device).half())
         alone = torch.cat([_product(x[i : i + 1], weight, split, Tile(rows=16)) for i in range(min(16, max(numbers)))])
-        variants = [(f"both {tile}", weight, tile) for tile in tiles]
-        variants += [(f"merged {tile}", PlaneWeight(scratch, None, weight.scales), tile) for tile in tiles[-3:]]
-        variants.append(("mma.sync", weight, Tile(rows=8)))  # another instruction: are its bits others?
-        for name, read, tile in variants:
-            if run.time_is_up(name):
-                return results
-            differing = 0
-            for rows in numbers:
-                if tile.rows == 8 and rows > 16:
-                    continue
-                for shift in {0, 1, rows - 1}:  # the first rows at other places, and others beside them
-                    placed = x[:rows].roll(shift, 0)
-                    out = _product(placed, read, split, tile).roll(-shift, 0)
-                    same = min(rows, len(alone))
-                    differing += int((out[:same] != alone[:same]).sum())
-            results.append({"outputs": outputs, "inputs": inputs, "split": split, "variant": name,
-                            "differing": differing})
-            verdict = f"{differing} DIFFER" if differing else "SAME BITS"
-            run.tell(f"{outputs}x{inputs} split {split} {name}: {verdict}")
-        x16 = torch.randn(32, inputs, device=run.device).half()
-        library = functional.linear(x16, scratch)
-        differing = sum(
-            int((functional.linear(x16[:rows], scratch) != library[:rows]).sum()) for rows in (1, 2, 4, 8, 16, 32))
-        results.append({"outputs": outputs, "inputs": inputs, "variant": "cuBLAS fp16", "differing": differing})
-        run.tell(f"{outputs}x{inputs} cuBLAS fp16 over row counts: {differing} differ")
-    return results
+        return cls(weight, PlaneWeight(scratch, None, weight.scales), split, numbers, x, alone)
+
+    def differing(self, read: PlaneWeight, tile: Tile) -> int:
+        """Numbers that are not those of a row alone."""
+        differing = 0
+        for rows in self.numbers:
+            if tile.rows == 8 and rows > 16:
+                continue
+            for shift in {0, 1, rows - 1}:  # the first rows at other places, and others beside them
+                placed = self.x[:rows].roll(shift, 0)
+                out = _product(placed, read, self.split, tile).roll(-shift, 0)
+                same = min(rows, len(self.alone))
+                differing += int((out[:same] != self.alone[:same]).sum())
+        return differing
+
+    def differing_by_library(self) -> int:
+        """The same of the library, over some numbers of rows."""
+        x = self.x[:32]
+        whole = functional.linear(x, self.merged.high)
+        return sum(int((functional.linear(x[:rows], self.merged.high) != whole[:rows]).sum())
+                   for rows in (1, 2, 4, 8, 16, 32) if rows <= len(x))
 
 
 def _product(x: Tensor, weight: PlaneWeight, split: int, tile: Tile) -> Tensor:

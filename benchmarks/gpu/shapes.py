@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 ROWS = (1, 4, 8, 16, 32, 64, 128, 256, 1024)
 """Numbers of rows; the last is a chunk of a prompt."""
-QUICK_ROWS = (1, 8, 32, 64, 128, 256)
+SWEEP = (1, 4, 8, 16, 32, 64, 128, 256)
+"""Numbers of rows at which every kernel is held against its floor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,6 @@
 """What two processes pay for sharing a GPU: memory, turns, and the order of their kernels.
 
-``python -m benchmarks.gpu.sharing [--sections NAME …] [--output FILE]``: a table a section, then one line of JSON. A
-section that fails says why and leaves the others alone; the exit code is then 1. A minute and a half in all on an H200.
+``python -m benchmarks.gpu --section sharing``: a cell for each of these, a minute and a half in all on an H200.
 
 handle     allocating an arena of 8 GB and opening its handle; both processes write, both read
 budget     the table that a start prints, against the change of the whole device as NVML reports it
@@ -13,12 +12,8 @@ streaming  encoding weights into the arena on the way: GB/s of fp32, and whether
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,9 +22,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.environment import describe_environment
+from benchmarks.gpu.bench_run import BenchRun
 from benchmarks.gpu.descriptor_json import specs_to_json
 from benchmarks.gpu.peer import Peer, PeerRefused, peers, take_turns
+from benchmarks.gpu.results_file import Section
 from benchmarks.statistics import spread
 from coordinator.mps import BINARY, TURN_TAKING, MpsDaemon
 from qspec.engine.device_weights import stream_weights
@@ -248,34 +244,13 @@ SECTIONS: dict[str, Callable[[], Figures]] = {
 }
 
 
-def main() -> int:
-    """Run the sections that were asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="NAME")
-    parser.add_argument("--output", type=Path, help="file for the JSON, too")
-    options = parser.parse_args()
-    result: Figures = {"environment": describe_environment()}
-    for name in options.sections:
-        print(f"{name}: {SECTIONS[name].__doc__}", flush=True)
-        started = time.perf_counter()
-        try:
-            result[name] = SECTIONS[name]()
-        except Exception as error:  # noqa: BLE001  (one section's failure must not cost the others)
-            traceback.print_exc()
-            result[name] = {"failed": f"{type(error).__name__}: {error}"}
-        print(f"  ({time.perf_counter() - started:.1f} s)", flush=True)
-    result["environment"]["gpu"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-    line = json.dumps(result)
-    if options.output is not None:
-        options.output.write_text(line + "\n", "utf-8")
-    print(line)
-    return int(any("failed" in result[name] for name in options.sections))
+def sharing(section: Section, _run: BenchRun) -> None:
+    """Measure what ``section`` lacks: a cell for each of ``SECTIONS``."""
+    for name, measure in SECTIONS.items():
+        section.tell(f"{name}: {measure.__doc__}")
+        section.measure(name, measure)
 
 
 def _spread(times: list[float]) -> str:
     figures = spread(times)
     return f"{figures.median:8.1f} [{figures.lower_quartile:.1f}, {figures.upper_quartile:.1f}]"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -31,6 +31,18 @@ def _time(figure: Mapping[str, Any], name: str) -> float:
     return math.nan if time is None else float(time)
 
 
+def floors_table(figures: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
+    """Every other kernel's µs and, in parentheses, what a read of its bytes takes."""
+    for section in ("integers", "attention", "elementwise", "drawing"):
+        for each in figures.get(section, []):
+            floors = each["floor_us"]
+            parts = [
+                f"{name} {'-' if time is None else f'{time:.1f}'} "
+                f"({floors[name] if isinstance(floors, Mapping) else floors:.1f})" for name, time in each["us"].items()]
+            library = f"  cuBLAS fp16 {each['cublas_us']:.1f}" if "cublas_us" in each else ""
+            yield f"{section}, {_case(each)}: " + "  ".join(parts) + library
+
+
 _COMPARED = ("both", "high, 16-bit")
 
 
@@ -60,5 +72,5 @@ def comparison(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[
 
 def _case(figure: Mapping[str, Any]) -> str:
     """Everything that tells a measured case from the others."""
-    return " ".join(f"{name} {figure[name]}" for name in ("model", "rows", "pieces", "sequences", "queries", "length")
-                    if name in figure)
+    names = ("model", "outputs", "inputs", "kind", "rows", "pieces", "sequences", "queries", "length")
+    return " ".join(f"{name} {figure[name]}" for name in names if name in figure)

@@ -6,62 +6,61 @@ with few bytes to read. Nothing that QSPEC ships could do better as an assistant
 
 from __future__ import annotations
 
-import json
+import statistics
 import time
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks.gpu.section_file import SectionFile
+from benchmarks.gpu.bench_run import BenchRun
+from benchmarks.gpu.decode_cells import progress_of
+from benchmarks.gpu.in_process import benchmark_prompts
+from benchmarks.gpu.results_file import Section
 from benchmarks.widened_model import WidenedWeights
 from benchmarks.widened_transformers import transformers_model
-from qspec.interfaces import Progress
 from qspec.models.converted import prepare
 from qspec.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_PROMPTS = Path(__file__).parent.parent / "prompts.jsonl"
-_TOKENS = 96
+FACTORS = (7, 12)
 BATCHES = (1, 8)
+_TOKENS = 64
 
 
 def measure_transformers(
-    file: SectionFile, *, model: str, factor: int, tell: Progress, tokens: int = _TOKENS, repeats: int = 2
+    section: Section, run: BenchRun, factor: int, *, tokens: int = _TOKENS, repeats: int = 2
 ) -> None:
-    """Measure what ``file`` lacks."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    original = prepare(model, progress=tell)
+    """Measure what ``section`` lacks."""
+    plain = {f"batch {batch}": batch for batch in BATCHES}
+    assisted = "assisted, batch 1"
+    if not section.wants([*plain, assisted]):
+        return
+    original = prepare(run.model, progress=progress_of(section))
 
     def loaded(times: int) -> PreTrainedModel:
-        with WidenedWeights(original, times, device=device) as widened:
-            made = transformers_model(widened.config, widened.tensors, dtype=torch.float16, device=device)
+        with WidenedWeights(original, times, device=run.device) as widened:
+            made = transformers_model(widened.config, widened.tensors, dtype=torch.float16, device=run.device)
         assert made.generation_config is not None
         made.generation_config.eos_token_id = None  # texts end by their length: assistants take no least length
         return made
 
+    started = time.perf_counter()
     target = loaded(factor)
+    section.note("load_s", time.perf_counter() - started)
     tokenizer = Tokenizer.load(original.tokenizer_directory)
-    lines = _PROMPTS.read_text("utf-8").splitlines()
-    prompts = [tokenizer.encode_chat([{"role": "user", "content": json.loads(line)["turns"][0]}])
-               for line in lines[: max(BATCHES)]]
+    prompts = [tokenizer.encode_chat([{"role": "user", "content": prompt}])
+               for prompt in benchmark_prompts()[: max(BATCHES)]]
 
-    def say(text: str) -> None:
-        tell(text, None)
+    def measure(name: str, batch: int, changes: Callable[[], dict[str, Any]] = dict) -> None:
+        found = section.measure(name, lambda: _rate(target, prompts[:batch], tokens, repeats, changes()))
+        section.tell(f"transformers, {name}: {found}")
 
-    for batch in BATCHES:
-        found = file.measure(f"batch {batch}", partial(_rate, target, prompts[:batch], tokens, repeats, {}), say)
-        tell(f"transformers, batch {batch}: {found}", None)
-    if factor > 1:
-        assistant = loaded(1)
-        found = file.measure(
-            "assisted, batch 1", partial(_rate, target, prompts[:1], tokens, repeats, {"assistant_model": assistant}),
-            say)
-        tell(f"transformers with an assistant: {found}", None)
+    for name, batch in plain.items():
+        measure(name, batch)
+    measure(assisted, 1, lambda: {"assistant_model": loaded(1)})
 
 
 def _rate(
@@ -88,7 +87,7 @@ def _rate(
     few = max(tokens // 8, 2)
     seconds(few)
     rates = [len(prompts) * (tokens - few) / (seconds(tokens) - seconds(few)) for _ in range(repeats)]
-    return {"tokens_per_s": max(rates), "all": rates, "tokens": tokens}
+    return {"tokens_per_s": statistics.median(rates), "all": rates, "tokens": tokens}
 
 
 def _synchronise() -> None:
