@@ -1,0 +1,111 @@
+"""What a round asks of the verifier: who is decided on, who is admitted, how much of which prompt is entered.
+
+A round is planned before its drafts are chosen, because how long they may be depends on what else is in it, and becomes
+a batch once they are there. Everything here is arithmetic over the sequences in slots; nothing is called or changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from qspec.interfaces import Admission, PrefillChunk, Release, Verification, VerifierDescription, VerifyBatch
+from qspec.prefix_sharing import PrefixSharing
+from qspec.sequence import Sequence as Text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundPlan:
+    """Who takes part in a round, oldest first."""
+
+    about: VerifierDescription
+    texts: tuple[Text, ...]
+    """All sequences in slots but those that wait for others to enter what they begin with."""
+    running: int
+    """Sequences in slots."""
+
+    @classmethod
+    def of(cls, running: Sequence[Text], sharing: PrefixSharing, about: VerifierDescription) -> RoundPlan:
+        """The plan for sequences in slots, oldest first."""
+        held_back = sharing.held_back(running)
+        return cls(
+            about=about, texts=tuple(text for text in running if text.slot not in held_back), running=len(running))
+
+    @property
+    def drafting(self) -> list[Text]:
+        """Those that can be drafted for."""
+        return [text for text in self.texts if text.admitted and text.ready]
+
+    @property
+    def prefill_rows(self) -> int:
+        """Rows of prompts to enter, beside one for each text that is drafted for."""
+        missing = sum(len(text.tokens) - 1 - text.cached_len for text in self.texts)
+        return min(missing, max(self.about.max_batch_rows - len(self.drafting), 0))
+
+    def draft_cap(self, text: Text) -> int:
+        """Most tokens that are worth drafting: a round makes one token anyway; rows and positions are limited.
+
+        Every sequence has its share of the rows, so that drafts never keep a prompt from being entered.
+        """
+        room = self.about.max_model_len - len(text.tokens)
+        rows = self.about.max_batch_rows // self.running - 1
+        return max(min(text.remaining - 1, self.about.max_draft_length, room, rows), 0)
+
+    def batch(
+        self, drafts: Mapping[int, tuple[int, ...]], *, number: int, releases: Sequence[Release]
+    ) -> VerifyBatch:
+        """Round ``number``, within the verifier's limit of rows; ``drafts`` by slot."""
+        admissions, chunks, verifications = [], [], []
+        rows = self.about.max_batch_rows
+        rows -= sum(1 + len(drafts.get(text.slot, ())) for text in self.texts if text.ready)
+        for text in self.texts:
+            if not text.admitted:
+                admissions.append(self._admission(text))
+            if not text.ready:
+                chunk = self._chunk(text, max(rows, 0))
+                if chunk.token_ids:
+                    chunks.append(chunk)
+                rows -= len(chunk.token_ids)
+                if chunk.start + len(chunk.token_ids) < len(text.tokens) - 1 or rows < 1:
+                    continue
+                rows -= 1
+            verifications.append(Verification(
+                slot=text.slot, lease=text.lease, committed_len=len(text.tokens), pending_token=text.tokens[-1],
+                draft_tokens=drafts.get(text.slot, ())))
+        return VerifyBatch(
+            epoch=self.about.epoch, round=number, releases=tuple(releases), admissions=tuple(admissions),
+            prefill_chunks=tuple(chunks), verifications=tuple(verifications))
+
+    def _admission(self, text: Text) -> Admission:
+        return Admission(
+            slot=text.slot, lease=text.lease, sampling=text.tenancy_sampling, prompt_len=text.prompt_len,
+            constraint=text.constraint, token_ids=text.reusable_tokens if self.about.prefix_cache else (),
+            cache_salt=text.cache_salt)
+
+    def _chunk(self, text: Text, most: int) -> PrefillChunk:
+        """The next tokens to enter, at most so many; perhaps none."""
+        start = text.cached_len
+        end = min(len(text.tokens) - 1, start + most)
+        return PrefillChunk(
+            slot=text.slot, lease=text.lease, start=start, token_ids=tuple(text.tokens[start:end]),
+            next_token=text.token_behind(end))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchRows:
+    """What a verify pass computes, as its batch asks for it."""
+
+    decided: int
+    """Rows that are decided on."""
+    context: int
+    """Cached positions of the sequences that they are of, together."""
+    entered: int
+    """Rows that enter prompts."""
+
+    @classmethod
+    def of(cls, batch: VerifyBatch) -> BatchRows:
+        """The rows of a batch."""
+        return cls(
+            decided=sum(1 + len(verification.draft_tokens) for verification in batch.verifications),
+            context=sum(verification.committed_len - 1 for verification in batch.verifications),
+            entered=sum(len(chunk.token_ids) for chunk in batch.prefill_chunks))
