@@ -255,7 +255,8 @@ class SimulatedVerifier:
         stands = tenancy.stands[: len(item.draft_tokens)]
         accepted = next((index for index, stood in enumerate(stands) if not stood), len(stands))
         tenancy.cached = item.committed_len + accepted
-        return self._result(item.slot, SlotOutcome.OK, accepted, (self._pair.token,) * (accepted + 1))
+        return self._result(item.slot, SlotOutcome.OK, accepted, (self._pair.token,) * (accepted + 1),
+                            len(item.draft_tokens))
 
     def _reserve(self, slot: int, positions: int) -> bool:
         tenancy = self._pair.tenancy(slot)
@@ -267,9 +268,10 @@ class SimulatedVerifier:
         return True
 
     def _result(
-        self, slot: int, outcome: SlotOutcome, accepted: int = 0, token_ids: tuple[int, ...] = ()
+        self, slot: int, outcome: SlotOutcome, accepted: int = 0, token_ids: tuple[int, ...] = (), drafted: int = 0
     ) -> VerifyResult:
         tenancy = self._pair.tenancy(slot)
         return VerifyResult(
             slot=slot, lease=tenancy.lease, outcome=outcome, accepted=accepted, token_ids=token_ids,
-            cached_len=tenancy.cached, reserved_len=tenancy.blocks * self._pair.description.block_size)
+            cached_len=tenancy.cached, reserved_len=tenancy.blocks * self._pair.description.block_size,
+            drafted=drafted)

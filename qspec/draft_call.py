@@ -1,4 +1,4 @@
-"""A draft call as the loop makes it: the question, and whether what comes is an answer to it.
+"""A draft call as the loop sees it: whether what comes is an answer, and what it tells of the work.
 
 A drafter may die at any moment and is believed nothing: drafts that were not asked for, or that are no tokens, would
 end the verifier's stream instead of its own.
@@ -7,15 +7,11 @@ end the verifier's stream instead of its own.
 from __future__ import annotations
 
 from qspec.errors import ContractViolation
-from qspec.interfaces import DraftAnswer, DraftBatch, Drafter
+from qspec.interfaces import DraftAnswer, DraftBatch
 
 
-def ask_drafter(drafter: Drafter, batch: DraftBatch, vocab_size: int) -> DraftAnswer:
-    """The answer to ``batch``, one result for each of its items.
-
-    Raises what ``draft`` raises, and ``ContractViolation`` for an answer that cannot be used.
-    """
-    answer = drafter.draft(batch)
+def check_drafts(answer: DraftAnswer, batch: DraftBatch, vocab_size: int) -> None:
+    """Raise ``ContractViolation`` unless ``answer`` can be used: one result for each of the items of ``batch``."""
     if answer.round != batch.round or len(answer.results) != len(batch.items):
         raise ContractViolation("the drafter answered another question")
     for item, result in zip(batch.items, answer.results, strict=True):
@@ -24,7 +20,6 @@ def ask_drafter(drafter: Drafter, batch: DraftBatch, vocab_size: int) -> DraftAn
         usable = all(0 <= token < vocab_size for token in result.draft_tokens)
         if len(result.draft_tokens) > item.draft_length or not usable:
             raise ContractViolation("the drafter drafted too many tokens or such as do not exist")
-    return answer
 
 
 def sequences_fed(answer: DraftAnswer) -> list[int]:

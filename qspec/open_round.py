@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from qspec.draft_call import sequences_fed
 from qspec.interfaces import DraftAnswer, StageTimings, VerifyAnswer
 from qspec.round_batch import BatchRows
 from qspec.round_report import RoundReport
@@ -19,6 +20,8 @@ class OpenRound:
     """Drafted tokens by slot."""
     confidences: dict[int, tuple[float, ...]] = field(default_factory=dict)
     """Confidences of their distributions by slot, where they may end early."""
+    fed: list[int] = field(default_factory=list)
+    """How many sequences each step of the draft call fed; empty without an answer."""
     draft_s: float = 0.0
     draft_timings: StageTimings | None = None
     verify_s: float = 0.0
@@ -32,6 +35,7 @@ class OpenRound:
         """The drafter has answered."""
         self.drafts = {result.slot: result.draft_tokens for result in answer.results}
         self.confidences = {result.slot: result.confidences for result in answer.results}
+        self.fed = sequences_fed(answer)
         self.draft_s, self.draft_timings = seconds, answer.timings
         self.rpc_s += seconds - answer.timings.total_ns * 1e-9
 
@@ -39,6 +43,16 @@ class OpenRound:
         """The verifier has answered."""
         self.verify_s, self.verify_timings = seconds, answer.timings
         self.rpc_s += seconds - answer.timings.total_ns * 1e-9
+
+    def verified_meanwhile(self, answer: VerifyAnswer, seconds: float) -> None:
+        """The verifier has answered, ``seconds`` after both workers were asked.
+
+        What it waited for drafts in between is what they cost the round, messages to the drafter included.
+        """
+        self.draft_s = answer.waited_ns * 1e-9
+        drafting_s = self.draft_timings.total_ns * 1e-9 if self.draft_timings is not None else 0.0
+        self.rpc_s = max(self.draft_s - drafting_s, 0.0)
+        self.verified(answer, max(seconds - self.draft_s, 0.0))
 
     def report(self, rows: BatchRows, now: float) -> RoundReport:
         """For whoever counts."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from qspec.interfaces import Admission, PrefillChunk, Release, Verification, VerifierDescription, VerifyBatch
 from qspec.prefix_sharing import PrefixSharing
@@ -52,12 +53,14 @@ class RoundPlan:
         return max(min(text.remaining - 1, self.about.max_draft_length, room, rows), 0)
 
     def batch(
-        self, drafts: Mapping[int, tuple[int, ...]], *, number: int, releases: Sequence[Release]
+        self, drafts: Mapping[int, tuple[int, ...]], *, number: int, releases: Sequence[Release],
+        awaited: Mapping[int, int] = MappingProxyType({}),
     ) -> VerifyBatch:
-        """Round ``number``, within the verifier's limit of rows; ``drafts`` by slot."""
+        """Round ``number``, within the verifier's limit of rows; ``drafts`` by slot, or how many are ``awaited``."""
         admissions, chunks, verifications = [], [], []
         rows = self.about.max_batch_rows
-        rows -= sum(1 + len(drafts.get(text.slot, ())) for text in self.texts if text.ready)
+        rows -= sum(
+            1 + len(drafts.get(text.slot, ())) + awaited.get(text.slot, 0) for text in self.texts if text.ready)
         for text in self.texts:
             if not text.admitted:
                 admissions.append(self._admission(text))
@@ -71,7 +74,7 @@ class RoundPlan:
                 rows -= 1
             verifications.append(Verification(
                 slot=text.slot, lease=text.lease, committed_len=len(text.tokens), pending_token=text.tokens[-1],
-                draft_tokens=drafts.get(text.slot, ())))
+                draft_tokens=drafts.get(text.slot, ()), awaited_drafts=awaited.get(text.slot, 0)))
         return VerifyBatch(
             epoch=self.about.epoch, round=number, releases=tuple(releases), admissions=tuple(admissions),
             prefill_chunks=tuple(chunks), verifications=tuple(verifications))

@@ -9,16 +9,17 @@ blocks run out, and what happens when a worker is lost. The text does not depend
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from qspec.cost_table import CostObserver
-from qspec.draft_call import ask_drafter, sequences_fed
+from qspec.draft_call import check_drafts
 from qspec.draft_length import Load
 from qspec.draft_policy import Candidate, DraftLengthPolicy
 from qspec.errors import ContractViolation, QspecError, WorkerLost
 from qspec.interfaces import (
     Admission,
+    DraftAnswer,
     DraftBatch,
     Drafter,
     DrafterDescription,
@@ -35,6 +36,7 @@ from qspec.interfaces import (
     VerifyResult,
 )
 from qspec.open_round import OpenRound
+from qspec.overlap import AwaitingVerifier, HandingDrafter, Pending, ask_both
 from qspec.prefix_sharing import PrefixSharing
 from qspec.round_batch import BatchRows, RoundPlan
 from qspec.round_report import RoundReport
@@ -187,11 +189,7 @@ class SpeculationLoop:
         this = OpenRound(self._next_round(), self.clock())
         self._ledger.admit()
         plan = RoundPlan.of(self._ledger.running, self._ledger.sharing, self.description)
-        self._draft(this, self._draft_items(plan))
-        batch = plan.batch(this.drafts, number=this.number, releases=self._ledger.releases)
-        called = self.clock()
-        answer = self._call_verifier(batch)
-        this.verified(answer, self.clock() - called)
+        batch, answer = self._ask(this, plan, self._draft_items(plan))
         rows = BatchRows.of(batch)
         if rows.decided and not rows.entered:
             self._costs.observe_verify(rows.decided, rows.context, this.verify_s)
@@ -224,27 +222,51 @@ class SpeculationLoop:
             return None
         return self.policy.early_stop(sequence.acceptance, greedy=sequence.sampling.greedy)
 
-    def _draft(self, this: OpenRound, items: tuple[DraftItem, ...]) -> None:
-        """Ask the drafter; without an answer the round has no drafts."""
-        if self._drafter is None or not items:
-            return
-        batch = DraftBatch(epoch=self.description.epoch, round=this.number, items=items)
-        called = self.clock()
-        try:
-            answer = ask_drafter(self._drafter, batch, self.description.vocab_size)
-        except QspecError as error:
-            self._forget_drafter(error)
-            return
-        this.drafted(answer, self.clock() - called)
-        context = sum(item.committed_len - 1 for item in items)
-        self._costs.observe_draft(sequences_fed(answer), context, this.draft_s)
+    def _ask(
+        self, this: OpenRound, plan: RoundPlan, items: tuple[DraftItem, ...]
+    ) -> tuple[VerifyBatch, VerifyAnswer]:
+        """Draft and verify, at once where the workers can; what was decided on, and the answer.
 
-    def _call_verifier(self, batch: VerifyBatch) -> VerifyAnswer:
-        """Ask the verifier, once more on a lost stream: a repeated verification gets the stored answer."""
+        Without an answer of the drafter the round has no drafts.
+        """
+        drafter, verifier, called = self._drafter, self._verifier, self.clock()
+        drafts = DraftBatch(epoch=self.description.epoch, round=this.number, items=items)
+
+        def batch(awaited: Mapping[int, int] | None = None) -> VerifyBatch:
+            return plan.batch(this.drafts, number=this.number, releases=self._ledger.releases, awaited=awaited or {})
+
+        def take(answer: DraftAnswer) -> None:
+            check_drafts(answer, drafts, self.description.vocab_size)
+            this.drafted(answer, self.clock() - called)
+
+        if items and self.description.awaits_drafts and isinstance(drafter, HandingDrafter) and isinstance(
+                verifier, AwaitingVerifier):
+            awaiting = batch({item.slot: item.draft_length for item in items})
+            pending = ask_both(drafter, verifier, drafts, awaiting, take, self._forget_drafter)
+            answer = self._call_verifier(batch(), pending)
+            this.verified_meanwhile(answer, self.clock() - called)
+        else:
+            if items and drafter is not None:
+                try:
+                    take(drafter.draft(drafts))
+                except QspecError as error:
+                    self._forget_drafter(error)
+            called = self.clock()
+            answer = self._call_verifier(batch())
+            this.verified(answer, self.clock() - called)
+        if this.fed:
+            self._costs.observe_draft(this.fed, sum(item.committed_len - 1 for item in items), this.draft_s)
+        return batch(), answer
+
+    def _call_verifier(self, batch: VerifyBatch, pending: Pending[VerifyAnswer] | None = None) -> VerifyAnswer:
+        """Ask the verifier, once more on a lost stream: a repeated verification gets the stored answer.
+
+        ``pending``: it was asked already, when some of the batch's drafts were not yet known.
+        """
         if self._verifier is None:
             raise WorkerLost("no verifier is attached")
         try:
-            answer = self._verifier.verify(batch)
+            answer = self._verifier.verify(batch) if pending is None else pending.result()
         except WorkerLost:
             answer = self._verifier.verify(batch)
         if answer.round != batch.round:
@@ -284,12 +306,11 @@ class SpeculationLoop:
         dead_end = result.outcome is SlotOutcome.DEAD_END
         if not result.token_ids and not dead_end:
             return []
-        drafted = len(this.drafts.get(sequence.slot, ()))
-        sequence.stats.record(drafted, result.accepted)
-        this.outcomes.append((drafted, result.accepted))
+        sequence.stats.record(result.drafted, result.accepted)
+        this.outcomes.append((result.drafted, result.accepted))
         sequence.stats.rounds_without_drafter += self._drafter is None and self.drafter_error is not None
         self.policy.observe(
-            sequence.acceptance, drafted, result.accepted, this.confidences.get(sequence.slot, ()),
+            sequence.acceptance, result.drafted, result.accepted, this.confidences.get(sequence.slot, ()),
             greedy=sequence.sampling.greedy)
         taken = sequence.commit(result.token_ids, self.description.max_model_len)
         if dead_end and sequence.finish is None:
