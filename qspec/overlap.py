@@ -8,7 +8,7 @@ are called one after the other, which costs nothing there.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -69,7 +69,7 @@ def ask_both(
         drafting = drafter.begin_draft(drafts)
     except QspecError as error:
         give_up(error)
-        return verifier.begin_verify(without_drafts(batch))
+        return verifier.begin_verify(with_drafts(batch, {}))
     try:
         verifying = verifier.begin_verify(batch)
     except BaseException:
@@ -84,7 +84,9 @@ def ask_both(
     return verifying
 
 
-def without_drafts(batch: VerifyBatch) -> VerifyBatch:
-    """The same, awaiting nothing."""
+def with_drafts(batch: VerifyBatch, drafts: Mapping[int, tuple[int, ...]]) -> VerifyBatch:
+    """The batch with the drafts that it awaits, by slot; of slots without an entry there are none."""
     return replace(batch, verifications=tuple(
-        replace(verification, awaited_drafts=0) for verification in batch.verifications))
+        replace(verification, draft_tokens=drafts.get(verification.slot, ()), awaited_drafts=0)
+        if verification.awaited_drafts else verification
+        for verification in batch.verifications))

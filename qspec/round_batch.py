@@ -6,11 +6,14 @@ a batch once they are there. Everything here is arithmetic over the sequences in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from qspec.cost_table import CostTable
 from qspec.interfaces import Admission, PrefillChunk, Release, Verification, VerifierDescription, VerifyBatch
+from qspec.prefill_share import prefill_rows
 from qspec.prefix_sharing import PrefixSharing
 from qspec.sequence import Sequence as Text
 
@@ -24,24 +27,30 @@ class RoundPlan:
     """All sequences in slots but those that wait for others to enter what they begin with."""
     running: int
     """Sequences in slots."""
+    prefill_rows: int
+    """Most rows of prompts to enter."""
 
     @classmethod
-    def of(cls, running: Sequence[Text], sharing: PrefixSharing, about: VerifierDescription) -> RoundPlan:
-        """The plan for sequences in slots, oldest first."""
+    def of(
+        cls, running: Sequence[Text], sharing: PrefixSharing, about: VerifierDescription, costs: CostTable,
+        max_prefill_s: float,
+    ) -> RoundPlan:
+        """The plan for sequences in slots, oldest first.
+
+        ``max_prefill_s``: what entering prompts may add to the round, by these ``costs``, where other texts go on.
+        """
         held_back = sharing.held_back(running)
-        return cls(
-            about=about, texts=tuple(text for text in running if text.slot not in held_back), running=len(running))
+        texts = tuple(text for text in running if text.slot not in held_back)
+        ready = sum(text.ready for text in texts)
+        rows = prefill_rows(
+            [(text.cached_len, text.missing) for text in texts if text.missing], about.max_batch_rows - ready, costs,
+            max_prefill_s if ready else math.inf)
+        return cls(about=about, texts=texts, running=len(running), prefill_rows=rows)
 
     @property
     def drafting(self) -> list[Text]:
         """Those that can be drafted for."""
         return [text for text in self.texts if text.admitted and text.ready]
-
-    @property
-    def prefill_rows(self) -> int:
-        """Rows of prompts to enter, beside one for each text that is drafted for."""
-        missing = sum(len(text.tokens) - 1 - text.cached_len for text in self.texts)
-        return min(missing, max(self.about.max_batch_rows - len(self.drafting), 0))
 
     def draft_cap(self, text: Text) -> int:
         """Most tokens that are worth drafting: a round makes one token anyway; rows and positions are limited.
@@ -58,17 +67,18 @@ class RoundPlan:
     ) -> VerifyBatch:
         """Round ``number``, within the verifier's limit of rows; ``drafts`` by slot, or how many are ``awaited``."""
         admissions, chunks, verifications = [], [], []
-        rows = self.about.max_batch_rows
+        rows, entering = self.about.max_batch_rows, self.prefill_rows
         rows -= sum(
             1 + len(drafts.get(text.slot, ())) + awaited.get(text.slot, 0) for text in self.texts if text.ready)
         for text in self.texts:
             if not text.admitted:
                 admissions.append(self._admission(text))
             if not text.ready:
-                chunk = self._chunk(text, max(rows, 0))
+                chunk = self._chunk(text, max(min(rows, entering), 0))
                 if chunk.token_ids:
                     chunks.append(chunk)
                 rows -= len(chunk.token_ids)
+                entering -= len(chunk.token_ids)
                 if chunk.start + len(chunk.token_ids) < len(text.tokens) - 1 or rows < 1:
                     continue
                 rows -= 1
@@ -104,6 +114,8 @@ class BatchRows:
     """Cached positions of the sequences that they are of, together."""
     entered: int
     """Rows that enter prompts."""
+    attended: int
+    """Cached positions that those attend to, row by row."""
 
     @classmethod
     def of(cls, batch: VerifyBatch) -> BatchRows:
@@ -111,4 +123,6 @@ class BatchRows:
         return cls(
             decided=sum(1 + len(verification.draft_tokens) for verification in batch.verifications),
             context=sum(verification.committed_len - 1 for verification in batch.verifications),
-            entered=sum(len(chunk.token_ids) for chunk in batch.prefill_chunks))
+            entered=sum(len(chunk.token_ids) for chunk in batch.prefill_chunks),
+            attended=sum(
+                sum(range(chunk.start, chunk.start + len(chunk.token_ids))) for chunk in batch.prefill_chunks))

@@ -8,8 +8,9 @@ blocks run out, and what happens when a worker is lost. The text does not depend
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from qspec.cost_table import CostObserver
@@ -36,7 +37,7 @@ from qspec.interfaces import (
     VerifyResult,
 )
 from qspec.open_round import OpenRound
-from qspec.overlap import AwaitingVerifier, HandingDrafter, Pending, ask_both
+from qspec.overlap import AwaitingVerifier, HandingDrafter, Pending, ask_both, with_drafts
 from qspec.prefix_sharing import PrefixSharing
 from qspec.round_batch import BatchRows, RoundPlan
 from qspec.round_report import RoundReport
@@ -57,15 +58,22 @@ class Commit:
 class SpeculationLoop:
     """Generates text for many sequences with one verifier and, while there is one, a drafter. Used by one thread."""
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter, *, early_stop: bool = False) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.perf_counter, *, early_stop: bool = False,
+        max_prefill_s: float = math.inf,
+    ) -> None:
         """
         Args:
             clock: seconds that calls are timed with; a simulation brings its own.
             early_stop: whether drafters may end drafts early, for which they have to tell their confidence (what that
                 costs, and why they are not asked by default: ``qspec.early_stop``).
+            max_prefill_s: seconds that entering prompts may add to a round in which other texts go on
+                (``qspec.prefill_share``). By default prompts take all the rows that there are: best for throughput,
+                where nobody reads along.
         """
         self.clock = clock
         self._early_stop_allowed = early_stop
+        self._max_prefill_s = max_prefill_s
         self.policy = DraftLengthPolicy(0)
         self.cost_recorder: CostObserver | None = None
         """Takes measurements in the place of the policy's cost table, while there is one."""
@@ -188,11 +196,11 @@ class SpeculationLoop:
         """
         this = OpenRound(self._next_round(), self.clock())
         self._ledger.admit()
-        plan = RoundPlan.of(self._ledger.running, self._ledger.sharing, self.description)
+        plan = RoundPlan.of(
+            self._ledger.running, self._ledger.sharing, self.description, self.policy.costs, self._max_prefill_s)
         batch, answer = self._ask(this, plan, self._draft_items(plan))
         rows = BatchRows.of(batch)
-        if rows.decided and not rows.entered:
-            self._costs.observe_verify(rows.decided, rows.context, this.verify_s)
+        self._observe_verify(rows, answer, this.verify_s)
         self._ledger.confirm(batch.releases, answer.free_blocks)
         self.prefill_rows += answer.prefill_rows
         commits = self._apply(this, answer)
@@ -232,18 +240,17 @@ class SpeculationLoop:
         drafter, verifier, called = self._drafter, self._verifier, self.clock()
         drafts = DraftBatch(epoch=self.description.epoch, round=this.number, items=items)
 
-        def batch(awaited: Mapping[int, int] | None = None) -> VerifyBatch:
-            return plan.batch(this.drafts, number=this.number, releases=self._ledger.releases, awaited=awaited or {})
-
         def take(answer: DraftAnswer) -> None:
             check_drafts(answer, drafts, self.description.vocab_size)
             this.drafted(answer, self.clock() - called)
 
         if items and self.description.awaits_drafts and isinstance(drafter, HandingDrafter) and isinstance(
                 verifier, AwaitingVerifier):
-            awaiting = batch({item.slot: item.draft_length for item in items})
-            pending = ask_both(drafter, verifier, drafts, awaiting, take, self._forget_drafter)
-            answer = self._call_verifier(batch(), pending)
+            batch = plan.batch({}, number=this.number, releases=self._ledger.releases,
+                               awaited={item.slot: item.draft_length for item in items})
+            pending = ask_both(drafter, verifier, drafts, batch, take, self._forget_drafter)
+            batch = with_drafts(batch, this.drafts)
+            answer = self._call_verifier(batch, pending)
             this.verified_meanwhile(answer, self.clock() - called)
         else:
             if items and drafter is not None:
@@ -251,12 +258,13 @@ class SpeculationLoop:
                     take(drafter.draft(drafts))
                 except QspecError as error:
                     self._forget_drafter(error)
+            batch = plan.batch(this.drafts, number=this.number, releases=self._ledger.releases)
             called = self.clock()
-            answer = self._call_verifier(batch())
+            answer = self._call_verifier(batch)
             this.verified(answer, self.clock() - called)
         if this.fed:
             self._costs.observe_draft(this.fed, sum(item.committed_len - 1 for item in items), this.draft_s)
-        return batch(), answer
+        return batch, answer
 
     def _call_verifier(self, batch: VerifyBatch, pending: Pending[VerifyAnswer] | None = None) -> VerifyAnswer:
         """Ask the verifier, once more on a lost stream: a repeated verification gets the stored answer.
@@ -318,6 +326,16 @@ class SpeculationLoop:
         if sequence.finish is not None:
             self._ledger.vacate(sequence)
         return [Commit(sequence, taken, result.logprobs[: len(taken)])]
+
+    def _observe_verify(self, rows: BatchRows, answer: VerifyAnswer, seconds: float) -> None:
+        """Learn what rows cost, if the verifier computed just those that it was asked for."""
+        done = all(result.outcome in (SlotOutcome.OK, SlotOutcome.DEAD_END) for result in answer.results)
+        if not rows.decided or not done or answer.prefill_rows != rows.entered:
+            return
+        if rows.entered:
+            self._costs.observe_prefill(rows.entered, rows.attended, rows.decided, rows.context, seconds)
+        else:
+            self._costs.observe_verify(rows.decided, rows.context, seconds)
 
     @property
     def _costs(self) -> CostObserver:

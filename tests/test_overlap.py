@@ -10,6 +10,7 @@ import pytest
 
 from qspec.errors import QspecError, WorkerLost
 from qspec.interfaces import DraftAnswer, DraftBatch, VerifierDescription, VerifyAnswer, VerifyBatch
+from qspec.overlap import with_drafts
 from qspec.speculation import SpeculationLoop
 from tests.fakes import FakeDrafter, FakeVerifier
 from tests.test_speculation import run, sequence, text_of
@@ -53,9 +54,7 @@ class Awaiting(FakeVerifier):
             assert there, "nobody drafts, and nobody says so"
             made = place.drafts.get(batch.round)
             tokens = {} if made is None else {result.slot: result.draft_tokens for result in made.results}
-            batch = replace(batch, verifications=tuple(
-                replace(part, draft_tokens=tokens.get(part.slot, ()), awaited_drafts=0) if part.awaited_drafts else part
-                for part in batch.verifications))
+            batch = with_drafts(batch, tokens)
         answer = super().verify(batch)
         if batch.round in self.lost:
             self.lost.discard(batch.round)

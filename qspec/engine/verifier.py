@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -54,6 +53,7 @@ from qspec.memory.futex import FUTEX_AVAILABLE
 from qspec.models.converted import ConvertedModel, prepare
 from qspec.models.decoder import linear_names
 from qspec.models.tokenizer import Tokenizer, vocab_fingerprint
+from qspec.overlap import with_drafts
 from qspec.quant.method_plan import MethodPlan, check_methods, plan_verify
 from qspec.quant.methods import Role
 from qspec.token_logprobs import token_logprobs
@@ -203,10 +203,7 @@ class LocalVerifier:
             return batch, 0
         asked = time.perf_counter_ns()
         drafts = self._handover.take(batch.round, awaiting)
-        verifications = tuple(
-            replace(verification, draft_tokens=drafts.get(verification.slot, ()), awaited_drafts=0)
-            if verification.awaited_drafts else verification for verification in batch.verifications)
-        return replace(batch, verifications=verifications), time.perf_counter_ns() - asked
+        return with_drafts(batch, drafts), time.perf_counter_ns() - asked
 
     def close(self) -> None:
         """Let go of the arena."""
