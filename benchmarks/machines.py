@@ -18,7 +18,7 @@ from qspec.errors import InvalidInput
 
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _SEQUENCES = (1, 2, 4, 8, 16, 32, 64)
-_NUMBERS = ("draft_call_s", "verify_context_s", "draft_context_s")
+_NUMBERS = ("draft_call_s", "verify_context_s", "draft_context_s", "prefill_context_s")
 
 
 def _roofline(counts: tuple[int, ...], fixed_s: float, memory_s: float, row_s: float) -> Points:
@@ -52,13 +52,11 @@ def read_machine(name: str) -> CalibratedCosts:
     try:
         fields: dict[str, Any] = json.loads(path.read_text("utf-8"))
         verify, draft_step = _points(fields.pop("verify")), _points(fields.pop("draft_step"))
+        prefill_row = _points(fields.pop("prefill_row")) if "prefill_row" in fields else ()
         numbers = {name: float(fields.pop(name, 0.0)) for name in _NUMBERS}
         if fields:
             raise ValueError(f"there is no {', '.join(fields)}")
-        call, verify_context, draft_context = numbers.values()
-        return CalibratedCosts(
-            verify=verify, draft_step=draft_step, draft_call_s=call, verify_context_s=verify_context,
-            draft_context_s=draft_context)
+        return CalibratedCosts(verify=verify, draft_step=draft_step, prefill_row=prefill_row, **numbers)
     except (AttributeError, ValueError, TypeError, KeyError) as error:
         raise InvalidInput.field("--machine", f"{name} is no cost table: {error}") from error
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from benchmarks.simulated_workers import AcceptanceModel, Machine
 from benchmarks.simulation import Workload, simulate
 from benchmarks.simulation_report import Row, plot_rows, plotting_possible, render_rows
 from qspec.cli import EXIT_ERROR, run_program
+from qspec.config import StackConfig
 from qspec.errors import InvalidInput, QspecError
 
 
@@ -34,7 +36,8 @@ def main() -> int:
     print(render_rows(rows, load_name))
     if args.plot is not None:
         plot_rows(rows, load_name, args.plot)
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    settings = {
+        key: str(value) if isinstance(value, Path) or value == math.inf else value for key, value in vars(args).items()}
     line = json.dumps(
         {"benchmark": "simulation", "settings": settings, "rows": [asdict(row) for row in rows]}, allow_nan=False)
     if args.output is not None:
@@ -59,7 +62,7 @@ def run(args: argparse.Namespace) -> tuple[list[Row], str]:
                 prompt_tokens=args.prompt_tokens, output_tokens=args.output_tokens, draft_length=policy, seed=args.seed)
             outcome = simulate(
                 workload, machine, acceptance, slots=args.slots, longest=longest, coordinator_s=args.coordinator_s,
-                early_stop=args.early_stop)
+                early_stop=args.early_stop, max_prefill_s=args.max_prefill_s)
             name = "auto" if policy is None else f"k = {policy}"
             sys.stderr.write(f"load {load:g}, {name}: {outcome.throughput:.1f} tokens/s\n")
             rows.append(Row(load=load, policy=name, outcome=outcome))
@@ -87,6 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--insight", type=float, default=0.5, metavar="R", help=(
         "correlation of the drafter's confidence with a token's difficulty (default: %(default)s)"))
     add("--early-stop", action="store_true", help="let auto's drafts end early, by confidences that cost nothing")
+    add("--max-prefill-s", type=float, default=StackConfig.default_of("max_prefill_s"), metavar="S", help=(
+        "seconds that prompts may add to a round in which other texts go on (default: %(default)s)"))
     add("--slots", type=int, default=32, metavar="N", help="sequences that can run at once (default: %(default)s)")
     add("--noise", type=float, default=0.03, metavar="S", help="deviation of a call's time (default: %(default)s)")
     add("--outliers", type=float, default=0.002, metavar="P", help="share of delayed calls (default: %(default)s)")
@@ -108,6 +113,7 @@ def _check(args: argparse.Namespace) -> None:
         _require(0 <= getattr(args, option) <= 1, option, f"must be from 0 to 1, got {getattr(args, option):g}")
     for option in ("spread", "difficulty", "noise", "coordinator_s"):
         _require(0 <= getattr(args, option) < 100, option, f"must be from 0 to 100, got {getattr(args, option):g}")
+    _require(args.max_prefill_s >= 0, "max_prefill_s", f"must be at least 0, got {args.max_prefill_s:g}")
     _require(1 <= args.outlier_factor < 1e6, "outlier_factor", "must be from 1 to a million")
     _require(all(0 < load < 1e6 for load in args.rate or args.clients), "rate" if args.rate else "clients", (
         "must be above 0 and below a million"))

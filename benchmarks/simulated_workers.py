@@ -30,6 +30,7 @@ from qspec.interfaces import (
     VerifyBatch,
     VerifyResult,
 )
+from qspec.round_batch import BatchRows
 
 
 class VirtualClock:
@@ -228,25 +229,29 @@ class SimulatedVerifier:
         for admission in batch.admissions:
             pair.enter(admission.slot, admission.lease)
             results[admission.slot] = self._result(admission.slot, SlotOutcome.OK)
-        rows = 0
+        rows = BatchRows.of(batch)
         for chunk in batch.prefill_chunks:
-            rows += len(chunk.token_ids)
             enough = self._reserve(chunk.slot, chunk.start + len(chunk.token_ids))
             if enough:
                 pair.tenancy(chunk.slot).cached = chunk.start + len(chunk.token_ids)
             results[chunk.slot] = self._result(chunk.slot, SlotOutcome.OK if enough else SlotOutcome.NO_BLOCKS)
         for item in batch.verifications:
-            rows += 1 + len(item.draft_tokens)
             if results.get(item.slot, self._result(item.slot, SlotOutcome.OK)).outcome is SlotOutcome.OK:
                 results[item.slot] = self._decide(item)
-        context = sum(item.committed_len - 1 for item in batch.verifications)
         pair.rounds += bool(batch.verifications)
         timings = StageTimings()
-        if rows:
-            timings = pair.take(pair.costs.verify_seconds(rows, context), pair.machine.verify_drift)
+        if rows.decided or rows.entered:
+            timings = pair.take(self._seconds(rows), pair.machine.verify_drift)
         return VerifyAnswer(
             epoch=batch.epoch, round=batch.round, results=tuple(results.values()), free_blocks=pair.blocks,
-            timings=timings)
+            timings=timings, prefill_rows=rows.entered)
+
+    def _seconds(self, rows: BatchRows) -> float:
+        """What a pass costs; a row of a prompt costs what any row does, unless the machine says otherwise."""
+        costs = self._pair.costs
+        if not costs.prefill_row.known:
+            return costs.verify_seconds(rows.decided + rows.entered, rows.context)
+        return costs.verify_seconds(rows.decided, rows.context) + costs.prefill_seconds(rows.entered, rows.attended)
 
     def _decide(self, item: Verification) -> VerifyResult:
         tenancy = self._pair.tenancy(item.slot)
@@ -255,7 +260,8 @@ class SimulatedVerifier:
         stands = tenancy.stands[: len(item.draft_tokens)]
         accepted = next((index for index, stood in enumerate(stands) if not stood), len(stands))
         tenancy.cached = item.committed_len + accepted
-        return self._result(item.slot, SlotOutcome.OK, accepted, (self._pair.token,) * (accepted + 1))
+        return self._result(item.slot, SlotOutcome.OK, accepted, (self._pair.token,) * (accepted + 1),
+                            len(item.draft_tokens))
 
     def _reserve(self, slot: int, positions: int) -> bool:
         tenancy = self._pair.tenancy(slot)
@@ -267,9 +273,10 @@ class SimulatedVerifier:
         return True
 
     def _result(
-        self, slot: int, outcome: SlotOutcome, accepted: int = 0, token_ids: tuple[int, ...] = ()
+        self, slot: int, outcome: SlotOutcome, accepted: int = 0, token_ids: tuple[int, ...] = (), drafted: int = 0
     ) -> VerifyResult:
         tenancy = self._pair.tenancy(slot)
         return VerifyResult(
             slot=slot, lease=tenancy.lease, outcome=outcome, accepted=accepted, token_ids=token_ids,
-            cached_len=tenancy.cached, reserved_len=tenancy.blocks * self._pair.description.block_size)
+            cached_len=tenancy.cached, reserved_len=tenancy.blocks * self._pair.description.block_size,
+            drafted=drafted)

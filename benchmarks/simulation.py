@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from benchmarks.simulated_workers import AcceptanceModel, Machine, SimulatedPair, VirtualClock
 from benchmarks.statistics import quantile
+from qspec.config import StackConfig
 from qspec.cost_calibration import calibrate
 from qspec.interfaces import Sampling
 from qspec.sequence import Sequence
@@ -67,6 +68,8 @@ class Outcome:
     """Tokens per second."""
     first_token: Latency
     """From arrival to the first token."""
+    gap: Latency
+    """Between one round that made tokens for a request and the next, all requests together."""
     inter_token: Latency
     """Of each request: from its first token to its last, per token after the first."""
     end_to_end: Latency
@@ -86,23 +89,25 @@ class _Request:
     arrival: float = 0.0
     first: float = 0.0
     last: float = 0.0
+    gaps: list[float] = field(default_factory=list)
 
 
 def simulate(
     workload: Workload, machine: Machine, acceptance: AcceptanceModel, *, slots: int = 32, longest: int = 8,
     coordinator_s: float = 0.0, num_blocks: int = 1 << 16, early_stop: bool = False,
+    max_prefill_s: float = StackConfig().max_prefill_s,
 ) -> Outcome:
     """Serve a workload.
 
     ``coordinator_s``: what a round takes besides its calls. ``early_stop``: whether drafts may end early; confidences
-    cost nothing here.
+    cost nothing here. ``max_prefill_s``: as in ``StackConfig``.
     """
     if (workload.rate is None) == (workload.clients is None):
         raise ValueError("a workload has either a rate or clients")
     clock = VirtualClock()
     pair = SimulatedPair(
         machine, acceptance, slots=slots, longest=longest, seed=workload.seed, clock=clock, num_blocks=num_blocks)
-    loop = SpeculationLoop(clock, early_stop=early_stop)
+    loop = SpeculationLoop(clock, early_stop=early_stop, max_prefill_s=max_prefill_s)
     loop.attach_verifier(pair.verifier)
     loop.attach_drafter(pair.drafter)
     calibrate(loop, lambda _what, _share: None)
@@ -128,6 +133,8 @@ def simulate(
         clock.advance(coordinator_s)
         for commit in commits:
             request = served[commit.sequence.request_id]
+            if request.first:
+                request.gaps.append(clock.now - request.last)
             request.last = clock.now
             request.first = request.first or clock.now
             if commit.sequence.finish is not None:
@@ -159,11 +166,13 @@ def _outcome(requests: list[_Request], pair: SimulatedPair, loop: SpeculationLoo
     stats = [request.sequence.stats for request in requests]
     longest = max(len(one.rounds_per_draft_length) for one in stats)
     several = [request for request in requests if len(request.sequence.generated) > 1]
-    gaps = [(request.last - request.first) / (len(request.sequence.generated) - 1) for request in several]
+    per_token = [(request.last - request.first) / (len(request.sequence.generated) - 1) for request in several]
+    gaps = [gap for request in requests for gap in request.gaps]
     return Outcome(
         tokens=tokens, seconds=seconds, throughput=tokens / seconds,
         first_token=Latency.of([request.first - request.arrival for request in requests]),
-        inter_token=Latency.of(gaps or [0.0]),
+        gap=Latency.of(gaps or [0.0]),
+        inter_token=Latency.of(per_token or [0.0]),
         end_to_end=Latency.of([request.last - request.arrival for request in requests]),
         rounds=pair.rounds, draft_rounds=pair.draft_rounds, probes=loop.policy.probes,
         drafted=sum(one.drafted for one in stats), accepted=sum(one.accepted for one in stats),

@@ -25,7 +25,7 @@ def render_rows(rows: Sequence[Row], load_name: str) -> str:
     """A table: throughput against the best fixed draft length, and latencies in milliseconds (p50 / p95 / p99)."""
     lines = [
         f"{load_name:>10}  {'policy':7} {'tokens/s':>9} {'of best':>8} {'drafts':>7} {'stood':>6}  "
-        f"{'first token':>22} {'inter-token':>20} {'end to end':>22}"
+        f"{'first token':>22} {'between messages':>20} {'per token':>20} {'end to end':>22}"
     ]
     for row in rows:
         best = max(
@@ -35,7 +35,8 @@ def render_rows(rows: Sequence[Row], load_name: str) -> str:
         lines.append(
             f"{row.load:10g}  {row.policy:7} {one.throughput:9.1f} {one.throughput / best:8.3f} "
             f"{one.drafted / max(sum(one.rounds_per_draft_length), 1):7.2f} {stood:>6}  "
-            f"{_latency(one.first_token):>22} {_latency(one.inter_token, 1):>20} {_latency(one.end_to_end):>22}")
+            f"{_latency(one.first_token):>22} {_latency(one.gap):>20} {_latency(one.inter_token, 1):>20} "
+            f"{_latency(one.end_to_end):>22}")
     return "\n".join(lines)
 
 

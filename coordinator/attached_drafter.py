@@ -6,13 +6,14 @@ attaches beforehand, in its own thread, and hands the loop this, which answers t
 
 from __future__ import annotations
 
-from qspec.interfaces import DraftAnswer, DraftBatch, Drafter, DrafterDescription, VerifierDescription
+from qspec.interfaces import DraftAnswer, DraftBatch, DrafterDescription, VerifierDescription
+from qspec.overlap import HandingDrafter, Pending
 
 
 class AttachedDrafter:
     """A ``Drafter`` whose ``attach`` to the epoch that it is attached to costs nothing."""
 
-    def __init__(self, drafter: Drafter, description: DrafterDescription) -> None:
+    def __init__(self, drafter: HandingDrafter, description: DrafterDescription) -> None:
         self._drafter = drafter
         self.description = description
         """What it said when it was attached."""
@@ -30,6 +31,10 @@ class AttachedDrafter:
     def draft(self, batch: DraftBatch) -> DraftAnswer:
         """See ``Drafter``."""
         return self._drafter.draft(batch)
+
+    def begin_draft(self, batch: DraftBatch) -> Pending[DraftAnswer]:
+        """See ``HandingDrafter``."""
+        return self._drafter.begin_draft(batch)
 
     def close(self) -> None:
         """See ``Drafter``."""

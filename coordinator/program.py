@@ -134,7 +134,8 @@ async def _serve(options: Options, directory: Path, status: Status, serving: Ser
         with making:
             if serving.router is None:
                 serving.router = make_router(description)
-        engine = Engine(SpeculationLoop(), home=serving.router, observer=observer)
+        engine = Engine(
+            SpeculationLoop(max_prefill_s=config.max_prefill_s), home=serving.router, observer=observer)
         engine.start()
         return engine
 

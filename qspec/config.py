@@ -53,6 +53,9 @@ class StackConfig:
     """Positions per KV block; also the fixed split of attention."""
     max_batch_rows: int = 512
     """Most rows in one verify batch; longer prompts are prefilled in chunks."""
+    max_prefill_s: float = 0.1
+    """Most seconds that entering prompts may add to a round in which other texts go on; a few tokens are entered
+    whatever they cost. inf enters as many as max_batch_rows lets in, and keeps those texts waiting meanwhile."""
     prefix_cache: bool = True
     """Whether KV blocks are kept as long as there is room, and used again for texts that begin alike."""
     threads: int = 0
@@ -66,11 +69,11 @@ class StackConfig:
 
     def __post_init__(self) -> None:
         minimum = {"max_slots": 1, "max_draft_length": 0, "max_model_len": 0, "kv_tokens": 1, "block_size": 1,
-                   "max_batch_rows": 1, "threads": 0}
+                   "max_batch_rows": 1, "max_prefill_s": 0, "threads": 0}
         violations = [
             FieldViolation(name, f"must be at least {low}, got {getattr(self, name)}")
             for name, low in minimum.items()
-            if getattr(self, name) < low
+            if not getattr(self, name) >= low
         ]
         if self.kv_tokens < self.block_size:
             violations.append(FieldViolation("kv_tokens", f"must hold at least one block of {self.block_size}"))

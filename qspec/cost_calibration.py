@@ -1,19 +1,19 @@
 """Warm-up: which calls to time on made-up sequences, and the cost table that follows from the times.
 
-One sequence shows what a row and a draft step cost, several what they cost in a batch, and one with a long prompt what
-a cached position adds. The first are always measured; batches and long prompts as far as a fraction of a second goes,
-so that a small machine does not keep anyone waiting. Everything is measured twice, since the first call of its kind
-warms kernels up or captures a graph, and of several times of one call the smallest counts: whatever else happens on a
-machine makes calls longer, never shorter.
+One sequence shows what a row, a draft step and a row of its prompt cost, several what they cost in a batch, and one
+with a long prompt what a cached position adds. The first are always measured; batches and long prompts as far as a
+fraction of a second goes, so that a small machine does not keep anyone waiting. Everything is measured twice, since the
+first call of its kind warms kernels up or captures a graph, and of several times of one call the smallest counts:
+whatever else happens on a machine makes calls longer, never shorter.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from qspec.cost_table import CalibratedCosts, CostTable
+from qspec.cost_table import CalibratedCosts, CostTable, Points
 from qspec.interfaces import Sampling, VerifierDescription
 from qspec.sequence import Sequence as Text
 from qspec.speculation import SpeculationLoop
@@ -111,12 +111,19 @@ class CostRecorder:
 
     verify: dict[tuple[int, int], float] = field(default_factory=dict)
     """Seconds by rows and context."""
+    prefill: dict[tuple[int, int, int, int], float] = field(default_factory=dict)
+    """Seconds by rows of prompts, the positions that they attend to, rows beside them and context."""
     draft: dict[tuple[tuple[int, ...], int], float] = field(default_factory=dict)
     """Seconds by the sequences that each step feeds, and context."""
 
     def observe_verify(self, rows: int, context: int, seconds: float) -> None:
         """Note a verify pass."""
         self.verify[rows, context] = min(seconds, self.verify.get((rows, context), seconds))
+
+    def observe_prefill(self, entered: int, attended: int, rows: int, context: int, seconds: float) -> None:
+        """Note a verify pass with prefill."""
+        key = entered, attended, rows, context
+        self.prefill[key] = min(seconds, self.prefill.get(key, seconds))
 
     def observe_draft(self, fed: Sequence[int], context: int, seconds: float) -> None:
         """Note a draft call."""
@@ -139,11 +146,22 @@ class CostRecorder:
             alone = (seconds - call) / steps - context * draft_context_s
             if steps > step.get(sequences, (0, 0.0))[0]:  # the longest draft tells a step best
                 step[sequences] = steps, max(alone, 0.1 * seconds / steps)
-        return CalibratedCosts(
+        found = CalibratedCosts(
             verify=tuple(sorted(verify.items())),
             draft_step=tuple((sequences, seconds) for sequences, (_, seconds) in sorted(step.items())),
             draft_call_s=call, verify_context_s=verify_context_s, draft_context_s=draft_context_s,
+            prefill_context_s=verify_context_s,  # a row reads what it attends to, whatever becomes of it
         )
+        return replace(found, prefill_row=self._prefill_row(CostTable(found)))
+
+    def _prefill_row(self, known: CostTable) -> Points:
+        """Seconds that a row of a prompt adds, by such rows in a pass, where all else is known."""
+        each: dict[int, float] = {}
+        for (entered, attended, rows, context), seconds in self.prefill.items():
+            added = seconds - known.verify_seconds(rows, context) - attended * known.prefill_context_s
+            alone = max(added, 0.1 * seconds) / entered
+            each[entered] = min(alone, each.get(entered, alone))
+        return tuple(sorted(each.items()))
 
 
 def _context_rate(measured: Sequence[tuple[float, int, float]]) -> float:

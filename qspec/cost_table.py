@@ -1,12 +1,14 @@
 """What draft and verify calls cost: calibrated at warm-up, corrected while serving.
 
     verify(rows, context)            = V(rows) + context · v
+    prefill(rows, attended)          = rows · P(rows) + attended · p, on top of the verify pass that they go into
     draft(n_1 ≥ … ≥ n_k, context)    = call + Σ_j (S(n_j) + share_j · context · d)
 
-``rows`` are the rows of a verify pass, n_j the sequences that are fed in draft step j, ``context`` the cached positions
-of all sequences together; V and S are curves. Seconds are those that the caller sees, so RPC and the change of turns
-are in them: what a draft call costs before its first step is ``call``. The curves need not rise: on a CPU four rows can
-be cheaper than three, on a GPU row counts are padded.
+``rows`` are the rows of a verify pass that are decided on, or those that enter prompts, n_j the sequences that are fed
+in draft step j, ``context`` the cached positions of all sequences together, ``attended`` those that the rows of prompts
+attend to, row by row; V, P and S are curves. Seconds are those that the caller sees, so RPC and the change of turns are
+in them: what a draft call costs before its first step is ``call``. The curves need not rise: on a CPU four rows can be
+cheaper than three, on a GPU row counts are padded.
 
 Corrections are multiplicative, and small steps on purpose. A measurement moves the whole curve a little (a machine that
 got slower is slower everywhere) and its own place more. Two slow measurements in a row at one place are put down to a
@@ -63,6 +65,10 @@ class CalibratedCosts:
     """Seconds that a cached position adds to a verify pass."""
     draft_context_s: float = 0.0
     """Seconds that a cached position adds to a draft step."""
+    prefill_row: Points = ()
+    """Seconds that a row of a prompt adds to a verify pass, by such rows in it, without context."""
+    prefill_context_s: float = 0.0
+    """Seconds that a cached position adds to such a row."""
 
 
 NOT_CALIBRATED = CalibratedCosts()
@@ -73,6 +79,14 @@ class CostObserver(Protocol):
 
     def observe_verify(self, rows: int, context: int, seconds: float) -> None:
         """A verify pass without prefill took ``seconds``; ``context``: cached positions of its sequences."""
+        ...
+
+    def observe_prefill(self, entered: int, attended: int, rows: int, context: int, seconds: float) -> None:
+        """A verify pass took ``seconds`` that entered so many rows of prompts beside those that it decided on.
+
+        ``attended``: cached positions that the entered ones attend to, row by row; ``rows`` and ``context`` as in a
+        pass without them.
+        """
         ...
 
     def observe_draft(self, fed: Sequence[int], context: int, seconds: float) -> None:
@@ -158,17 +172,28 @@ def _close(one: int, other: int) -> bool:
     return max(one, other) < _SAME_PLACE * min(one, other)
 
 
+def _moved(ratio: float, share: float) -> float:
+    """Factor on a number that had this share in a call which took ``ratio`` times what was predicted."""
+    if ratio >= math.exp(_SUSPICIOUS):
+        return 1.0
+    surprise = max(-_MOST_SURPRISE, min(math.log(max(ratio, 1e-9)), _MOST_SURPRISE))
+    return math.exp(_PLACE_GAIN * surprise * share)
+
+
 class CostTable:
-    """Predicted seconds of draft and verify calls; see the module."""
+    """Predicted seconds of draft and verify calls, and of what prompts add to these; see the module."""
 
     def __init__(self, calibrated: CalibratedCosts = NOT_CALIBRATED) -> None:
         self.verify = Curve(calibrated.verify)
         """V, by rows."""
         self.draft_step = Curve(calibrated.draft_step)
         """S, by sequences."""
+        self.prefill_row = Curve(calibrated.prefill_row)
+        """P, by rows of prompts."""
         self.draft_call_s = calibrated.draft_call_s
         self.verify_context_s = calibrated.verify_context_s
         self.draft_context_s = calibrated.draft_context_s
+        self.prefill_context_s = calibrated.prefill_context_s
 
     @property
     def known(self) -> bool:
@@ -178,6 +203,10 @@ class CostTable:
     def verify_seconds(self, rows: int, context: float = 0) -> float:
         """Seconds of a verify pass."""
         return self.verify.at(rows) + context * self.verify_context_s
+
+    def prefill_seconds(self, entered: int, attended: float = 0) -> float:
+        """Seconds that rows of prompts add to a verify pass; 0 when nothing is known yet."""
+        return entered * self.prefill_row.at(entered) + attended * self.prefill_context_s
 
     def draft_seconds(self, fed: Sequence[int], context: float = 0) -> float:
         """Seconds of a draft call whose steps feed ``fed`` sequences each; 0 for none.
@@ -199,6 +228,19 @@ class CostTable:
         curve = self.verify.at(rows)
         self.verify.observe(rows, curve * seconds / predicted, curve / predicted)
 
+    def observe_prefill(self, entered: int, attended: int, rows: int, context: int, seconds: float) -> None:
+        """Take a verify pass with prefill in: what it says of the rows of prompts, the rest being known."""
+        beside, added = self.verify_seconds(rows, context), self.prefill_seconds(entered, attended)
+        if not self.prefill_row.known or added <= 0.0:
+            read = attended * self.prefill_context_s
+            self.prefill_row.observe(entered, max(seconds - beside - read, 0.1 * seconds) / entered)
+            return
+        predicted = beside + added
+        row = self.prefill_row.at(entered)
+        self.prefill_row.observe(entered, row * seconds / predicted, entered * row / predicted)
+        reading = attended * self.prefill_context_s / predicted
+        self.prefill_context_s *= _moved(seconds / predicted, reading)
+
     def observe_draft(self, fed: Sequence[int], context: int, seconds: float) -> None:
         """Take a draft call in."""
         if not fed:
@@ -212,9 +254,7 @@ class CostTable:
             step = self.draft_step.at(sequences)
             share = step * fed.count(sequences) / predicted
             self.draft_step.observe(sequences, step * ratio, share)
-        surprise = max(-_MOST_SURPRISE, min(math.log(max(ratio, 1e-9)), _MOST_SURPRISE))
-        if ratio < math.exp(_SUSPICIOUS):
-            self.draft_call_s *= math.exp(_PLACE_GAIN * surprise * self.draft_call_s / predicted)
+        self.draft_call_s *= _moved(ratio, self.draft_call_s / predicted)
 
     def _draft_context(self, fed: Sequence[int], context: float) -> float:
         return context * self.draft_context_s * sum(fed) / fed[0]

@@ -132,6 +132,8 @@ class VerifierDescription:
     """Why ``auto`` stands for what it does, for people; empty where both methods were named."""
     prefix_cache: bool = False
     """Whether it looks for the entries of an admission's ``token_ids``."""
+    awaits_drafts: bool = False
+    """Whether it can take drafts from the arena (``Verification.awaited_drafts``)."""
 
     @property
     def epoch(self) -> int:
@@ -282,6 +284,9 @@ class Verification:
     committed_len: int
     pending_token: int
     draft_tokens: tuple[int, ...]
+    awaited_drafts: int = 0
+    """Most drafts to take from the arena, in the place of ``draft_tokens``, once the drafter has left those of the
+    batch's round there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -313,7 +318,7 @@ class VerifyResult:
     ``cached_len`` is the number of valid cached positions afterwards (L' - 1 for a verified sequence of new committed
     length L'), ``reserved_len`` the number of positions that have blocks. ``logprobs``: one for each of ``token_ids``
     where they are asked for. ``prompt_logprobs``: those of the prompt tokens behind the prefilled ones. ``reused_len``:
-    positions whose entries were there already when the tenancy began.
+    positions whose entries were there already when the tenancy began. ``drafted``: drafts that were decided on.
     """
 
     slot: int
@@ -326,6 +331,7 @@ class VerifyResult:
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     reused_len: int = 0
+    drafted: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -339,6 +345,8 @@ class VerifyAnswer:
     timings: StageTimings
     prefill_rows: int = 0
     """Rows that were computed for prefill chunks."""
+    waited_ns: int = 0
+    """Nanoseconds in which it waited for awaited drafts; they are not in ``timings``."""
 
 
 class Drafter(Protocol):

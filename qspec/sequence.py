@@ -128,9 +128,14 @@ class Sequence:
         return self.max_tokens - (len(self.tokens) - len(self.prompt))
 
     @property
+    def missing(self) -> int:
+        """Committed tokens to be entered into the cache before the pending one."""
+        return len(self.tokens) - 1 - self.cached_len
+
+    @property
     def ready(self) -> bool:
         """Whether everything but the pending token is cached, so that it can be drafted for."""
-        return self.cached_len == len(self.tokens) - 1
+        return not self.missing
 
     @property
     def tenancy_sampling(self) -> Sampling:

@@ -8,35 +8,38 @@ blocks run out, and what happens when a worker is lost. The text does not depend
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from qspec.cost_table import CostObserver
+from qspec.draft_call import check_drafts
 from qspec.draft_length import Load
 from qspec.draft_policy import Candidate, DraftLengthPolicy
 from qspec.errors import ContractViolation, QspecError, WorkerLost
 from qspec.interfaces import (
     Admission,
+    DraftAnswer,
     DraftBatch,
     Drafter,
     DrafterDescription,
     DraftItem,
     EarlyStop,
-    PrefillChunk,
     Release,
     Sampling,
     SlotOutcome,
-    StageTimings,
     TokenLogprobs,
-    Verification,
     Verifier,
     VerifierDescription,
     VerifyAnswer,
     VerifyBatch,
     VerifyResult,
 )
+from qspec.open_round import OpenRound
+from qspec.overlap import AwaitingVerifier, HandingDrafter, Pending, ask_both, with_drafts
 from qspec.prefix_sharing import PrefixSharing
+from qspec.round_batch import BatchRows, RoundPlan
 from qspec.round_report import RoundReport
 from qspec.sequence import FinishReason, Sequence
 from qspec.slot_ledger import Room, SlotLedger
@@ -52,35 +55,25 @@ class Commit:
     """One for each token, where they are asked for."""
 
 
-@dataclass(slots=True)
-class _Round:
-    """What is known about the round in progress."""
-
-    number: int
-    started: float
-    drafts: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    """Drafted tokens by slot."""
-    confidences: dict[int, tuple[float, ...]] = field(default_factory=dict)
-    """Confidences of their distributions by slot, where they may end early."""
-    draft_s: float = 0.0
-    draft_timings: StageTimings | None = None
-    rpc_s: float = 0.0
-    outcomes: list[tuple[int, int]] = field(default_factory=list)
-    """Drafted and accepted tokens of each sequence that was decided on."""
-
-
 class SpeculationLoop:
     """Generates text for many sequences with one verifier and, while there is one, a drafter. Used by one thread."""
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter, *, early_stop: bool = False) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.perf_counter, *, early_stop: bool = False,
+        max_prefill_s: float = math.inf,
+    ) -> None:
         """
         Args:
             clock: seconds that calls are timed with; a simulation brings its own.
             early_stop: whether drafters may end drafts early, for which they have to tell their confidence (what that
                 costs, and why they are not asked by default: ``qspec.early_stop``).
+            max_prefill_s: seconds that entering prompts may add to a round in which other texts go on
+                (``qspec.prefill_share``). By default prompts take all the rows that there are: best for throughput,
+                where nobody reads along.
         """
         self.clock = clock
         self._early_stop_allowed = early_stop
+        self._max_prefill_s = max_prefill_s
         self.policy = DraftLengthPolicy(0)
         self.cost_recorder: CostObserver | None = None
         """Takes measurements in the place of the policy's cost table, while there is one."""
@@ -201,84 +194,35 @@ class SpeculationLoop:
         Raises ``WorkerLost`` when the verifier is lost: sequences are kept, and the next ``attach_verifier`` goes on
         with them. A lost drafter is noted in ``drafter_error``, and the round goes on without drafts.
         """
-        this = _Round(self._next_round(), self.clock())
+        this = OpenRound(self._next_round(), self.clock())
         self._ledger.admit()
-        lengths = self._choose_draft_lengths()
-        self._draft(this, lengths)
-        batch = self._verify_batch(this)
-        called = self.clock()
-        answer = self._call_verifier(batch)
-        verify_s = self.clock() - called
-        this.rpc_s += verify_s - answer.timings.total_ns * 1e-9
-        self._observe_verify(batch, verify_s)
+        plan = RoundPlan.of(
+            self._ledger.running, self._ledger.sharing, self.description, self.policy.costs, self._max_prefill_s)
+        batch, answer = self._ask(this, plan, self._draft_items(plan))
+        rows = BatchRows.of(batch)
+        self._observe_verify(rows, answer, this.verify_s)
         self._ledger.confirm(batch.releases, answer.free_blocks)
         self.prefill_rows += answer.prefill_rows
-        commits = self._apply(this, answer, verify_s)
-        self.report = self._report(this, batch, answer, verify_s)
+        commits = self._apply(this, answer)
+        self.report = this.report(rows, self.clock())
         return commits
 
-    def _choose_draft_lengths(self) -> dict[int, int]:
-        """Draft length by slot, for the sequences that are ready and get at least one draft."""
+    def _draft_items(self, plan: RoundPlan) -> tuple[DraftItem, ...]:
+        """Whom to draft for, and how many tokens: those that can be drafted for and get at least one."""
         if self._drafter is None:
-            return {}
-        ready = [sequence for sequence in self._ledger.running if sequence.admitted and sequence.ready]
-        prefill = sum(len(sequence.tokens) - sequence.cached_len for sequence in self._ledger.running) - len(ready)
-        load = Load(
-            rows=min(prefill, max(self.description.max_batch_rows - len(ready), 0)),
-            context=sum(sequence.cached_len for sequence in ready),
-        )
+            return ()
+        texts = plan.drafting
+        load = Load(rows=plan.prefill_rows, context=sum(text.cached_len for text in texts))
         lengths = self.policy.choose([
-            Candidate(acceptance=sequence.acceptance, cap=self._draft_cap(sequence), draft_length=sequence.draft_length)
-            for sequence in ready
+            Candidate(acceptance=text.acceptance, cap=plan.draft_cap(text), draft_length=text.draft_length)
+            for text in texts
         ], load)
-        return {sequence.slot: length for sequence, length in zip(ready, lengths, strict=True) if length > 0}
-
-    def _draft_cap(self, sequence: Sequence) -> int:
-        """Most tokens that are worth drafting: a round makes one token anyway; rows and positions are limited.
-
-        Every sequence has its share of the rows, so that drafts never keep a prompt from being prefilled.
-        """
-        description = self.description
-        room = description.max_model_len - len(sequence.tokens)
-        rows = description.max_batch_rows // len(self._ledger.running) - 1
-        return max(min(sequence.remaining - 1, description.max_draft_length, room, rows), 0)
-
-    def _draft(self, this: _Round, lengths: dict[int, int]) -> None:
-        """Ask the drafter; without an answer the round has no drafts."""
-        if self._drafter is None or not lengths:
-            return
-        items = tuple(
+        return tuple(
             DraftItem(
-                slot=sequence.slot,
-                lease=sequence.lease,
-                committed_len=len(sequence.tokens),
-                pending_token=sequence.tokens[-1],
-                draft_length=lengths[sequence.slot],
-                sampling=sequence.sampling,
-                early_stop=self._early_stop(sequence),
-            )
-            for sequence in self._ledger.running
-            if sequence.slot in lengths
+                slot=text.slot, lease=text.lease, committed_len=len(text.tokens), pending_token=text.tokens[-1],
+                draft_length=length, sampling=text.sampling, early_stop=self._early_stop(text))
+            for text, length in zip(texts, lengths, strict=True) if length
         )
-        called = self.clock()
-        try:
-            answer = self._drafter.draft(DraftBatch(epoch=self.description.epoch, round=this.number, items=items))
-            for item, result in zip(items, answer.results, strict=True):
-                if (result.slot, result.lease) != (item.slot, item.lease) or answer.round != this.number:
-                    raise ContractViolation("the drafter answered another question")
-                if not self._usable(result.draft_tokens, item.draft_length):
-                    raise ContractViolation("the drafter drafted too many tokens or such as do not exist")
-                this.drafts[item.slot], this.confidences[item.slot] = result.draft_tokens, result.confidences
-        except (QspecError, ValueError) as error:
-            this.drafts.clear()
-            self._forget_drafter(error if isinstance(error, QspecError) else ContractViolation(str(error)))
-            return
-        this.draft_s, this.draft_timings = self.clock() - called, answer.timings
-        this.rpc_s += this.draft_s - answer.timings.total_ns * 1e-9
-        steps = [max(len(result.draft_tokens), len(result.confidences)) for result in answer.results]
-        fed = [sum(count > step for count in steps) for step in range(max(steps))]
-        context = sum(item.committed_len - 1 for item in items)
-        self._costs.observe_draft(fed, context, this.draft_s)
 
     def _early_stop(self, sequence: Sequence) -> EarlyStop | None:
         """A request that fixes its draft length gets all of it."""
@@ -286,62 +230,58 @@ class SpeculationLoop:
             return None
         return self.policy.early_stop(sequence.acceptance, greedy=sequence.sampling.greedy)
 
-    def _usable(self, tokens: tuple[int, ...], most: int) -> bool:
-        return len(tokens) <= most and all(0 <= token < self.description.vocab_size for token in tokens)
+    def _ask(
+        self, this: OpenRound, plan: RoundPlan, items: tuple[DraftItem, ...]
+    ) -> tuple[VerifyBatch, VerifyAnswer]:
+        """Draft and verify, at once where the workers can; what was decided on, and the answer.
 
-    def _verify_batch(self, this: _Round) -> VerifyBatch:
-        """Everything that the verifier is asked to do in this round, within its limit of rows."""
-        rows = self.description.max_batch_rows
-        admissions, chunks, verifications = [], [], []
-        ready = {sequence.slot for sequence in self._ledger.running if sequence.ready}
-        held_back = self._ledger.sharing.held_back(self._ledger.running)
-        rows -= sum(1 + len(this.drafts.get(slot, ())) for slot in ready)
-        for sequence in self._ledger.running:
-            slot, lease, tokens = sequence.slot, sequence.lease, sequence.tokens
-            if slot in held_back:
-                continue
-            if not sequence.admitted:
-                admissions.append(Admission(
-                    slot=slot, lease=lease, sampling=sequence.tenancy_sampling, prompt_len=sequence.prompt_len,
-                    constraint=sequence.constraint,
-                    token_ids=sequence.reusable_tokens if self.description.prefix_cache else (),
-                    cache_salt=sequence.cache_salt))
-            if slot not in ready:
-                missing = tuple(tokens[sequence.cached_len : len(tokens) - 1][: max(rows, 0)])
-                if missing:
-                    chunks.append(PrefillChunk(
-                        slot=slot, lease=lease, start=sequence.cached_len, token_ids=missing,
-                        next_token=sequence.token_behind(sequence.cached_len + len(missing))))
-                rows -= len(missing)
-                if sequence.cached_len + len(missing) < len(tokens) - 1 or rows < 1:
-                    continue
-                rows -= 1
-            verifications.append(Verification(
-                slot=slot, lease=lease, committed_len=len(tokens), pending_token=tokens[-1],
-                draft_tokens=this.drafts.get(slot, ()),
-            ))
-        return VerifyBatch(
-            epoch=self.description.epoch,
-            round=this.number,
-            releases=tuple(self._ledger.releases),
-            admissions=tuple(admissions),
-            prefill_chunks=tuple(chunks),
-            verifications=tuple(verifications),
-        )
+        Without an answer of the drafter the round has no drafts.
+        """
+        drafter, verifier, called = self._drafter, self._verifier, self.clock()
+        drafts = DraftBatch(epoch=self.description.epoch, round=this.number, items=items)
 
-    def _call_verifier(self, batch: VerifyBatch) -> VerifyAnswer:
-        """Ask the verifier, once more on a lost stream: a repeated verification gets the stored answer."""
+        def take(answer: DraftAnswer) -> None:
+            check_drafts(answer, drafts, self.description.vocab_size)
+            this.drafted(answer, self.clock() - called)
+
+        if items and self.description.awaits_drafts and isinstance(drafter, HandingDrafter) and isinstance(
+                verifier, AwaitingVerifier):
+            batch = plan.batch({}, number=this.number, releases=self._ledger.releases,
+                               awaited={item.slot: item.draft_length for item in items})
+            pending = ask_both(drafter, verifier, drafts, batch, take, self._forget_drafter)
+            batch = with_drafts(batch, this.drafts)
+            answer = self._call_verifier(batch, pending)
+            this.verified_meanwhile(answer, self.clock() - called)
+        else:
+            if items and drafter is not None:
+                try:
+                    take(drafter.draft(drafts))
+                except QspecError as error:
+                    self._forget_drafter(error)
+            batch = plan.batch(this.drafts, number=this.number, releases=self._ledger.releases)
+            called = self.clock()
+            answer = self._call_verifier(batch)
+            this.verified(answer, self.clock() - called)
+        if this.fed:
+            self._costs.observe_draft(this.fed, sum(item.committed_len - 1 for item in items), this.draft_s)
+        return batch, answer
+
+    def _call_verifier(self, batch: VerifyBatch, pending: Pending[VerifyAnswer] | None = None) -> VerifyAnswer:
+        """Ask the verifier, once more on a lost stream: a repeated verification gets the stored answer.
+
+        ``pending``: it was asked already, when some of the batch's drafts were not yet known.
+        """
         if self._verifier is None:
             raise WorkerLost("no verifier is attached")
         try:
-            answer = self._verifier.verify(batch)
+            answer = self._verifier.verify(batch) if pending is None else pending.result()
         except WorkerLost:
             answer = self._verifier.verify(batch)
         if answer.round != batch.round:
             raise ContractViolation("the verifier answered another round")
         return answer
 
-    def _apply(self, this: _Round, answer: VerifyAnswer, verify_s: float) -> list[Commit]:
+    def _apply(self, this: OpenRound, answer: VerifyAnswer) -> list[Commit]:
         """Take the verifier's results in: commit, note what is cached, make room."""
         by_slot = {result.slot: result for result in answer.results}
         commits: list[Commit] = []
@@ -358,7 +298,7 @@ class SpeculationLoop:
                 short_of_blocks = True
             else:
                 sequence.stats.round_s += round_s
-                sequence.stats.verify_s += verify_s
+                sequence.stats.verify_s += this.verify_s
                 sequence.stats.draft_s += this.draft_s
                 sequence.stats.rpc_s += this.rpc_s
                 commits.extend(self._commit(this, sequence, result))
@@ -366,7 +306,7 @@ class SpeculationLoop:
             self._ledger.preempt()
         return commits
 
-    def _commit(self, this: _Round, sequence: Sequence, result: VerifyResult) -> list[Commit]:
+    def _commit(self, this: OpenRound, sequence: Sequence, result: VerifyResult) -> list[Commit]:
         """One sequence's new tokens, if it was decided on."""
         sequence.note_reused(result.reused_len)
         sequence.note_prompt_logprobs(sequence.cached_len, result.prompt_logprobs)
@@ -374,12 +314,11 @@ class SpeculationLoop:
         dead_end = result.outcome is SlotOutcome.DEAD_END
         if not result.token_ids and not dead_end:
             return []
-        drafted = len(this.drafts.get(sequence.slot, ()))
-        sequence.stats.record(drafted, result.accepted)
-        this.outcomes.append((drafted, result.accepted))
+        sequence.stats.record(result.drafted, result.accepted)
+        this.outcomes.append((result.drafted, result.accepted))
         sequence.stats.rounds_without_drafter += self._drafter is None and self.drafter_error is not None
         self.policy.observe(
-            sequence.acceptance, drafted, result.accepted, this.confidences.get(sequence.slot, ()),
+            sequence.acceptance, result.drafted, result.accepted, this.confidences.get(sequence.slot, ()),
             greedy=sequence.sampling.greedy)
         taken = sequence.commit(result.token_ids, self.description.max_model_len)
         if dead_end and sequence.finish is None:
@@ -388,17 +327,19 @@ class SpeculationLoop:
             self._ledger.vacate(sequence)
         return [Commit(sequence, taken, result.logprobs[: len(taken)])]
 
-    def _report(self, this: _Round, batch: VerifyBatch, answer: VerifyAnswer, verify_s: float) -> RoundReport:
-        return RoundReport(
-            seconds=self.clock() - this.started,
-            draft_s=this.draft_s,
-            verify_s=verify_s,
-            draft_timings=this.draft_timings,
-            verify_timings=answer.timings,
-            outcomes=tuple(this.outcomes),
-            context=sum(verification.committed_len - 1 for verification in batch.verifications),
-            prefill_tokens=sum(len(chunk.token_ids) for chunk in batch.prefill_chunks),
-        )
+    def _observe_verify(self, rows: BatchRows, answer: VerifyAnswer, seconds: float) -> None:
+        """Learn what rows cost, if the verifier computed just those that it was asked for."""
+        done = all(result.outcome in (SlotOutcome.OK, SlotOutcome.DEAD_END) for result in answer.results)
+        if not rows.decided or not done or answer.prefill_rows != rows.entered:
+            return
+        if rows.entered:
+            self._costs.observe_prefill(rows.entered, rows.attended, rows.decided, rows.context, seconds)
+        else:
+            self._costs.observe_verify(rows.decided, rows.context, seconds)
+
+    @property
+    def _costs(self) -> CostObserver:
+        return self.policy.costs if self.cost_recorder is None else self.cost_recorder
 
     def _next_round(self) -> int:
         self._round += 1
@@ -406,15 +347,3 @@ class SpeculationLoop:
 
     def _forget_drafter(self, error: QspecError | None) -> None:
         self._drafter, self.drafter, self.drafter_error = None, None, error
-
-    # ---- costs ------------------------------------------------------------------------------------------------------
-
-    @property
-    def _costs(self) -> CostObserver:
-        return self.policy.costs if self.cost_recorder is None else self.cost_recorder
-
-    def _observe_verify(self, batch: VerifyBatch, seconds: float) -> None:
-        if batch.verifications and not batch.prefill_chunks:
-            rows = sum(1 + len(verification.draft_tokens) for verification in batch.verifications)
-            context = sum(verification.committed_len - 1 for verification in batch.verifications)
-            self._costs.observe_verify(rows, context, seconds)

@@ -297,7 +297,8 @@ class FakeVerifier:
         text.append(next_token(text, slot.sampling, self._description.vocab_size))
         self._arena.write(item.slot, slot.lease, slot.cached)
         slot.answer = self._result(
-            item.slot, item.lease, SlotOutcome.OK, accepted=accepted, tokens=tuple(text[item.committed_len :])
+            item.slot, item.lease, SlotOutcome.OK, accepted=accepted, tokens=tuple(text[item.committed_len :]),
+            drafted=len(item.draft_tokens),
         )
         slot.answered_len = item.committed_len
         return slot.answer
@@ -312,7 +313,8 @@ class FakeVerifier:
         return True
 
     def _result(
-        self, slot: int, lease: int, outcome: SlotOutcome, *, accepted: int = 0, tokens: tuple[int, ...] = ()
+        self, slot: int, lease: int, outcome: SlotOutcome, *, accepted: int = 0, tokens: tuple[int, ...] = (),
+        drafted: int = 0,
     ) -> VerifyResult:
         state = self._slots[slot]
         if self._description.prefix_cache:
@@ -321,6 +323,7 @@ class FakeVerifier:
         return VerifyResult(
             slot=slot, lease=lease, outcome=outcome, accepted=accepted, token_ids=tokens, cached_len=len(state.cached),
             reserved_len=state.blocks * self._description.block_size, logprobs=logprobs, reused_len=state.reused,
+            drafted=drafted,
         )
 
 

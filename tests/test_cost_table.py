@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -124,6 +125,44 @@ def test_calibration_finds_the_costs_behind_the_measurements() -> None:
         assert found.verify_seconds(rows, context) == pytest.approx(truth.verify_seconds(rows, context), rel=1e-6)
     for fed, context in (([1], 0), ([1] * 5, 700), ([8] * 3, 100)):
         assert found.draft_seconds(fed, context) == pytest.approx(truth.draft_seconds(fed, context), rel=1e-6)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 2.0])
+def test_what_rows_of_prompts_cost_is_learnt_from_passes_that_decide_as_well(factor: float) -> None:
+    known = replace(CALIBRATED, prefill_row=((32, 0.004), (256, 0.003)), prefill_context_s=1e-6)
+    table = CostTable(known)
+    assert table.prefill_seconds(32, attended=1000) == pytest.approx(0.129)
+    assert table.prefill_seconds(512) > 512 * 0.002
+    for _ in range(80):
+        added = factor * CostTable(known).prefill_seconds(32, attended=2000)
+        table.observe_prefill(32, 2000, 5, 0, table.verify_seconds(5) + added)
+    assert table.prefill_seconds(32, attended=2000) == pytest.approx(added, rel=0.05)
+    assert table.verify_seconds(5) == pytest.approx(0.03), "what is decided on costs what it did"
+    empty = CostTable()
+    empty.observe_prefill(50, 0, 1, 0, 0.1)
+    assert empty.prefill_seconds(50) == pytest.approx(0.1)
+
+
+def test_one_long_prefill_changes_nothing() -> None:
+    table = CostTable(replace(CALIBRATED, prefill_row=((32, 0.004),), prefill_context_s=1e-6))
+    before = table.prefill_seconds(32, attended=100)
+    table.observe_prefill(32, 100, 5, 0, 10.0)
+    assert table.prefill_seconds(32, attended=100) == before
+
+
+def test_calibration_finds_what_rows_of_prompts_cost() -> None:
+    truth = CostTable(replace(CALIBRATED, prefill_row=((31, 0.005), (255, 0.002)), prefill_context_s=1e-6))
+    recorder = CostRecorder()
+    for context in (32, 1024):
+        recorder.observe_verify(1, context, truth.verify_seconds(1, context))
+    for entered in (31, 255):
+        attended = sum(range(entered))
+        seconds = truth.verify_seconds(1, entered) + truth.prefill_seconds(entered, attended)
+        recorder.observe_prefill(entered, attended, 1, entered, seconds)
+        recorder.observe_prefill(entered, attended, 1, entered, 7.0)  # something else went on
+    found = CostTable(recorder.fit())
+    for entered, attended in ((31, 0), (255, 10_000), (100, 500)):
+        assert found.prefill_seconds(entered, attended) == pytest.approx(truth.prefill_seconds(entered, attended))
 
 
 def test_calibration_without_a_drafter() -> None:

@@ -8,6 +8,7 @@ from qspec.cost_calibration import calibrate
 from qspec.cost_table import CalibratedCosts, CostTable
 from qspec.errors import ContractViolation, WorkerLost
 from qspec.interfaces import DraftAnswer, DraftBatch, Sampling, VerifyAnswer, VerifyBatch
+from qspec.round_batch import BatchRows
 from qspec.sequence import FinishReason, Sequence
 from qspec.speculation import Commit, SpeculationLoop
 from tests.fakes import FakeDrafter, FakeVerifier
@@ -56,8 +57,8 @@ def run(loop: SpeculationLoop, *wanted: Sequence) -> list[Commit]:
 
 def rows_of(batch: VerifyBatch) -> int:
     """Rows that a batch asks for."""
-    rows = sum(len(chunk.token_ids) for chunk in batch.prefill_chunks)
-    return rows + sum(1 + len(verification.draft_tokens) for verification in batch.verifications)
+    rows = BatchRows.of(batch)
+    return rows.entered + rows.decided
 
 
 def test_commits_are_the_text_in_order() -> None:
@@ -141,6 +142,32 @@ def test_a_long_prompt_is_entered_in_chunks_beside_running_texts() -> None:
     assert [token for chunk in chunks for token in chunk.token_ids] == long.prompt[:-1]
     run(loop)
     assert (long.generated, running.generated) == (text_of(long, 20), text_of(running, 60))
+
+
+def test_a_long_prompt_takes_little_time_of_each_round_of_running_texts() -> None:
+    verifier = FakeVerifier(max_batch_rows=64)
+    loop = SpeculationLoop(clock=lambda: 0.0, max_prefill_s=0.1)  # from calls that take no time nothing is learnt
+    loop.attach_verifier(verifier)
+    loop.policy.costs = CostTable(CalibratedCosts(
+        verify=((1, 0.03), (9, 0.05)), draft_step=((1, 0.002),), prefill_row=((1, 0.005),)))
+    running, long = sequence(40, max_tokens=100, draft_length=3), sequence(200, max_tokens=3)
+    verifier.batches.clear()
+    loop.add(running)
+    loop.step()
+    run(loop, long)
+    entered = [BatchRows.of(batch).entered for batch in verifier.batches]
+    assert entered[0] == 39, "nobody had to wait"
+    assert [rows for rows in entered[1:] if rows] == [20] * 9 + [19]
+    assert (long.generated, running.generated) == (text_of(long, 3), text_of(running, 100))
+
+
+def test_calibration_and_use_teach_what_prompts_cost() -> None:
+    loop = attached(FakeVerifier())
+    assert not loop.policy.costs.prefill_row.known
+    run(loop, sequence(30))
+    assert loop.policy.costs.prefill_seconds(29) > 0
+    calibrate(loop, lambda _what, _share: None)
+    assert loop.policy.costs.prefill_seconds(31) > 0
 
 
 def test_the_newest_text_gives_way_when_blocks_run_out() -> None:

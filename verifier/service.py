@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import grpc
 
 from qspec.interfaces import Verifier, VerifierDescription
+from qspec.overlap import AwaitingEngine
 from qspec.rpc.batch_handler import BatchStreams
 from qspec.rpc.engine_thread import EngineThread
 from qspec.rpc.server import Service
@@ -48,10 +50,26 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         async for response in self.streams.serve(request_iterator, self._answer):
             yield response
 
+    async def GiveUpDrafts(
+        self, request: verifier_pb2.GiveUpDraftsRequest, context: _Context
+    ) -> verifier_pb2.GiveUpDraftsResponse:
+        """See verifier.proto."""
+        self._give_up(request.epoch, request.round)
+        return verifier_pb2.GiveUpDraftsResponse()
+
     async def _answer(self, request: verifier_pb2.VerifyRequest) -> verifier_pb2.VerifyResponse:
-        return await self._engine.call(
-            lambda verifier: verify_answer_to_pb(verifier.verify(verify_batch_from_pb(request)))
-        )
+        try:
+            return await self._engine.call(
+                lambda verifier: verify_answer_to_pb(verifier.verify(verify_batch_from_pb(request)))
+            )
+        except asyncio.CancelledError:  # whoever asked is gone, and cannot give up drafts any more
+            self._give_up(request.epoch, request.round)
+            raise
+
+    def _give_up(self, epoch: int, round_number: int) -> None:
+        engine = self._engine.engine
+        if isinstance(engine, AwaitingEngine):
+            engine.give_up_drafts(epoch, round_number)
 
     def _public(self, about: VerifierDescription) -> VerifierDescription:
         """The description for other processes, to which a descriptor's number means nothing."""

@@ -19,6 +19,7 @@ from qspec.config import StackConfig
 from qspec.device import configured_backend
 from qspec.early_stop import DraftGate
 from qspec.engine.backend import check_kernels, choose_backend
+from qspec.engine.draft_handover import DraftHandover
 from qspec.engine.draft_weights import DraftWeights
 from qspec.engine.forward import (
     DecidingForward,
@@ -87,7 +88,9 @@ class _Draft:
 class _Attached:
     """An arena, and the model over it."""
 
-    def __init__(self, arena: Arena, forward: DraftForward, parts: Mapping[str, Parts]) -> None:
+    def __init__(
+        self, arena: Arena, forward: DraftForward, parts: Mapping[str, Parts], handover: DraftHandover | None
+    ) -> None:
         self.arena, self.forward = arena, forward
         self.parts = parts  # the stored weights that the model multiplies with; none where they are packed
         self.cache = DraftCache(*map(arena.tensor, (KV_KEYS, KV_VALUES, TAIL_KEYS, TAIL_VALUES)))
@@ -95,6 +98,7 @@ class _Attached:
         self.block_tables = arena.tensor(BLOCK_TABLES)
         self.tokens, self.prompts = arena.tensor(SLOT_TOKENS), arena.tensor(SLOT_PROMPTS)
         self.draft_probs, self.draft_rounds = arena.tensor(DRAFT_PROBS), arena.tensor(DRAFT_ROUNDS)
+        self.handover = handover
 
 
 class LocalDrafter:
@@ -151,7 +155,8 @@ class LocalDrafter:
         forward = drafter_forward(
             arena, self._model.config, weights.methods, weights.store, parts, weights.packed, verifier, weights.threads,
             self._progress)
-        self._attached = _Attached(arena, forward, parts)
+        handover = DraftHandover(arena, self._model.config.vocab_size) if verifier.awaits_drafts else None
+        self._attached = _Attached(arena, forward, parts, handover)
         return forward
 
     def _settled(self, verifier: VerifierDescription) -> StackConfig:
@@ -228,12 +233,15 @@ class LocalDrafter:
         tokens = {slot: draft.tokens for slot, draft in drafts.items()}
         confidences = {slot: draft.gate.confidences for slot, draft in drafts.items()}
         done = time.perf_counter_ns()
-        return DraftAnswer.answering(batch, tokens, confidences, StageTimings(
+        answer = DraftAnswer.answering(batch, tokens, confidences, StageTimings(
             prepare_ns=prepared - started,
             forward_ns=done - prepared - sampling_ns,
             sample_ns=sampling_ns,
             total_ns=done - started,
         ))
+        if attached.handover is not None:
+            attached.handover.put(batch.round, answer.results)
+        return answer
 
     def close(self) -> None:
         """Let go of the arena."""

@@ -29,6 +29,11 @@ DRAFT_PROBS = "draft/probs"
 """``[slots, k_max, vocab]`` float32: distributions of the round's drafts, where the rejection rule needs them."""
 DRAFT_ROUNDS = "draft/rounds"
 """``[slots]`` int64: the round that the distributions are of; 0 while they are being written."""
+DRAFT_TOKENS, DRAFT_COUNTS, DRAFT_LEASES = "draft/tokens", "draft/counts", "draft/leases"
+"""``[slots, k_max]`` int32, ``[slots]`` and ``[slots]`` int64: drafts for a verifier that awaits them, how many, and
+whose they are (``qspec.engine.draft_handover``),"""
+DRAFT_HANDED, DRAFT_BELL = "draft/handed", "draft/bell"
+"""``[1]`` int64: the round that they are of; ``[1]`` int32: changes whenever there are others."""
 
 
 def arena_specs(
@@ -52,6 +57,11 @@ def arena_specs(
         RegionSpec(TAIL_VALUES, cache_dtype, tail, own),
         RegionSpec(DRAFT_PROBS, torch.float32, (slots, drafts, model.vocab_size), own),
         RegionSpec(DRAFT_ROUNDS, torch.int64, (slots,), own),
+        RegionSpec(DRAFT_TOKENS, torch.int32, (slots, drafts), own),
+        RegionSpec(DRAFT_COUNTS, torch.int64, (slots,), own),
+        RegionSpec(DRAFT_LEASES, torch.int64, (slots,), own),
+        RegionSpec(DRAFT_HANDED, torch.int64, (1,), own),
+        RegionSpec(DRAFT_BELL, torch.int32, (1,), own),
     ]
 
 

@@ -21,6 +21,7 @@ from qspec.engine.auto_methods import resolve_methods
 from qspec.engine.backend import check_kernels, choose_backend, tell_fallback
 from qspec.engine.batch_plan import BatchLimits, BatchPlanner, Work
 from qspec.engine.cached_decoder import CachedDecoder
+from qspec.engine.draft_handover import DraftHandover
 from qspec.engine.forward import DecidingForward, Forward
 from qspec.engine.linears import is_plain, kernel_names
 from qspec.engine.passes import SequenceRows
@@ -48,9 +49,11 @@ from qspec.interfaces import (
 )
 from qspec.kernels.paged_attention import BlockSpan
 from qspec.kernels.triton.row_draws import RowVerdict
+from qspec.memory.futex import FUTEX_AVAILABLE
 from qspec.models.converted import ConvertedModel, prepare
 from qspec.models.decoder import linear_names
 from qspec.models.tokenizer import Tokenizer, vocab_fingerprint
+from qspec.overlap import with_drafts
 from qspec.quant.method_plan import MethodPlan, check_methods, plan_verify
 from qspec.quant.methods import Role
 from qspec.token_logprobs import token_logprobs
@@ -76,6 +79,7 @@ class LocalVerifier:
                 self.arena, model.config, config, plan, self._max_model_len, store.shapes, progress)
         self._keys, self._values = self.arena.tensor(KV_KEYS), self.arena.tensor(KV_VALUES)
         self._draft_probs = self.arena.tensor(DRAFT_PROBS)
+        self._handover = DraftHandover(self.arena, model.config.vocab_size)
         self._grammars = Grammars(
             lambda: Tokenizer.load(model.tokenizer_directory), vocab_size=model.config.vocab_size)
         self._slots = SlotTable(
@@ -147,6 +151,7 @@ class LocalVerifier:
             verify_quantization=config.verify_quantization,
             auto_reason=self._auto_reason,
             prefix_cache=config.prefix_cache,
+            awaits_drafts=FUTEX_AVAILABLE,
         )
 
     def verify(self, batch: VerifyBatch) -> VerifyAnswer:
@@ -154,10 +159,16 @@ class LocalVerifier:
         with torch.inference_mode(), self._forward.computing():
             return self._verify(batch)
 
+    def give_up_drafts(self, epoch: int, round_number: int) -> None:
+        """Decide on a round without the drafts that it awaits. For any thread."""
+        if epoch == self.arena.descriptor.epoch:
+            self._handover.give_up(round_number)
+
     def _verify(self, batch: VerifyBatch) -> VerifyAnswer:
-        started = time.perf_counter_ns()
         if batch.epoch != self.arena.descriptor.epoch:
             raise EpochMismatch(f"the verifier is in epoch {self.arena.descriptor.epoch}, not {batch.epoch}")
+        batch, waited_ns = self._with_drafts(batch)
+        started = time.perf_counter_ns()
         works = self._planner.plan(batch)
         computed = [work for work in works if work.token_ids]
         decided = [work for work in computed if work.verification is not None]
@@ -183,7 +194,17 @@ class LocalVerifier:
                 total_ns=done - started,
             ),
             prefill_rows=sum(len(work.token_ids) - work.decided_rows for work in computed),
+            waited_ns=waited_ns,
         )
+
+    def _with_drafts(self, batch: VerifyBatch) -> tuple[VerifyBatch, int]:
+        """The batch with the drafts that it awaits, once they are in the arena; nanoseconds that this took."""
+        awaiting = [verification for verification in batch.verifications if verification.awaited_drafts]
+        if not awaiting:
+            return batch, 0
+        asked = time.perf_counter_ns()
+        drafts = self._handover.take(batch.round, awaiting)
+        return with_drafts(batch, drafts), time.perf_counter_ns() - asked
 
     def close(self) -> None:
         """Let go of the arena."""
@@ -256,6 +277,7 @@ class LocalVerifier:
                 logprobs=_logprobs(rows, decision.token_ids, tenancy.sampling.logprobs),
                 prompt_logprobs=work.prompt_logprobs,
                 reused_len=tenancy.reused_len,
+                drafted=len(drafts),
             )
             tenancy.answered_len, tenancy.answer = length, work.result
 

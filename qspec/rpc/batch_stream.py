@@ -36,6 +36,17 @@ class StreamCall(Protocol[_ResponseCo]):
         ...
 
 
+class PendingAnswer(Generic[_Response]):
+    """A ``qspec.overlap.Pending`` that is received when it is asked for."""
+
+    def __init__(self, receive: Callable[[], _Response]) -> None:
+        self._receive = receive
+
+    def result(self) -> _Response:
+        """See ``qspec.overlap.Pending``."""
+        return self._receive()
+
+
 class BatchStream(Generic[_Request, _Response]):
     """Request and answer over one call, opened when first used and again after it was lost.
 
@@ -60,15 +71,30 @@ class BatchStream(Generic[_Request, _Response]):
         self._watchdog: threading.Thread | None = None
 
     def exchange(self, request: _Request) -> _Response:
-        """Send a request and return its answer.
+        """Send a request and return its answer; raises what ``send`` and ``receive`` raise."""
+        self.send(request)
+        return self.receive()
 
-        Raises what ``qspec.rpc.errors.from_rpc_error`` makes of the stream's status, ``WorkerLost`` when the answer is
-        late. The stream is gone then, and the next exchange opens a new one.
+    def send(self, request: _Request) -> None:
+        """Send a request, whose answer has to be received before the next one is sent.
+
+        Raises ``WorkerLost`` when the stream is closed for good.
         """
         if self._closed.is_set():
             raise WorkerLost(f"the stream to {self._peer} is closed")
-        call = self._arm()
+        self._arm()
         self._requests.put(request)
+
+    def receive(self) -> _Response:
+        """The answer to the request that was sent.
+
+        Raises what ``qspec.rpc.errors.from_rpc_error`` makes of the stream's status, ``WorkerLost`` when the answer is
+        late. The stream is gone then, and the next request opens a new one.
+        """
+        with self._lock:
+            call = self._call
+        if call is None:
+            raise WorkerLost(f"the stream to {self._peer} is closed")
         try:
             response = next(call)
         except StopIteration:
@@ -101,7 +127,7 @@ class BatchStream(Generic[_Request, _Response]):
         if self._watchdog is not None:
             self._watchdog.join()
 
-    def _arm(self) -> StreamCall[_Response]:
+    def _arm(self) -> None:
         with self._lock:
             if self._call is None:
                 self._requests = queue.SimpleQueue()
@@ -111,7 +137,6 @@ class BatchStream(Generic[_Request, _Response]):
             if self._watchdog is None:
                 self._watchdog = threading.Thread(target=self._watch, name="stream-watchdog", daemon=True)
                 self._watchdog.start()
-            return self._call
 
     def _drop(self) -> None:
         with self._lock:

@@ -49,6 +49,11 @@ class EngineThread(Generic[_EngineT]):
             self._thread.start()
         await asyncio.shield(self._loaded)
 
+    @property
+    def engine(self) -> _EngineT | None:
+        """The engine once it is loaded, for the little that it allows any thread to ask."""
+        return self._engine
+
     async def call(self, function: Callable[[_EngineT], _Result]) -> _Result:
         """``function(engine)``, after loading and after the calls before it.
 

@@ -6,7 +6,8 @@ import grpc
 
 from qspec.errors import ContractViolation
 from qspec.interfaces import DraftAnswer, DraftBatch, DrafterDescription, SlotOutcome, VerifierDescription
-from qspec.rpc.batch_stream import BatchStream
+from qspec.overlap import Pending
+from qspec.rpc.batch_stream import BatchStream, PendingAnswer
 from qspec.rpc.channel import open_channel
 from qspec.rpc.drafter_codec import (
     attach_request_to_pb,
@@ -56,7 +57,15 @@ class RemoteDrafter:
 
     def draft(self, batch: DraftBatch) -> DraftAnswer:
         """See ``Drafter``."""
-        message = self._stream.exchange(draft_batch_to_pb(batch))
+        return self.begin_draft(batch).result()
+
+    def begin_draft(self, batch: DraftBatch) -> Pending[DraftAnswer]:
+        """See ``qspec.overlap.HandingDrafter``."""
+        self._stream.send(draft_batch_to_pb(batch))
+        return PendingAnswer(lambda: self._answer(batch))
+
+    def _answer(self, batch: DraftBatch) -> DraftAnswer:
+        message = self._stream.receive()
         try:
             answer = draft_answer_from_pb(message)
             _check(batch, answer)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import grpc
 
 from qspec.errors import ContractViolation
 from qspec.interfaces import VerifierDescription, VerifyAnswer, VerifyBatch
-from qspec.rpc.batch_stream import BatchStream
+from qspec.overlap import Pending
+from qspec.rpc.batch_stream import BatchStream, PendingAnswer
 from qspec.rpc.channel import open_channel
 from qspec.rpc.errors import from_rpc_error
 from qspec.rpc.verifier_codec import description_from_pb, verify_answer_from_pb, verify_batch_to_pb
 from qspec.v1 import verifier_pb2, verifier_pb2_grpc
+
+GIVE_UP_TIMEOUT_S = 5.0
 
 
 class RemoteVerifier:
@@ -43,7 +48,21 @@ class RemoteVerifier:
 
     def verify(self, batch: VerifyBatch) -> VerifyAnswer:
         """See ``Verifier``. After ``WorkerLost`` the same batch may be sent again: what was decided is answered."""
-        message = self._stream.exchange(verify_batch_to_pb(batch))
+        return self.begin_verify(batch).result()
+
+    def begin_verify(self, batch: VerifyBatch) -> Pending[VerifyAnswer]:
+        """See ``qspec.overlap.AwaitingVerifier``."""
+        self._stream.send(verify_batch_to_pb(batch))
+        return PendingAnswer(lambda: self._answer(batch))
+
+    def give_up_drafts(self, epoch: int, round_number: int) -> None:
+        """See ``qspec.overlap.AwaitingVerifier``. Whoever waits for its answer notices a verifier that is gone."""
+        request = verifier_pb2.GiveUpDraftsRequest(epoch=epoch, round=round_number)
+        with contextlib.suppress(grpc.RpcError):
+            self._stub.GiveUpDrafts(request, timeout=GIVE_UP_TIMEOUT_S)
+
+    def _answer(self, batch: VerifyBatch) -> VerifyAnswer:
+        message = self._stream.receive()
         try:
             answer = verify_answer_from_pb(message)
             _check(batch, answer)
@@ -64,8 +83,8 @@ def _check(batch: VerifyBatch, answer: VerifyAnswer) -> None:
         raise ContractViolation(f"the verifier answered round {answer.round}, not {batch.round}")
     asked = {(a.slot, a.lease) for a in batch.admissions}
     asked |= {(c.slot, c.lease) for c in batch.prefill_chunks}
-    drafted = {(v.slot, v.lease): len(v.draft_tokens) for v in batch.verifications}
+    drafted = {(v.slot, v.lease): v.awaited_drafts or len(v.draft_tokens) for v in batch.verifications}
     if sorted((r.slot, r.lease) for r in answer.results) != sorted(asked | drafted.keys()):
         raise ContractViolation("the verifier did not answer once for each slot that it was asked about")
-    if any(r.accepted > drafted.get((r.slot, r.lease), 0) for r in answer.results):
+    if any(not r.accepted <= r.drafted <= drafted.get((r.slot, r.lease), 0) for r in answer.results):
         raise ContractViolation("the verifier accepted more drafts than it was given")

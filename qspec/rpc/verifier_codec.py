@@ -43,6 +43,7 @@ def description_to_pb(about: VerifierDescription) -> verifier_pb2.DescribeRespon
         verify_quantization=about.verify_quantization,
         auto_reason=about.auto_reason,
         prefix_cache=about.prefix_cache,
+        awaits_drafts=about.awaits_drafts,
     )
 
 
@@ -55,7 +56,7 @@ def description_from_pb(message: verifier_pb2.DescribeResponse) -> VerifierDescr
         max_batch_rows=message.max_batch_rows, block_size=message.block_size, num_blocks=message.num_blocks,
         arena=arena_from_pb(message.arena), memory=memory_from_pb(message.memory), kernel=message.kernel,
         draft_quantization=message.draft_quantization, verify_quantization=message.verify_quantization,
-        auto_reason=message.auto_reason, prefix_cache=message.prefix_cache,
+        auto_reason=message.auto_reason, prefix_cache=message.prefix_cache, awaits_drafts=message.awaits_drafts,
     )
 
 
@@ -79,7 +80,7 @@ def verify_batch_to_pb(batch: VerifyBatch) -> verifier_pb2.VerifyRequest:
         verifications=[
             verifier_pb2.Verification(
                 slot=v.slot, lease=v.lease, committed_len=v.committed_len, pending_token=v.pending_token,
-                draft_tokens=v.draft_tokens,
+                draft_tokens=v.draft_tokens, awaited_drafts=v.awaited_drafts,
             )
             for v in batch.verifications
         ],
@@ -90,6 +91,7 @@ def verify_batch_from_pb(message: verifier_pb2.VerifyRequest) -> VerifyBatch:
     """Decode."""
     for verification in message.verifications:
         require(verification.committed_len >= 1, "committed_len must be at least 1: the pending token is committed")
+        require(not (verification.awaited_drafts and verification.draft_tokens), "drafts are either given or awaited")
     return VerifyBatch(
         epoch=message.epoch, round=message.round,
         releases=tuple(Release(slot=r.slot, lease=r.lease) for r in message.releases),
@@ -108,7 +110,7 @@ def verify_batch_from_pb(message: verifier_pb2.VerifyRequest) -> VerifyBatch:
         verifications=tuple(
             Verification(
                 slot=v.slot, lease=v.lease, committed_len=v.committed_len, pending_token=v.pending_token,
-                draft_tokens=tuple(v.draft_tokens),
+                draft_tokens=tuple(v.draft_tokens), awaited_drafts=v.awaited_drafts,
             )
             for v in message.verifications
         ),
@@ -120,13 +122,13 @@ def verify_answer_to_pb(answer: VerifyAnswer) -> verifier_pb2.VerifyResponse:
     """Encode."""
     return verifier_pb2.VerifyResponse(
         epoch=answer.epoch, round=answer.round, free_blocks=answer.free_blocks, timings=timings_to_pb(answer.timings),
-        prefill_rows=answer.prefill_rows,
+        prefill_rows=answer.prefill_rows, waited_ns=answer.waited_ns,
         results=[
             verifier_pb2.VerifyResult(
                 slot=r.slot, lease=r.lease, outcome=outcome_to_pb(r.outcome), accepted=r.accepted,
                 token_ids=r.token_ids, cached_len=r.cached_len, reserved_len=r.reserved_len,
                 logprobs=logprobs_to_pb(r.logprobs), prompt_logprobs=logprobs_to_pb(r.prompt_logprobs),
-                reused_len=r.reused_len,
+                reused_len=r.reused_len, drafted=r.drafted,
             )
             for r in answer.results
         ],
@@ -140,7 +142,7 @@ def verify_answer_from_pb(message: verifier_pb2.VerifyResponse) -> VerifyAnswer:
             slot=r.slot, lease=r.lease, outcome=outcome_from_pb(r.outcome), accepted=r.accepted,
             token_ids=tuple(r.token_ids), cached_len=r.cached_len, reserved_len=r.reserved_len,
             logprobs=logprobs_from_pb(r.logprobs), prompt_logprobs=logprobs_from_pb(r.prompt_logprobs),
-            reused_len=r.reused_len,
+            reused_len=r.reused_len, drafted=r.drafted,
         )
         for r in message.results
     )
@@ -148,5 +150,5 @@ def verify_answer_from_pb(message: verifier_pb2.VerifyResponse) -> VerifyAnswer:
     require(all(r.accepted <= len(r.token_ids) for r in results), "more drafts accepted than tokens committed")
     return VerifyAnswer(
         epoch=message.epoch, round=message.round, results=results, free_blocks=message.free_blocks,
-        timings=timings_from_pb(message.timings), prefill_rows=message.prefill_rows,
+        timings=timings_from_pb(message.timings), prefill_rows=message.prefill_rows, waited_ns=message.waited_ns,
     )

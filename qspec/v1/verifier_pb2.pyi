@@ -12,7 +12,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("model", "method", "row_invariant", "vocab_size", "vocab_fingerprint", "max_model_len", "max_slots", "max_draft_length", "max_batch_rows", "block_size", "num_blocks", "arena", "memory", "kernel", "draft_quantization", "verify_quantization", "auto_reason", "prefix_cache")
+    __slots__ = ("model", "method", "row_invariant", "vocab_size", "vocab_fingerprint", "max_model_len", "max_slots", "max_draft_length", "max_batch_rows", "block_size", "num_blocks", "arena", "memory", "kernel", "draft_quantization", "verify_quantization", "auto_reason", "prefix_cache", "awaits_drafts")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
     ROW_INVARIANT_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,7 @@ class DescribeResponse(_message.Message):
     VERIFY_QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
     AUTO_REASON_FIELD_NUMBER: _ClassVar[int]
     PREFIX_CACHE_FIELD_NUMBER: _ClassVar[int]
+    AWAITS_DRAFTS_FIELD_NUMBER: _ClassVar[int]
     model: str
     method: str
     row_invariant: bool
@@ -49,7 +50,20 @@ class DescribeResponse(_message.Message):
     verify_quantization: str
     auto_reason: str
     prefix_cache: bool
-    def __init__(self, model: _Optional[str] = ..., method: _Optional[str] = ..., row_invariant: bool = ..., vocab_size: _Optional[int] = ..., vocab_fingerprint: _Optional[str] = ..., max_model_len: _Optional[int] = ..., max_slots: _Optional[int] = ..., max_draft_length: _Optional[int] = ..., max_batch_rows: _Optional[int] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., arena: _Optional[_Union[_types_pb2.ArenaDescriptor, _Mapping]] = ..., memory: _Optional[_Iterable[_Union[_types_pb2.MemoryItem, _Mapping]]] = ..., kernel: _Optional[str] = ..., draft_quantization: _Optional[str] = ..., verify_quantization: _Optional[str] = ..., auto_reason: _Optional[str] = ..., prefix_cache: bool = ...) -> None: ...
+    awaits_drafts: bool
+    def __init__(self, model: _Optional[str] = ..., method: _Optional[str] = ..., row_invariant: bool = ..., vocab_size: _Optional[int] = ..., vocab_fingerprint: _Optional[str] = ..., max_model_len: _Optional[int] = ..., max_slots: _Optional[int] = ..., max_draft_length: _Optional[int] = ..., max_batch_rows: _Optional[int] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., arena: _Optional[_Union[_types_pb2.ArenaDescriptor, _Mapping]] = ..., memory: _Optional[_Iterable[_Union[_types_pb2.MemoryItem, _Mapping]]] = ..., kernel: _Optional[str] = ..., draft_quantization: _Optional[str] = ..., verify_quantization: _Optional[str] = ..., auto_reason: _Optional[str] = ..., prefix_cache: bool = ..., awaits_drafts: bool = ...) -> None: ...
+
+class GiveUpDraftsRequest(_message.Message):
+    __slots__ = ("epoch", "round")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    round: int
+    def __init__(self, epoch: _Optional[int] = ..., round: _Optional[int] = ...) -> None: ...
+
+class GiveUpDraftsResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class VerifyRequest(_message.Message):
     __slots__ = ("epoch", "round", "releases", "admissions", "prefill_chunks", "verifications")
@@ -112,37 +126,41 @@ class PrefillChunk(_message.Message):
     def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ..., start: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., next_token: _Optional[int] = ...) -> None: ...
 
 class Verification(_message.Message):
-    __slots__ = ("slot", "lease", "committed_len", "pending_token", "draft_tokens")
+    __slots__ = ("slot", "lease", "committed_len", "pending_token", "draft_tokens", "awaited_drafts")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_LEN_FIELD_NUMBER: _ClassVar[int]
     PENDING_TOKEN_FIELD_NUMBER: _ClassVar[int]
     DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    AWAITED_DRAFTS_FIELD_NUMBER: _ClassVar[int]
     slot: int
     lease: int
     committed_len: int
     pending_token: int
     draft_tokens: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ..., committed_len: _Optional[int] = ..., pending_token: _Optional[int] = ..., draft_tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+    awaited_drafts: int
+    def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ..., committed_len: _Optional[int] = ..., pending_token: _Optional[int] = ..., draft_tokens: _Optional[_Iterable[int]] = ..., awaited_drafts: _Optional[int] = ...) -> None: ...
 
 class VerifyResponse(_message.Message):
-    __slots__ = ("epoch", "round", "results", "free_blocks", "timings", "prefill_rows")
+    __slots__ = ("epoch", "round", "results", "free_blocks", "timings", "prefill_rows", "waited_ns")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     PREFILL_ROWS_FIELD_NUMBER: _ClassVar[int]
+    WAITED_NS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     round: int
     results: _containers.RepeatedCompositeFieldContainer[VerifyResult]
     free_blocks: int
     timings: _types_pb2.StageTimings
     prefill_rows: int
-    def __init__(self, epoch: _Optional[int] = ..., round: _Optional[int] = ..., results: _Optional[_Iterable[_Union[VerifyResult, _Mapping]]] = ..., free_blocks: _Optional[int] = ..., timings: _Optional[_Union[_types_pb2.StageTimings, _Mapping]] = ..., prefill_rows: _Optional[int] = ...) -> None: ...
+    waited_ns: int
+    def __init__(self, epoch: _Optional[int] = ..., round: _Optional[int] = ..., results: _Optional[_Iterable[_Union[VerifyResult, _Mapping]]] = ..., free_blocks: _Optional[int] = ..., timings: _Optional[_Union[_types_pb2.StageTimings, _Mapping]] = ..., prefill_rows: _Optional[int] = ..., waited_ns: _Optional[int] = ...) -> None: ...
 
 class VerifyResult(_message.Message):
-    __slots__ = ("slot", "lease", "outcome", "accepted", "token_ids", "cached_len", "reserved_len", "logprobs", "prompt_logprobs", "reused_len")
+    __slots__ = ("slot", "lease", "outcome", "accepted", "token_ids", "cached_len", "reserved_len", "logprobs", "prompt_logprobs", "reused_len", "drafted")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
@@ -153,6 +171,7 @@ class VerifyResult(_message.Message):
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     REUSED_LEN_FIELD_NUMBER: _ClassVar[int]
+    DRAFTED_FIELD_NUMBER: _ClassVar[int]
     slot: int
     lease: int
     outcome: _types_pb2.SlotOutcome
@@ -163,4 +182,5 @@ class VerifyResult(_message.Message):
     logprobs: _containers.RepeatedCompositeFieldContainer[_types_pb2.TokenLogprobs]
     prompt_logprobs: _containers.RepeatedCompositeFieldContainer[_types_pb2.TokenLogprobs]
     reused_len: int
-    def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ..., outcome: _Optional[_Union[_types_pb2.SlotOutcome, str]] = ..., accepted: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., cached_len: _Optional[int] = ..., reserved_len: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[_types_pb2.TokenLogprobs, _Mapping]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[_types_pb2.TokenLogprobs, _Mapping]]] = ..., reused_len: _Optional[int] = ...) -> None: ...
+    drafted: int
+    def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ..., outcome: _Optional[_Union[_types_pb2.SlotOutcome, str]] = ..., accepted: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., cached_len: _Optional[int] = ..., reserved_len: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[_types_pb2.TokenLogprobs, _Mapping]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[_types_pb2.TokenLogprobs, _Mapping]]] = ..., reused_len: _Optional[int] = ..., drafted: _Optional[int] = ...) -> None: ...

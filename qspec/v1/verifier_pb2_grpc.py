@@ -45,6 +45,11 @@ class VerifierServiceStub(object):
                 request_serializer=qspec_dot_v1_dot_verifier__pb2.VerifyRequest.SerializeToString,
                 response_deserializer=qspec_dot_v1_dot_verifier__pb2.VerifyResponse.FromString,
                 _registered_method=True)
+        self.GiveUpDrafts = channel.unary_unary(
+                '/qspec.v1.VerifierService/GiveUpDrafts',
+                request_serializer=qspec_dot_v1_dot_verifier__pb2.GiveUpDraftsRequest.SerializeToString,
+                response_deserializer=qspec_dot_v1_dot_verifier__pb2.GiveUpDraftsResponse.FromString,
+                _registered_method=True)
 
 
 class VerifierServiceServicer(object):
@@ -65,6 +70,14 @@ class VerifierServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GiveUpDrafts(self, request, context):
+        """The drafter will leave no drafts of a round: a batch that awaits them is decided on without. Answers at once, while
+        the batch waits.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_VerifierServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +90,11 @@ def add_VerifierServiceServicer_to_server(servicer, server):
                     servicer.Verify,
                     request_deserializer=qspec_dot_v1_dot_verifier__pb2.VerifyRequest.FromString,
                     response_serializer=qspec_dot_v1_dot_verifier__pb2.VerifyResponse.SerializeToString,
+            ),
+            'GiveUpDrafts': grpc.unary_unary_rpc_method_handler(
+                    servicer.GiveUpDrafts,
+                    request_deserializer=qspec_dot_v1_dot_verifier__pb2.GiveUpDraftsRequest.FromString,
+                    response_serializer=qspec_dot_v1_dot_verifier__pb2.GiveUpDraftsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +152,33 @@ class VerifierService(object):
             '/qspec.v1.VerifierService/Verify',
             qspec_dot_v1_dot_verifier__pb2.VerifyRequest.SerializeToString,
             qspec_dot_v1_dot_verifier__pb2.VerifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GiveUpDrafts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/qspec.v1.VerifierService/GiveUpDrafts',
+            qspec_dot_v1_dot_verifier__pb2.GiveUpDraftsRequest.SerializeToString,
+            qspec_dot_v1_dot_verifier__pb2.GiveUpDraftsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +52,20 @@ def share_of_best(
 def test_auto_is_as_good_as_the_best_fixed_length(machine: str, acceptance: float, clients: int) -> None:
     fixed = (0, 1) if acceptance <= 0.5 else FIXED
     assert share_of_best(machine, acceptance, clients, fixed=fixed) >= 0.97
+
+
+def test_prompts_keep_nobody_waiting_and_draft_lengths_beside_them_are_chosen_well() -> None:
+    def outcome(draft_length: int | None, max_prefill_s: float) -> Outcome:
+        workload = Workload(requests=20, clients=4, prompt_tokens=250, output_tokens=60, draft_length=draft_length)
+        machine = Machine(costs=MACHINES["cpu"], outliers=0.0)
+        return simulate(
+            workload, machine, AcceptanceModel(), slots=16, longest=LONGEST, max_prefill_s=max_prefill_s)
+
+    free, bound = outcome(None, math.inf), outcome(None, 0.1)
+    assert free.gap.p99 > 0.7, "a whole prompt keeps everybody waiting"
+    assert bound.gap.p99 < 0.25
+    assert bound.throughput >= 0.97 * free.throughput
+    assert bound.throughput >= 0.97 * max(outcome(k, 0.1).throughput for k in (0, 2))
 
 
 def step_at(second: float, before: float, after: float) -> Callable[[float], float]:
@@ -178,9 +193,12 @@ def test_what_cannot_be_simulated_is_refused(
 
 def test_a_machine_comes_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "machine.json"
-    path.write_text(json.dumps({"verify": [[1, 0.01], [8, 0.02]], "draft_step": [[1, 0.004]], "draft_call_s": 0.001}))
-    assert read_machine(str(path)) == CalibratedCosts(
-        verify=((1, 0.01), (8, 0.02)), draft_step=((1, 0.004),), draft_call_s=0.001)
+    costs = {"verify": [[1, 0.01], [8, 0.02]], "draft_step": [[1, 0.004]], "draft_call_s": 0.001}
+    expected = CalibratedCosts(verify=((1, 0.01), (8, 0.02)), draft_step=((1, 0.004),), draft_call_s=0.001)
+    path.write_text(json.dumps(costs))
+    assert read_machine(str(path)) == expected
+    path.write_text(json.dumps({**costs, "prefill_row": [[31, 0.005]], "prefill_context_s": 1e-6}))
+    assert read_machine(str(path)) == replace(expected, prefill_row=((31, 0.005),), prefill_context_s=1e-6)
     for wrong in ('{"verify": []}', '{"verify": [[1, -1]], "draft_step": [[1, 1]]}', "[]", "{", (
         '{"verify": [[2, 1], [1, 1]], "draft_step": [[1, 1]]}'
     )):

@@ -149,16 +149,18 @@ class PaperVerifier:
         self.slots.set_cached(work.slot, tenancy, len(text))
         text.append(next_token(text, tenancy.sampling, VOCAB_SIZE))
         tokens = tuple(text[verification.committed_len :])
-        work.result = self._result(work, accepted=accepted, tokens=tokens)
+        work.result = self._result(work, accepted=accepted, tokens=tokens, drafted=len(verification.draft_tokens))
         tenancy.answered_len, tenancy.answer = verification.committed_len, work.result
 
-    def _result(self, work: Work, *, accepted: int = 0, tokens: tuple[int, ...] = ()) -> VerifyResult:
+    def _result(
+        self, work: Work, *, accepted: int = 0, tokens: tuple[int, ...] = (), drafted: int = 0
+    ) -> VerifyResult:
         tenancy = work.tenancy
         return VerifyResult(
             slot=work.slot, lease=work.lease, outcome=work.outcome, accepted=accepted, token_ids=tokens,
             cached_len=tenancy.cached_len if tenancy else 0,
             reserved_len=self.slots.reserved_len(tenancy) if tenancy else 0,
-            reused_len=tenancy.reused_len if tenancy else 0)
+            reused_len=tenancy.reused_len if tenancy else 0, drafted=drafted)
 
 
 class PaperDrafter:

@@ -1,0 +1,128 @@
+"""What a round asks of the verifier: who is decided on, who is admitted, how much of which prompt is entered.
+
+A round is planned before its drafts are chosen, because how long they may be depends on what else is in it, and becomes
+a batch once they are there. Everything here is arithmetic over the sequences in slots; nothing is called or changed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from qspec.cost_table import CostTable
+from qspec.interfaces import Admission, PrefillChunk, Release, Verification, VerifierDescription, VerifyBatch
+from qspec.prefill_share import prefill_rows
+from qspec.prefix_sharing import PrefixSharing
+from qspec.sequence import Sequence as Text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundPlan:
+    """Who takes part in a round, oldest first."""
+
+    about: VerifierDescription
+    texts: tuple[Text, ...]
+    """All sequences in slots but those that wait for others to enter what they begin with."""
+    running: int
+    """Sequences in slots."""
+    prefill_rows: int
+    """Most rows of prompts to enter."""
+
+    @classmethod
+    def of(
+        cls, running: Sequence[Text], sharing: PrefixSharing, about: VerifierDescription, costs: CostTable,
+        max_prefill_s: float,
+    ) -> RoundPlan:
+        """The plan for sequences in slots, oldest first.
+
+        ``max_prefill_s``: what entering prompts may add to the round, by these ``costs``, where other texts go on.
+        """
+        held_back = sharing.held_back(running)
+        texts = tuple(text for text in running if text.slot not in held_back)
+        ready = sum(text.ready for text in texts)
+        rows = prefill_rows(
+            [(text.cached_len, text.missing) for text in texts if text.missing], about.max_batch_rows - ready, costs,
+            max_prefill_s if ready else math.inf)
+        return cls(about=about, texts=texts, running=len(running), prefill_rows=rows)
+
+    @property
+    def drafting(self) -> list[Text]:
+        """Those that can be drafted for."""
+        return [text for text in self.texts if text.admitted and text.ready]
+
+    def draft_cap(self, text: Text) -> int:
+        """Most tokens that are worth drafting: a round makes one token anyway; rows and positions are limited.
+
+        Every sequence has its share of the rows, so that drafts never keep a prompt from being entered.
+        """
+        room = self.about.max_model_len - len(text.tokens)
+        rows = self.about.max_batch_rows // self.running - 1
+        return max(min(text.remaining - 1, self.about.max_draft_length, room, rows), 0)
+
+    def batch(
+        self, drafts: Mapping[int, tuple[int, ...]], *, number: int, releases: Sequence[Release],
+        awaited: Mapping[int, int] = MappingProxyType({}),
+    ) -> VerifyBatch:
+        """Round ``number``, within the verifier's limit of rows; ``drafts`` by slot, or how many are ``awaited``."""
+        admissions, chunks, verifications = [], [], []
+        rows, entering = self.about.max_batch_rows, self.prefill_rows
+        rows -= sum(
+            1 + len(drafts.get(text.slot, ())) + awaited.get(text.slot, 0) for text in self.texts if text.ready)
+        for text in self.texts:
+            if not text.admitted:
+                admissions.append(self._admission(text))
+            if not text.ready:
+                chunk = self._chunk(text, max(min(rows, entering), 0))
+                if chunk.token_ids:
+                    chunks.append(chunk)
+                rows -= len(chunk.token_ids)
+                entering -= len(chunk.token_ids)
+                if chunk.start + len(chunk.token_ids) < len(text.tokens) - 1 or rows < 1:
+                    continue
+                rows -= 1
+            verifications.append(Verification(
+                slot=text.slot, lease=text.lease, committed_len=len(text.tokens), pending_token=text.tokens[-1],
+                draft_tokens=drafts.get(text.slot, ()), awaited_drafts=awaited.get(text.slot, 0)))
+        return VerifyBatch(
+            epoch=self.about.epoch, round=number, releases=tuple(releases), admissions=tuple(admissions),
+            prefill_chunks=tuple(chunks), verifications=tuple(verifications))
+
+    def _admission(self, text: Text) -> Admission:
+        return Admission(
+            slot=text.slot, lease=text.lease, sampling=text.tenancy_sampling, prompt_len=text.prompt_len,
+            constraint=text.constraint, token_ids=text.reusable_tokens if self.about.prefix_cache else (),
+            cache_salt=text.cache_salt)
+
+    def _chunk(self, text: Text, most: int) -> PrefillChunk:
+        """The next tokens to enter, at most so many; perhaps none."""
+        start = text.cached_len
+        end = min(len(text.tokens) - 1, start + most)
+        return PrefillChunk(
+            slot=text.slot, lease=text.lease, start=start, token_ids=tuple(text.tokens[start:end]),
+            next_token=text.token_behind(end))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchRows:
+    """What a verify pass computes, as its batch asks for it."""
+
+    decided: int
+    """Rows that are decided on."""
+    context: int
+    """Cached positions of the sequences that they are of, together."""
+    entered: int
+    """Rows that enter prompts."""
+    attended: int
+    """Cached positions that those attend to, row by row."""
+
+    @classmethod
+    def of(cls, batch: VerifyBatch) -> BatchRows:
+        """The rows of a batch."""
+        return cls(
+            decided=sum(1 + len(verification.draft_tokens) for verification in batch.verifications),
+            context=sum(verification.committed_len - 1 for verification in batch.verifications),
+            entered=sum(len(chunk.token_ids) for chunk in batch.prefill_chunks),
+            attended=sum(
+                sum(range(chunk.start, chunk.start + len(chunk.token_ids))) for chunk in batch.prefill_chunks))

@@ -1,0 +1,178 @@
+"""The loop where both workers are asked at once: the same text, whatever becomes of the drafter meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+from qspec.errors import QspecError, WorkerLost
+from qspec.interfaces import DraftAnswer, DraftBatch, VerifierDescription, VerifyAnswer, VerifyBatch
+from qspec.overlap import with_drafts
+from qspec.speculation import SpeculationLoop
+from tests.fakes import FakeDrafter, FakeVerifier
+from tests.test_speculation import run, sequence, text_of
+
+
+class Place:
+    """What stands for the arena: drafts by round."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.drafts: dict[int, DraftAnswer] = {}
+        self.given_up: set[int] = set()
+
+
+class Awaiting(FakeVerifier):
+    """Takes awaited drafts from the place; ``lost`` names rounds whose answer is lost, once each."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__()
+        self._place, self._threads = place, ThreadPoolExecutor(1)
+        self.lost: set[int] = set()
+        self.awaited = 0
+
+    def describe(self) -> VerifierDescription:
+        return replace(super().describe(), awaits_drafts=True)
+
+    def begin_verify(self, batch: VerifyBatch) -> Future[VerifyAnswer]:
+        return self._threads.submit(self.verify, batch)
+
+    def give_up_drafts(self, epoch: int, round_number: int) -> None:
+        with self._place.changed:
+            self._place.given_up.add(round_number)
+            self._place.changed.notify_all()
+
+    def verify(self, batch: VerifyBatch) -> VerifyAnswer:
+        if any(part.awaited_drafts for part in batch.verifications):
+            self.awaited += 1
+            place = self._place
+            with place.changed:
+                there = place.changed.wait_for(lambda: {batch.round} & (place.drafts.keys() | place.given_up), 5)
+            assert there, "nobody drafts, and nobody says so"
+            made = place.drafts.get(batch.round)
+            tokens = {} if made is None else {result.slot: result.draft_tokens for result in made.results}
+            batch = with_drafts(batch, tokens)
+        answer = super().verify(batch)
+        if batch.round in self.lost:
+            self.lost.discard(batch.round)
+            raise WorkerLost("the answer was lost")
+        return replace(answer, waited_ns=1000)
+
+
+class Handing(FakeDrafter):
+    """Leaves its drafts in the place; ``fails`` is called with a round's number before and after."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(wrong_every=3)
+        self._place, self._threads = place, ThreadPoolExecutor(1)
+        self.fails_before: set[int] = set()
+        self.fails_after: set[int] = set()
+        self.fails_at_once = False
+        self.results = 0
+
+    def begin_draft(self, batch: DraftBatch) -> Future[DraftAnswer]:
+        if self.fails_at_once:
+            raise WorkerLost("closed")
+        return self._threads.submit(self.draft, batch)
+
+    def draft(self, batch: DraftBatch) -> DraftAnswer:
+        if batch.round in self.fails_before:
+            raise WorkerLost("dead")
+        answer = super().draft(batch)
+        with self._place.changed:
+            self._place.drafts[batch.round] = answer
+            self._place.changed.notify_all()
+        self.results += 1
+        if batch.round in self.fails_after:
+            raise WorkerLost("died with the answer")
+        return answer
+
+
+@pytest.fixture
+def workers() -> tuple[Awaiting, Handing]:
+    place = Place()
+    return Awaiting(place), Handing(place)
+
+
+def loop_of(workers: tuple[Awaiting, Handing]) -> SpeculationLoop:
+    loop = SpeculationLoop()
+    loop.attach_verifier(workers[0])
+    loop.attach_drafter(workers[1])
+    return loop
+
+
+def test_text_and_counts_are_those_of_asking_in_turn(workers: tuple[Awaiting, Handing]) -> None:
+    texts = [sequence(start=start, max_tokens=12) for start in (1, 2, 3)]
+    loop = loop_of(workers)
+    run(loop, *texts)
+    assert workers[0].awaited > 3
+    in_turn = SpeculationLoop()
+    in_turn.attach_verifier(FakeVerifier())
+    in_turn.attach_drafter(FakeDrafter(wrong_every=3))
+    others = [sequence(start=start, max_tokens=12) for start in (1, 2, 3)]
+    run(in_turn, *others)
+    for text, other in zip(texts, others, strict=True):
+        assert text.tokens == other.tokens == text.prompt + text_of(text, 12)
+        assert (text.stats.rounds, text.stats.drafted, text.stats.accepted) == (
+            other.stats.rounds, other.stats.drafted, other.stats.accepted)
+        drafted_rounds = text.stats.draft_s / 1e-6
+        assert drafted_rounds == pytest.approx(round(drafted_rounds)) and drafted_rounds >= 3, "what was waited for"
+
+
+@pytest.mark.parametrize("kind", ["fails_before", "fails_after", "fails_at_once"])
+def test_a_drafter_that_fails_costs_a_round_its_drafts_and_nothing_else(
+    workers: tuple[Awaiting, Handing], kind: str
+) -> None:
+    drafter = workers[1]
+    loop, text = loop_of(workers), sequence(max_tokens=20)
+    loop.add(text)
+    loop.step()
+    loop.step()
+    if kind == "fails_at_once":
+        drafter.fails_at_once = True
+    else:
+        getattr(drafter, kind).update(range(1000))
+    accepted = text.stats.accepted
+    loop.step()
+    assert isinstance(loop.drafter_error, WorkerLost) and not loop.drafter_attached
+    assert (text.stats.accepted > accepted) == (kind == "fails_after"), "drafts that were there already may stand"
+    assert text.stats.accepted <= text.stats.drafted
+    while loop.has_work:
+        loop.step()
+    assert text.tokens == text.prompt + text_of(text, 20)
+
+
+def test_an_answer_that_is_lost_is_asked_for_again_with_the_drafts(workers: tuple[Awaiting, Handing]) -> None:
+    verifier, _ = workers
+    loop, text = loop_of(workers), sequence(max_tokens=20)
+    loop.add(text)
+    for _ in range(2):
+        loop.step()
+    verifier.lost.update(range(1000))
+    asked, awaited = len(verifier.batches), verifier.awaited
+    loop.step()
+    first, again = verifier.batches[asked:]
+    assert verifier.awaited == awaited + 1 and first == again, "the second time nothing is awaited"
+    while loop.has_work:
+        loop.step()
+    assert text.tokens == text.prompt + text_of(text, 20)
+
+
+def test_a_verifier_that_is_lost_leaves_no_answer_behind(workers: tuple[Awaiting, Handing]) -> None:
+    verifier, drafter = workers
+    loop, text = loop_of(workers), sequence(max_tokens=20)
+    loop.add(text)
+    for _ in range(2):
+        loop.step()
+
+    def refuse(batch: VerifyBatch) -> Future[VerifyAnswer]:
+        raise WorkerLost("closed")
+
+    made = drafter.results
+    verifier.begin_verify = refuse  # type: ignore[method-assign]
+    with pytest.raises(QspecError):
+        loop.step()
+    assert drafter.results == made + 1, "the draft was waited for"
