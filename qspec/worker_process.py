@@ -19,7 +19,9 @@ from qspec.errors import InvalidInput, QspecError
 from qspec.lifeline import watch_lifeline
 from qspec.log_format import LogFormat, configure_logging
 from qspec.quant.methods import Backend
+from qspec.rpc.addresses import parse_address
 from qspec.rpc.options import quieten_grpc
+from qspec.socket_path import make_private_directory
 from qspec.status import Status
 from qspec.threads import configure_threads
 
@@ -33,7 +35,7 @@ class WorkerProcess:
     listen: str
     """Address to listen at."""
     runtime_dir: Path
-    """Directory for sockets, mode 0700."""
+    """Directory for sockets, mode 0700; made when missing."""
     status: Status
     """Where to tell how loading goes."""
 
@@ -52,11 +54,15 @@ class WorkerProcess:
     def run(self, program: Callable[[], Coroutine[Any, Any, None]]) -> NoReturn:
         """Run the server to its end and end the process; a deliberate error is told through ``status``.
 
+        A place for its sockets that cannot be used is one, before anything is loaded.
+
         The process ends at once, without the interpreter's own end, because the engine's thread may still be deep in
         the loading of a model, and native code in a daemon thread does not survive that.
         """
         code = 0
         try:
+            parse_address(self.listen, "listen")
+            make_private_directory(self.runtime_dir, "runtime_dir")
             asyncio.run(program())
         except QspecError as error:
             self.status.error(error)

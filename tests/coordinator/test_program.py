@@ -53,6 +53,15 @@ def test_refusal_is_one_line(arguments: tuple[str, ...], message: str) -> None:
     assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
 
 
+def test_another_users_socket_directory_is_refused_before_a_worker_is_started(tmp_path: Path) -> None:
+    foreign = Path("/")
+    if os.geteuid() == 0:
+        os.chown(foreign := tmp_path, 12345, 12345)
+    done = coordinator("--listen=127.0.0.1:0", f"--runtime-dir={foreign}")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: runtime_dir: {foreign} belongs to uid ")
+
+
 def test_broken_lifeline_ends_a_coordinator_and_removes_its_directory(tmp_path: Path) -> None:
     directory = tmp_path / "runtime"
     child = ChildProcess(

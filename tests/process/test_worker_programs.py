@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,15 @@ def directory() -> Iterator[Path]:
     """A runtime directory with a short name."""
     with tempfile.TemporaryDirectory(prefix="qspec-") as name:
         yield Path(name)
+
+
+@pytest.fixture
+def foreign_directory(directory: Path) -> Path:
+    """One of another user."""
+    if os.geteuid() != 0:
+        return Path("/")
+    os.chown(directory, 12345, 12345)
+    return directory
 
 
 def run(worker: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -45,6 +55,15 @@ def test_bad_options_are_one_line(worker: str, options: list[str], field: str, d
     assert line.startswith(f"error: {field}: ")
     assert "Traceback" not in ended.stderr
     assert not any("error" in stage for stage in stages)
+
+
+@pytest.mark.parametrize("worker", WORKERS)
+def test_another_users_sockets_are_refused_before_anything_is_loaded(worker: str, foreign_directory: Path) -> None:
+    ended = run(worker, f"--listen=unix:{foreign_directory}/w.sock", "--model=/no/such/model")
+    assert ended.returncode == 2
+    assert re.fullmatch(
+        rf"error: runtime_dir: {foreign_directory} belongs to uid \d+ and this process runs as uid \d+; give .*\n",
+        ended.stderr)
 
 
 @pytest.mark.parametrize("worker", WORKERS)
