@@ -15,7 +15,7 @@ from qspec.__main__ import main
 from tests.deploy.options import parse
 from tests.deploy.tools import require_tool
 from tools.check_imports import ROOT
-from tools.dockerfile import DOCKERFILE, Instruction, final_stage, read_dockerfile
+from tools.dockerfile import DOCKERFILE, Instruction, final_stage, image_user, read_dockerfile
 
 TARGETS = ("cpu", "gpu")
 
@@ -60,9 +60,8 @@ def test_the_runtime_has_no_root_and_a_compiler_only_where_kernels_need_it(targe
     assert not any("pip" in command for command in commands)
     installed = [re.findall(r"apt-get install (.*?)&&", command) for command in commands]
     assert [word for found in installed for words in found for word in words.split() if word[0] != "-"] == packages
-    user = [each.text for each in steps if each.keyword == "USER"][-1]
     run = next(each.text for each in steps if each.keyword == "RUN")
-    uid, gid = user.split(":")
+    uid, gid = image_user(read_dockerfile(), target).split(":")
     assert f"useradd --uid {uid} --gid {gid}" in run
     (cache,) = json.loads(instructions(target, "VOLUME")[0])
     environment = {name: value for each in steps if each.keyword == "ENV" for name, value in each.pairs()}
@@ -110,7 +109,7 @@ def test_compose() -> None:
     program, *given = service["command"]
     args = parse(program, given)
     assert public_port(args).insecure and service["ports"][0].startswith("127.0.0.1:")
-    assert service["user"] == instructions("cpu", "USER")[0]
+    assert service["user"] == image_user(read_dockerfile(), "cpu")
     port, metrics_port = args.listen.rpartition(":")[2], args.metrics_listen.rpartition(":")[2]
     assert service["ports"] == [f"127.0.0.1:{each}:{each}" for each in (port, metrics_port)]
     assert port == instructions("cpu", "EXPOSE")[0]

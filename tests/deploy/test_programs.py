@@ -23,7 +23,7 @@ from tests.deploy.manifests import (
     writable_paths,
 )
 from tests.deploy.options import parse
-from tools.dockerfile import final_stage, read_dockerfile
+from tools.dockerfile import final_stage, image_user, read_dockerfile
 
 GPU = ("device-plugin", "dra", "dra-mps")
 THREE_CONTAINERS = tuple(overlay for overlay in OVERLAYS if overlay not in SINGLE_CONTAINER)
@@ -159,10 +159,10 @@ def test_a_drain_fits_into_the_grace_period(overlay: str) -> None:
 
 @each_overlay
 def test_users_and_paths_are_those_of_the_image(overlay: str) -> None:
-    stage = final_stage(read_dockerfile(), "gpu" if overlay in GPU else "cpu")
-    user = [each.text for each in stage if each.keyword == "USER"][-1]
+    target = "gpu" if overlay in GPU else "cpu"
+    stage = final_stage(read_dockerfile(), target)
     context = pod(overlay)["securityContext"]
-    assert user == f"{context['runAsUser']}:{context['runAsGroup']}"
+    assert image_user(read_dockerfile(), target) == f"{context['runAsUser']}:{context['runAsGroup']}"
     assert context["fsGroup"] == context["runAsGroup"]
     environment = {name: value for each in stage if each.keyword == "ENV" for name, value in each.pairs()}
     for name, container in programs(overlay).items():
