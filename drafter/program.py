@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from drafter.service import DrafterServicer
 from qspec.interfaces import Drafter
 from qspec.rpc.engine_thread import EngineThread
@@ -21,8 +23,8 @@ async def serve_drafter(process: WorkerProcess) -> None:
     servicer = DrafterServicer(engine)
     try:
         await serve(
-            [servicer.service], process.listen, prepare=engine.loaded, drain=servicer.streams.drain, grace_s=1.0,
-            on_serving=process.status.ready,
+            [servicer.service], process.listen, prepare=functools.partial(process.prepare, engine.loaded),
+            drain=servicer.streams.drain, grace_s=1.0, on_serving=process.status.ready,
         )
     finally:
         await engine.close()

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,6 +18,7 @@ from qspec.engine.backend import machine_backend
 from qspec.errors import InvalidInput, QspecError
 from qspec.lifeline import watch_lifeline
 from qspec.log_format import LogFormat, configure_logging
+from qspec.models.arrival import model_arrival
 from qspec.quant.methods import Backend
 from qspec.rpc.addresses import parse_address
 from qspec.rpc.options import quieten_grpc
@@ -38,6 +39,8 @@ class WorkerProcess:
     """Directory for sockets, mode 0700; made when missing."""
     status: Status
     """Where to tell how loading goes."""
+    wait_for_model_s: float = 0.0
+    """Seconds that the model's files have to come."""
 
     @classmethod
     def start(cls, args: argparse.Namespace, config: StackConfig) -> WorkerProcess:
@@ -49,7 +52,14 @@ class WorkerProcess:
         quieten_grpc()
         configure_threads(config.threads, bind=config.kernels == "torch" or machine_backend() is Backend.CPU)
         status = Status(args.status_fd, as_log=LogFormat(args.log_format) is LogFormat.JSON)
-        return cls(config=config, listen=args.listen, runtime_dir=runtime_dir, status=status)
+        return cls(
+            config=config, listen=args.listen, runtime_dir=runtime_dir, status=status,
+            wait_for_model_s=args.wait_for_model)
+
+    async def prepare(self, load: Callable[[], Awaitable[None]]) -> None:
+        """What comes before the worker serves: the model's files, then ``load``."""
+        await model_arrival(self.config.model, self.wait_for_model_s, self.status.stage)
+        await load()
 
     def run(self, program: Callable[[], Coroutine[Any, Any, None]]) -> NoReturn:
         """Run the server to its end and end the process; a deliberate error is told through ``status``.
