@@ -174,7 +174,7 @@ async def _serve(options: Options, directory: Path, status: Status, serving: Ser
         await serve(
             [Service(name=SERVICE_NAME, register=register)], options.port.listen, prepare=prepare,
             on_serving=on_serving, drain=lambda: drain(serving, 0.0 if failures else options.grace_s), stop=stop,
-            grace_s=1.0, public=True, access=options.port.access(),
+            grace_s=1.0, public=True, access=options.port.access(serving.telemetry.call_unauthenticated),
         )
     finally:
         for task in watching:
