@@ -41,7 +41,7 @@ help:
 	@echo 'make test [ARGS="…"]             run the tests'
 	@echo 'make test-gpu [ARGS="…"]         run the tests that need a CUDA GPU'
 	@echo 'make check                       linter, types, generated code, protos, import rules'
-	@echo 'make deploy-tools                what the tests of deploy/ need: kubectl, kubernetes-validate, hadolint, promql-parser'
+	@echo 'make deploy-tools                what the tests of deploy/ need: kubectl, kubernetes-validate, hadolint, promql-parser, promtool'
 	@echo 'make client-tools                what the clients are built with: Go, Node, C++ (Debian, root)'
 	@echo 'make client-protos               generate the code of clients/ and the golden vectors again'
 	@echo 'make check-deploy                checkov over the images and manifests of deploy/'
@@ -78,6 +78,15 @@ check: $(VENV)/.dev
 	$(BIN)/python -m tools.check_imports
 
 deploy-tools: $(VENV)/.deploy
+	@test -x $(BIN)/promtool || command -v promtool >/dev/null || { \
+	    echo "set-up: promtool, out of Debian's package prometheus" >&2; rm -rf build/promtool; mkdir -p build/promtool; \
+	    cd build/promtool && { $(call fetch,prometheus) && dpkg-deb --extract prometheus_*.deb . && \
+	    cp usr/bin/promtool "$(abspath $(BIN))/"; } || \
+	    echo "SKIPPED: promtool, which tries out the alerts (Debian's package prometheus, or Prometheus' releases)" >&2; \
+	    rm -rf "$(CURDIR)/build/promtool"; }
+
+# $(call fetch,Debian's package): its file, not installed, because that would start a server; the lists only where needed
+fetch = { apt-get download -qq $(1) 2>/dev/null || { apt-get update -qq && apt-get download -qq $(1); }; } >&2
 
 # Debian's packages only where one is missing: without them no root is needed.
 CLIENT_PACKAGES := golang-go golang-google-grpc-dev golang-google-protobuf-dev golang-github-golang-protobuf-1-5-dev \
@@ -96,12 +105,10 @@ client-tools:
 
 # checkov demands versions of its own, and so gets an environment of its own.
 check-deploy: $(VENV)/.checkov
-	@mkdir -p build/deploy
+	@rm -rf build/deploy && mkdir -p build/deploy
 	@for overlay in deploy/kubernetes/overlays/*; do \
-	    echo "checkov: $$overlay"; rendered="build/deploy/$${overlay##*/}.yaml"; \
-	    $(BIN)/kubectl kustomize "$$overlay" > "$$rendered" && \
-	    $(VENV)/checkov/bin/checkov --config-file deploy/checkov.yaml --file "$$rendered" || exit 1; done
-	@echo "checkov: deploy/Dockerfile"; $(VENV)/checkov/bin/checkov --config-file deploy/checkov.yaml --file deploy/Dockerfile
+	    $(BIN)/kubectl kustomize "$$overlay" > "build/deploy/$${overlay##*/}.yaml" || exit 1; done
+	$(VENV)/checkov/bin/checkov --config-file deploy/checkov.yaml --file build/deploy/*.yaml deploy/Dockerfile
 
 rehearse-pod: $(VENV)/.deploy
 	@QSPEC_REQUIRE_REHEARSAL=1 QSPEC_REHEARSE_MODEL=smollm2 $(BIN)/python -m pytest tests/deploy/test_rehearsal.py $(ARGS)

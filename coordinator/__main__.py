@@ -95,6 +95,7 @@ def main() -> int:
             trace_endpoint=args.trace_endpoint,
             log_json=log_json,
             worker_options=tuple(log_options(args)),
+            wait_for_model_s=args.wait_for_model,
         ), status))
     except QspecError as error:
         status.error(error)

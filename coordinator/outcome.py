@@ -10,6 +10,7 @@ from qspec.errors import (
     InvalidInput,
     QueueFull,
     SlowReader,
+    Unauthenticated,
     Unavailable,
     WorkerLost,
 )
@@ -22,11 +23,13 @@ _REASONS: dict[type[BaseException], str] = {
     Unavailable: "unavailable",
     DeadlineExceeded: "deadline_exceeded",
     SlowReader: "slow_reader",
+    Unauthenticated: "unauthenticated",
     ContractViolation: INTERNAL,
     WorkerLost: "unavailable",
     asyncio.CancelledError: CANCELLED,
 }
-REFUSALS = ("queue_full", "invalid_argument", "unavailable", "deadline_exceeded", CANCELLED, INTERNAL)
+REFUSALS = (
+    "queue_full", "invalid_argument", "unavailable", "deadline_exceeded", "unauthenticated", CANCELLED, INTERNAL)
 """Why requests are not let in."""
 FAILURES = (CANCELLED, "deadline_exceeded", "slow_reader", "queue_full", "unavailable", INTERNAL)
 """Why texts that were let in do not come to their end; ``queue_full``: the place went to another client."""

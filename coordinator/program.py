@@ -35,6 +35,7 @@ from qspec.grammar import Grammars
 from qspec.interfaces import VerifierDescription
 from qspec.lifeline import watch_lifeline
 from qspec.memory.budget import budget_table
+from qspec.models.arrival import model_arrival
 from qspec.models.converted import prepare_tokenizer
 from qspec.models.text_stream import TextStream
 from qspec.models.tokenizer import Tokenizer
@@ -81,6 +82,8 @@ class Options:
     """Whether somebody's machine reads the log."""
     worker_options: tuple[str, ...] = ()
     """Options of the workers besides the stack's."""
+    wait_for_model_s: float = 0.0
+    """Seconds that the model's files have to come before any worker is started or asked."""
 
 
 async def serve_coordinator(options: Options, status: Status) -> None:
@@ -152,6 +155,7 @@ async def _serve(options: Options, directory: Path, status: Status, serving: Ser
     watching: list[asyncio.Task[None]] = []
 
     async def prepare() -> None:
+        await model_arrival(config.model, options.wait_for_model_s, lambda text, _share: tell(text, 0.0))
         await asyncio.to_thread(pairs.start)
         if options.pairs_file is not None:
             watching.append(asyncio.ensure_future(watch_pairs(options.pairs_file, pairs.change)))
@@ -171,7 +175,7 @@ async def _serve(options: Options, directory: Path, status: Status, serving: Ser
         await serve(
             [Service(name=SERVICE_NAME, register=register)], options.port.listen, prepare=prepare,
             on_serving=on_serving, drain=lambda: drain(serving, 0.0 if failures else options.grace_s), stop=stop,
-            grace_s=1.0, public=True, access=options.port.access(),
+            grace_s=1.0, public=True, access=options.port.access(serving.telemetry.call_unauthenticated),
         )
     finally:
         for task in watching:

@@ -6,6 +6,7 @@ Everything here is read and checked before gRPC is imported or anything is start
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,8 +44,8 @@ class PublicPort:
         if violations:
             raise InvalidInput(*violations)
 
-    def access(self) -> PortAccess:
-        """What the server is told of it."""
+    def access(self, unauthenticated: Callable[[str, str], None]) -> PortAccess:
+        """What the server is told of it; ``unauthenticated`` hears of calls without a key (``Authentication``)."""
         from qspec.rpc.authentication import Authentication  # late: gRPC reads an environment that is set first
         from qspec.rpc.server import PortAccess
         from qspec.rpc.server_tls import ServerTls
@@ -54,7 +55,7 @@ class PublicPort:
             tls = ServerTls(certificate=self.tls_cert, key=self.tls_key, client_ca=self.client_ca)
         return PortAccess(
             credentials=None if tls is None else tls.credentials,
-            interceptors=() if self.keys is None else (Authentication(self.keys),),
+            interceptors=() if self.keys is None else (Authentication(self.keys, unauthenticated),),
             health_listen=self.health_listen,
         )
 

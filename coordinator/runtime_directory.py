@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qspec.errors import InvalidInput
+from qspec.socket_path import make_private_directory
 
 
 @contextlib.contextmanager
@@ -16,20 +17,19 @@ def runtime_directory(given: Path | None) -> Iterator[tuple[Path, bool]]:
     """The directory, and whether it was made here; what was made here is removed at the end.
 
     ``given`` is used if it exists and made if not; without it a temporary one is made. Raises ``InvalidInput`` for one
-    that others may enter.
+    of another user or that others may enter.
     """
-    if given is not None and given.is_dir():
-        if given.stat().st_mode & 0o077:
-            raise InvalidInput.field("runtime_dir", f"{given} is open to other users; chmod 700 it")
-        yield given, False
-        return
+    directory = _temporary() if given is None else given
+    made = given is None or make_private_directory(given, "runtime_dir")
     try:
-        if given is not None:
-            given.mkdir(mode=0o700)
-        directory = Path(tempfile.mkdtemp(prefix="qspec-")) if given is None else given
-    except OSError as error:
-        raise InvalidInput.field("runtime_dir", f"{given or tempfile.gettempdir()}: {error.strerror}") from error
-    try:
-        yield directory, True
+        yield directory, made
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        if made:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _temporary() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="qspec-"))
+    except OSError as error:
+        raise InvalidInput.field("runtime_dir", f"{tempfile.gettempdir()}: {error.strerror}") from error

@@ -29,6 +29,7 @@ from qspec.config import StackConfig
 from qspec.errors import InvalidInput, QspecError, WorkerLost
 from qspec.interfaces import Drafter, Verifier, VerifierDescription
 from qspec.quant.methods import NO_DRAFTER
+from qspec.status import EventKind, StatusEvent
 
 logger = logging.getLogger(__name__)
 
@@ -148,10 +149,19 @@ class Stack:
         drafter = self._drafter
         if drafter is not None and self._verifier.attached and not drafter.attached and drafter.is_ready():
             self._attach_drafter(drafter)
+        self._tell_absence()
         complete = self._verifier.attached and (drafter is None or drafter.attached)
         if complete and not self._started.is_set():
             self._calibrate()
             self._started.set()
+
+    def _tell_absence(self) -> None:
+        """A start that waits for somebody else's worker says so, once for each reason."""
+        if self._started.is_set():
+            return
+        for worker in self._workers:
+            if (absence := worker.absence) is not None:
+                self._progress.worker(worker.role, StatusEvent(kind=EventKind.STAGE, text=absence), ready=False)
 
     def _bury(self) -> None:
         """Take away workers that are dead, hung, or that the engine could not work with."""

@@ -10,12 +10,13 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
+from coordinator.callers import client_of
 from coordinator.metrics.request_metrics import RequestMetrics
 from coordinator.outcome import reason_of
 from coordinator.requests import id_problem
 from coordinator.stream import Stream
 from coordinator.tracing.tracer import CallTrace, Tracer, Untraced
-from qspec.errors import InvalidInput
+from qspec.errors import InvalidInput, Unauthenticated
 
 logger = logging.getLogger("qspec.requests")
 
@@ -40,6 +41,12 @@ class Telemetry:
             named = request_id if id_problem(request_id) is None else None
             _log("request refused", request_id=named, reason=reason, fields=",".join(fields) or None)
             raise
+
+    def call_unauthenticated(self, method: str, peer: str) -> None:
+        """A call of any method had no key that is known; nothing of it was read. ``peer`` is gRPC's."""
+        reason = reason_of(Unauthenticated())
+        self.requests.request_refused(reason)
+        _log("request refused", client=client_of((), peer), method=method, reason=reason)
 
     def text_ended(self, stream: Stream) -> None:
         """A text has left the engine, for whatever reason there was."""

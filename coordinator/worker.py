@@ -9,7 +9,7 @@ from pathlib import Path
 
 from coordinator.supervisor import ChildProcess
 from qspec.errors import QspecError
-from qspec.rpc.health import is_serving
+from qspec.rpc.health import why_not_serving
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +18,8 @@ MAX_RESTARTS = 5
 STEADY_S = 60.0
 START_TIMEOUT_S = 600.0
 """Seconds after which a process that is not ready is taken for hung."""
+FOREIGN_TOLD_AFTER_S = 3.0
+"""Seconds after which it is told that somebody else's worker is waited for."""
 _FIRST_DELAY_S = 0.25
 _LONGEST_DELAY_S = 8.0
 
@@ -43,6 +45,8 @@ class Worker:
         self._not_before = 0.0
         self._started = 0.0
         self._attached_at: float | None = None
+        self._asked_since: float | None = None
+        self._absence: str | None = None
 
     @property
     def managed(self) -> bool:
@@ -76,8 +80,18 @@ class Worker:
             return self.child is not None and self.child.ready is not None and not self.child.ended
         if not self._due:
             return False
-        self._not_before = time.monotonic() + _FIRST_DELAY_S
-        return is_serving(self.address)
+        now = time.monotonic()
+        self._not_before = now + _FIRST_DELAY_S
+        self._absence = why_not_serving(self.address)
+        self._asked_since = None if self._absence is None else self._asked_since or now
+        return self._absence is None
+
+    @property
+    def absence(self) -> str | None:
+        """What is waited for where it is somebody else's and has not been ready for a while, for people."""
+        if self._asked_since is None or time.monotonic() - self._asked_since < FOREIGN_TOLD_AFTER_S:
+            return None
+        return f"waiting for {self.address}: {self._absence}"
 
     def failure(self) -> QspecError | None:
         """Why the process is of no more use, if so."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 from drafter.service import DrafterServicer
@@ -26,8 +27,8 @@ async def serve_drafter(
     servicer = DrafterServicer(engine)
     try:
         await serve(
-            [servicer.service], process.listen, prepare=engine.loaded, drain=servicer.streams.drain, grace_s=1.0,
-            on_serving=process.status.ready,
+            [servicer.service], process.listen, prepare=functools.partial(process.prepare, engine.loaded),
+            drain=servicer.streams.drain, grace_s=1.0, on_serving=process.status.ready,
         )
     finally:
         await engine.close()

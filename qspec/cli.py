@@ -69,6 +69,9 @@ def add_process_arguments(parser: argparse.ArgumentParser, *, listen: str | None
         "directory for sockets, mode 0700 (default: that of the socket listened at); "
         "removed when the lifeline breaks"
     ))
+    group.add_argument("--wait-for-model", type=float, default=0.0, metavar="SECONDS", help=(
+        "time for the model's files to come where they are missing; NOT_SERVING meanwhile (default: %(default)s)"
+    ))
     group.add_argument("--status-fd", type=int, metavar="N", help="descriptor to write JSON status lines to")
     group.add_argument("--lifeline-fd", type=int, metavar="N", help="pipe whose end means that the parent is gone")
     add_log_arguments(parser)

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,8 +18,11 @@ from qspec.engine.backend import machine_backend
 from qspec.errors import InvalidInput, QspecError
 from qspec.lifeline import watch_lifeline
 from qspec.log_format import LogFormat, configure_logging
+from qspec.models.arrival import model_arrival
 from qspec.quant.methods import Backend
+from qspec.rpc.addresses import parse_address
 from qspec.rpc.options import quieten_grpc
+from qspec.socket_path import make_private_directory
 from qspec.status import Status
 from qspec.threads import configure_threads
 
@@ -33,9 +36,11 @@ class WorkerProcess:
     listen: str
     """Address to listen at."""
     runtime_dir: Path
-    """Directory for sockets, mode 0700."""
+    """Directory for sockets, mode 0700; made when missing."""
     status: Status
     """Where to tell how loading goes."""
+    wait_for_model_s: float = 0.0
+    """Seconds that the model's files have to come."""
 
     @classmethod
     def start(cls, args: argparse.Namespace, config: StackConfig) -> WorkerProcess:
@@ -47,16 +52,27 @@ class WorkerProcess:
         quieten_grpc()
         configure_threads(config.threads, bind=config.kernels == "torch" or machine_backend() is Backend.CPU)
         status = Status(args.status_fd, as_log=LogFormat(args.log_format) is LogFormat.JSON)
-        return cls(config=config, listen=args.listen, runtime_dir=runtime_dir, status=status)
+        return cls(
+            config=config, listen=args.listen, runtime_dir=runtime_dir, status=status,
+            wait_for_model_s=args.wait_for_model)
+
+    async def prepare(self, load: Callable[[], Awaitable[None]]) -> None:
+        """What comes before the worker serves: the model's files, then ``load``."""
+        await model_arrival(self.config.model, self.wait_for_model_s, self.status.stage)
+        await load()
 
     def run(self, program: Callable[[], Coroutine[Any, Any, None]]) -> NoReturn:
         """Run the server to its end and end the process; a deliberate error is told through ``status``.
+
+        A place for its sockets that cannot be used is one, before anything is loaded.
 
         The process ends at once, without the interpreter's own end, because the engine's thread may still be deep in
         the loading of a model, and native code in a daemon thread does not survive that.
         """
         code = 0
         try:
+            parse_address(self.listen, "listen")
+            make_private_directory(self.runtime_dir, "runtime_dir")
             asyncio.run(program())
         except QspecError as error:
             self.status.error(error)

@@ -54,3 +54,11 @@ def final_stage(stages: dict[str, Stage], name: str) -> list[Instruction]:
     """All instructions of a stage, those of the stages that it stands on included."""
     stage = stages[name]
     return [*(final_stage(stages, stage.base) if stage.base in stages else []), *stage.instructions]
+
+
+def image_user(stages: dict[str, Stage], name: str) -> str:
+    """``UID:GID`` that a stage's image runs as: the last that its instructions say; raises ``LookupError`` for none."""
+    users = [each.text for each in final_stage(stages, name) if each.keyword == "USER"]
+    if not users:
+        raise LookupError(f"no USER leads to the stage {name}")
+    return users[-1]

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tools.check_imports import ROOT
-from tools.dockerfile import Instruction, Stage, read_dockerfile
+from tools.dockerfile import Instruction, Stage, image_user, read_dockerfile
 
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _TRIAL = """
@@ -43,8 +43,15 @@ class Root:
     workdir: str = "/"
 
     def inside(self, path: str) -> Path:
-        """A path of the stage as this process sees it."""
-        return self.directory / (Path(self.workdir) / path).relative_to("/")
+        """A path of the stage as this process sees it.
+
+        Raises ``ValueError`` where a symbolic link of the stage's leads out of it: this process is not in the root, and
+        would write to the machine's own files.
+        """
+        seen = self.directory / (Path(self.workdir) / path).relative_to("/")
+        if not seen.resolve().is_relative_to(self.directory.resolve()):
+            raise ValueError(f"{path} of the stage leads out of its root, to {seen.resolve()}")
+        return seen
 
     def run(self, *command: str, user: str | None = None) -> None:
         """Run a command in the root; raises ``CalledProcessError``."""
@@ -117,7 +124,7 @@ def rehearse(target: str, scratch: Path) -> None:
         for step in stage.instructions:
             print(f"{stage.name}: {step.keyword} {step.text}", file=sys.stderr)
             carry_out(step, roots[stage.name], roots)
-    (user,) = (each.text for stage in stages.values() for each in stage.instructions if each.keyword == "USER")
+    user = image_user(stages, target)
     for program in ("coordinator", "verifier", "drafter"):
         roots[target].run("/bin/sh", "-c", f"python -m {program} --help > /dev/null", user=user)
     roots[target].run("python", "-c", _TRIAL, user=user)

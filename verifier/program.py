@@ -43,8 +43,8 @@ async def serve_verifier(
     servicer = VerifierServicer(engine, arena_reference=f"unix:{socket_path}")
     try:
         await serve(
-            [servicer.service], process.listen, prepare=engine.loaded, drain=servicer.streams.drain, grace_s=1.0,
-            on_serving=functools.partial(process.status.ready, epoch=epoch),
+            [servicer.service], process.listen, prepare=functools.partial(process.prepare, engine.loaded),
+            drain=servicer.streams.drain, grace_s=1.0, on_serving=functools.partial(process.status.ready, epoch=epoch),
         )
     finally:
         for fd_server in fd_servers:

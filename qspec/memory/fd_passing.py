@@ -16,8 +16,8 @@ import threading
 import time
 from pathlib import Path
 
-from qspec.errors import InvalidInput, WorkerLost
-from qspec.socket_path import check_socket_path
+from qspec.errors import WorkerLost
+from qspec.socket_path import check_socket_path, make_private_directory
 
 _GREETING = b"qspec-arena"
 _PEER_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: Linux's struct ucred
@@ -30,14 +30,13 @@ class FdServer:
     """Gives file descriptors, always the same, to every process of the same user that connects to ``path``.
 
     ``fds`` stay the caller's: they must stay open until ``close``, and are not closed here. The directory of ``path``
-    is created with mode 0700 where it is missing; one that others may enter is refused (``InvalidInput``).
+    is created with mode 0700 where it is missing; one of another user or that others may enter is refused
+    (``InvalidInput``).
     """
 
     def __init__(self, path: Path, *fds: int) -> None:
         check_socket_path(path, "runtime_dir")
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if path.parent.stat().st_mode & 0o077:
-            raise InvalidInput.field("runtime_dir", f"{path.parent} is open to other users; chmod 700 it")
+        make_private_directory(path.parent, "runtime_dir")
         path.unlink(missing_ok=True)
         self.path = path
         self._fds = fds

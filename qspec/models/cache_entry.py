@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +34,9 @@ def locked(entry: Path, progress: Progress, *, work: str) -> Iterator[None]:
 
 
 def unwritable(error: OSError) -> ModelError:
-    """What to tell people when the cache cannot be written."""
+    """What to tell people when the cache cannot be written, or a file of the model cannot be read."""
+    if isinstance(error.filename, str) and not Path(error.filename).is_relative_to(cache_directory()):
+        return ModelError(f"{error.filename} cannot be read by uid {os.geteuid()}: {error.strerror or error}")
     return ModelError(
         f"the model cache {cache_directory()} cannot be written ({error.strerror or error}); "
         "free some space there or set QSPEC_CACHE_DIR to another directory"

@@ -65,15 +65,24 @@ def resolve(name: str) -> ModelSource:
     if name == SMOLLM2_ALIAS:
         return _resolve_smollm2()
     path = Path(name).expanduser()
-    if path.is_dir():
-        return _directory(name, path)
-    if path.is_file():
-        if path.suffix.lower() == ".gguf":
-            return ModelSource(name=name, kind=SourceKind.GGUF, path=path.resolve())
-        raise ModelError(f"{name} is a file but no GGUF file; give a .gguf file or the directory with config.json")
+    try:
+        if found := _local(name, path):
+            return found
+    except OSError as error:
+        raise ModelError(f"{name} cannot be read by uid {os.geteuid()}: {error.strerror}") from error
     if path.suffix.lower() == ".gguf" or not _HUB_ID.fullmatch(name):
         raise ModelError(f"{name} does not exist; give a directory, a GGUF file, a hub id (org/name) or smollm2")
     return _from_hub(name, name)
+
+
+def _local(name: str, path: Path) -> ModelSource | None:
+    if path.is_dir():
+        return _directory(name, path)
+    if not path.is_file():
+        return None
+    if path.suffix.lower() == ".gguf":
+        return ModelSource(name=name, kind=SourceKind.GGUF, path=path.resolve())
+    raise ModelError(f"{name} is a file but no GGUF file; give a .gguf file or the directory with config.json")
 
 
 def _directory(name: str, path: Path) -> ModelSource:

@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 
 from qspec.errors import InvalidInput
-from qspec.socket_path import check_socket_path
+from qspec.socket_path import check_socket_path, check_socket_place
 
 
 def parse_address(address: str, field: str) -> str:
@@ -45,10 +45,7 @@ def refuse_occupied(address: str, field: str) -> None:
     if not address.startswith("unix:"):
         return  # binding tells
     path = Path(address.removeprefix("unix:"))
-    if not path.parent.is_dir():
-        raise InvalidInput.field(field, f"the directory {path.parent} does not exist; create it with mode 0700")
-    if path.exists() and not path.is_socket():
-        raise InvalidInput.field(field, f"{path} exists and is no socket; choose another path")
+    check_socket_place(path, field)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
         try:

@@ -18,10 +18,16 @@ _OPEN = "/grpc.health.v1.Health/"
 
 
 class Authentication(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
-    """Refuses calls without a key of ``keys`` with UNAUTHENTICATED, before anything of them is read."""
+    """Refuses calls without a key of ``keys`` with UNAUTHENTICATED, before anything of them is read.
 
-    def __init__(self, keys: WatchedFiles[ApiKeys]) -> None:
+    ``refused`` is told the method and the peer, as gRPC names both, of each call that it refuses.
+    """
+
+    def __init__(
+        self, keys: WatchedFiles[ApiKeys], refused: Callable[[str, str], None] = lambda method, peer: None
+    ) -> None:
         self._keys = keys
+        self._refused = refused
 
     async def intercept_service(
         self,
@@ -34,13 +40,14 @@ class Authentication(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # g
         if method.startswith(_OPEN) or self._keys.current.name_of(metadata) is not None:
             return await continuation(handler_call_details)
         named = any(name == "authorization" for name, _ in metadata)
-        return _refusal("the API key is not known here" if named else "an API key is needed: authorization: Bearer KEY")
+        return self._refusal(
+            method, "the API key is not known here" if named else "an API key is needed: authorization: Bearer KEY")
 
+    def _refusal(self, method: str, text: str) -> Any:
+        """A handler for calls of any shape; as one of streams it answers without waiting for a message."""
+        async def refuse(_requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            self._refused(method, context.peer())
+            status = rpc_status.to_status(to_status(Unauthenticated(text)))
+            await context.abort(status.code, status.details, status.trailing_metadata)
 
-def _refusal(text: str) -> Any:
-    """A handler for calls of any shape; as one of streams it answers without waiting for a message."""
-    async def refuse(_requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        status = rpc_status.to_status(to_status(Unauthenticated(text)))
-        await context.abort(status.code, status.details, status.trailing_metadata)
-
-    return grpc.stream_stream_rpc_method_handler(refuse)
+        return grpc.stream_stream_rpc_method_handler(refuse)

@@ -26,9 +26,10 @@ def add_health_command(commands: argparse._SubParsersAction[Any]) -> None:
 def run_health(args: argparse.Namespace) -> int:
     """Ask; returns the exit code. Raises ``InvalidInput`` for what is no address."""
     quieten_grpc()
-    from qspec.rpc.health import is_serving  # late: gRPC reads the environment that was just set
+    from qspec.rpc.health import why_not_serving  # late: gRPC reads the environment that was just set
 
-    if is_serving(args.address, timeout_s=args.timeout):
+    reason = why_not_serving(args.address, timeout_s=args.timeout)
+    if reason is None:
         return 0
-    sys.stderr.write(f"not serving: {args.address}\n")
+    sys.stderr.write(f"not serving: {args.address}: {reason}\n")
     return EXIT_NOT_SERVING

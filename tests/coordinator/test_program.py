@@ -12,12 +12,14 @@ import sys
 import time
 from pathlib import Path
 
+import grpc
 import pytest
 
 from coordinator.supervisor import ChildProcess
 from coordinator.worker import Worker
 from qspec.errors import InvalidInput, QspecError
 from qspec.rpc.health import is_serving
+from qspec.v1 import generation_pb2, generation_pb2_grpc
 from tests.fakes import FakeDrafter
 from tests.served import served_drafter
 
@@ -53,6 +55,15 @@ def test_refusal_is_one_line(arguments: tuple[str, ...], message: str) -> None:
     assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
 
 
+def test_another_users_socket_directory_is_refused_before_a_worker_is_started(tmp_path: Path) -> None:
+    foreign = Path("/")
+    if os.geteuid() == 0:
+        os.chown(foreign := tmp_path, 12345, 12345)
+    done = coordinator("--listen=127.0.0.1:0", f"--runtime-dir={foreign}")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: runtime_dir: {foreign} belongs to uid ")
+
+
 def test_broken_lifeline_ends_a_coordinator_and_removes_its_directory(tmp_path: Path) -> None:
     directory = tmp_path / "runtime"
     child = ChildProcess(
@@ -82,6 +93,28 @@ def test_coordinator_waits_for_workers_and_ends_when_told(tmp_path: Path) -> Non
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=20)
     assert (process.returncode, error) == (0, "")
+
+
+def test_coordinator_waits_for_a_model_and_ends_when_told(tmp_path: Path) -> None:
+    told = f"waiting for the model, at most 60 s: {tmp_path}/none.gguf does not exist"
+    with subprocess.Popen(
+        [sys.executable, "-m", "coordinator", f"--listen=unix:{tmp_path}/c.sock", f"--model={tmp_path}/none.gguf",
+         "--wait-for-model=60"], stderr=subprocess.PIPE, text=True,
+    ) as process:
+        try:
+            assert process.stderr is not None and process.stderr.readline() == f"{told}\n"
+            assert not is_serving(f"unix:{tmp_path}/c.sock")
+            with grpc.insecure_channel(f"unix:{tmp_path}/c.sock") as channel:
+                stub = generation_pb2_grpc.GenerationServiceStub(channel)
+                with pytest.raises(grpc.RpcError) as caught:
+                    stub.Tokenize(generation_pb2.TokenizeRequest(text="x"), timeout=5)
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert f"the server is not ready yet ({told})" in caught.value.details()
+            process.send_signal(signal.SIGTERM)
+            _, error = process.communicate(timeout=20)
+            assert (process.returncode, error) == (0, "")
+        finally:
+            process.kill()
 
 
 def test_child_tells_its_stages_and_its_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

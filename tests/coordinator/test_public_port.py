@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import re
 import signal
 import socket
 import subprocess
@@ -63,7 +64,7 @@ def test_every_option_reaches_the_port(tmp_path: Path) -> None:
     assert (port.tls_cert, port.tls_key, port.client_ca, port.health_listen) == (
         Path("c"), Path("k"), Path("a"), "0.0.0.0:2")
     assert port.keys is not None and port.keys.current.entries[0][0] == "alice"
-    access = port.access()
+    access = port.access(lambda method, peer: None)
     assert access.credentials is not None and len(access.interceptors) == 1 and access.health_listen == "0.0.0.0:2"
 
 
@@ -79,7 +80,7 @@ def test_a_program_with_tls_and_keys(tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "coordinator", f"--listen={address}", f"--verifier-address=unix:{tmp_path}/v.sock",
         f"--drafter-address=unix:{tmp_path}/d.sock", f"--tls-cert={pair.certificate}", f"--tls-key={pair.key}",
-        f"--api-keys-file={tmp_path}/keys.txt", f"--health-listen={health}"]
+        f"--api-keys-file={tmp_path}/keys.txt", f"--health-listen={health}", "--log-level=info"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 20
@@ -90,7 +91,10 @@ def test_a_program_with_tls_and_keys(tmp_path: Path) -> None:
         assert not is_serving(health)  # its model is not there
         process.send_signal(signal.SIGTERM)
         _, error = process.communicate(timeout=20)
-        assert (process.returncode, error) == (0, "")
+        assert process.returncode == 0
+        assert re.fullmatch((  # the one call without a key; what fails in the handshake is no call
+            r"qspec.requests: request refused client=ipv[46]:\S+ method=/qspec.v1.GenerationService/GetServerInfo "
+            r"reason=unauthenticated\n"), error)
     finally:
         process.kill()
         process.communicate()

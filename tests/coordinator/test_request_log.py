@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import pytest
 
+from coordinator.serving import Serving
 from qspec.log_format import JsonFormatter, TextFormatter
 from qspec.v1 import generation_pb2 as pb
 from tests.coordinator.metrics.scraped import scrape
@@ -85,6 +86,15 @@ def test_a_refusal_is_told_with_its_fields_and_none_of_their_values(tmp_path: Pa
     (line,) = log.lines("request refused")
     assert (line["request_id"], line["reason"]) == ("mine", "invalid_argument")
     assert line["fields"] == "max_tokens,temperature"
+
+
+def test_a_call_without_a_key_is_told_and_counted(log: Log) -> None:
+    serving = Serving(model="toy")
+    serving.telemetry.call_unauthenticated("/qspec.v1.GenerationService/Generate", "ipv4:10.0.0.7:50000")
+    assert scrape(serving)("qspec_requests_refused_total", reason="unauthenticated") == 1
+    (line,) = log.lines("request refused")
+    assert (line["client"], line["method"], line["reason"]) == (
+        "ipv4:10.0.0.7", "/qspec.v1.GenerationService/Generate", "unauthenticated")
 
 
 def test_a_client_that_goes_is_told(tmp_path: Path, log: Log) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import coordinator.connections
+import coordinator.worker
 from coordinator.agreement import Agreement
 from coordinator.engine import Engine
 from coordinator.pair import Pair
@@ -25,8 +26,8 @@ from qspec.errors import InvalidInput, QspecError
 from qspec.interfaces import Sampling, VerifierDescription
 from qspec.speculation import SpeculationLoop
 from tests.coordinator.stack_in_memory import NumberText, request
-from tests.fakes import FakeVerifier
-from tests.served import served_verifier
+from tests.fakes import FakeDrafter, FakeVerifier
+from tests.served import served_drafter, served_verifier
 from tests.toy_model import continue_text
 
 FAKES = {"verifier": "tests.coordinator.fake_process", "drafter": "tests.coordinator.fake_process"}
@@ -62,8 +63,10 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def prepared(*, verifier_address: str | None = None, **config: object) -> AsyncIterator[Running]:
-    """A stack that was not started; its verifier is somebody else's at ``verifier_address``."""
+async def prepared(
+    *, verifier_address: str | None = None, drafter_address: str | None = None, **config: object
+) -> AsyncIterator[Running]:
+    """A stack that was not started; workers that have addresses here are somebody else's."""
     event_loop = asyncio.get_running_loop()
     told: list[tuple[str, float]] = []
     pair = Pair()
@@ -81,9 +84,8 @@ async def prepared(*, verifier_address: str | None = None, **config: object) -> 
     with runtime_directory(None) as (directory, _):
         stack = Stack(
             settings, pair, StartProgress(roles, lambda text, fraction: told.append((text, fraction))),
-            agreement=Agreement(), runtime_dir=directory, verifier_address=verifier_address, drafter_address=None,
-            make_engine=make_engine,
-            modules=FAKES)
+            agreement=Agreement(), runtime_dir=directory, verifier_address=verifier_address,
+            drafter_address=drafter_address, make_engine=make_engine, modules=FAKES)
         try:
             yield Running(stack, pair, router, told)
         finally:
@@ -202,6 +204,29 @@ def test_replaced_workers_are_given_what_auto_stood_for_at_first() -> None:
                 assert await running.text() == expected(20)
                 assert {"--verify-quantization=toy", "--draft-quantization=w8a8"} <= set(
                     command_line(running.pid(role)))
+    run(test)
+
+
+def test_workers_of_somebody_else_that_are_not_there_are_told_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coordinator.worker, "FOREIGN_TOLD_AFTER_S", 0.3)
+    verifier, drafter = (f"unix:{tmp_path}/{role}.sock" for role in ("verifier", "drafter"))
+    fake = FakeVerifier()
+
+    async def test() -> None:
+        async with prepared(verifier_address=verifier, drafter_address=drafter) as running:
+            starting = asyncio.create_task(asyncio.to_thread(running.stack.start))
+            await until(lambda: bool(running.told))
+            with served_verifier(lambda: fake, tmp_path, lambda: fake.arena_fds):
+                await until(lambda: len(running.told) > 1)
+                with served_drafter(FakeDrafter, tmp_path):
+                    await starting
+                    await asyncio.to_thread(running.stack.stop)
+            texts = [text for text, _ in running.told if "waiting" in text]
+            absent = "nobody answers there (No such file or directory)"
+            assert texts == [
+                f"verifier: waiting for {verifier}: {absent}", f"drafter: waiting for {drafter}: {absent}"]
     run(test)
 
 

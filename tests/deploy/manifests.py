@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import re
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,16 @@ from tools.check_imports import ROOT
 
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 OVERLAYS = tuple(sorted(path.name for path in (KUBERNETES / "overlays").iterdir()))
-SINGLE_CONTAINER = ("device-plugin", "single-container")
-"""Overlays in which the coordinator starts its workers."""
+BASES = ("cpu", "device-plugin", "dra", "dra-mps", "single-container")
+"""Overlays that have no component which others could have, too."""
+COMPONENTS: dict[str, tuple[str, ...]] = {
+    "monitoring": ("monitoring",), "autoscaling": ("monitoring", "autoscaling"), "gateway": ("gateway",),
+    "tls": ("tls",), "client-certificates": ("tls", "client-certificates"),
+    "everything": ("monitoring", "autoscaling", "gateway", "tls", "client-certificates"),
+}
+"""What goes with every overlay: a component with what it needs; and all of them."""
+EVERYTHING = tuple(f"{overlay}+everything" for overlay in BASES)
+"""What ``render`` takes, too."""
 Manifest = dict[str, Any]
 
 _QUANTITY = re.compile(r"(\d+)(Ki|Mi|Gi)")
@@ -27,20 +37,52 @@ _VARIABLE = re.compile(r"\$\((\w+)\)")
 
 @functools.lru_cache
 def render(overlay: str) -> str:
-    """The overlay's manifests as one YAML stream; from QSPEC_RENDERED/overlay.yaml on a machine without kubectl."""
+    """The manifests of an overlay, ``NAME`` or ``NAME+COMPONENTS`` (those of ``COMPONENTS``), as one YAML stream.
+
+    On a machine without kubectl they are read from QSPEC_RENDERED/overlay.yaml.
+    """
     if rendered := os.environ.get("QSPEC_RENDERED"):
         return Path(rendered, f"{overlay}.yaml").read_text(encoding="utf-8")
+    name, _, components = overlay.partition("+")
+    if not components:
+        return _kustomize(KUBERNETES / "overlays" / name)
+    with tempfile.TemporaryDirectory() as directory:
+        here = Path(directory).resolve()
+        document = {
+            "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
+            "resources": [os.path.relpath(KUBERNETES / "overlays" / name, here)],
+            "components": [os.path.relpath(KUBERNETES / "components" / each, here) for each in COMPONENTS[components]],
+        }
+        (here / "kustomization.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
+        return _kustomize(here)
+
+
+def _kustomize(directory: Path) -> str:
     done = subprocess.run(
-        [require_tool("kubectl"), "kustomize", str(KUBERNETES / "overlays" / overlay)],
-        capture_output=True, text=True, timeout=60, check=False)
+        [require_tool("kubectl"), "kustomize", str(directory)], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""  # deprecations
     return done.stdout
 
 
 def manifests(overlay: str) -> list[Manifest]:
-    """The overlay's manifests."""
+    """The overlay's manifests, the caller's to change."""
+    return copy.deepcopy(_parsed(overlay))
+
+
+@functools.lru_cache
+def _parsed(overlay: str) -> list[Manifest]:
     return [document for document in yaml.safe_load_all(render(overlay)) if document]
+
+
+def is_single(overlay: str) -> bool:
+    """Whether the coordinator starts its workers, in its own container."""
+    return overlay.partition("+")[0] in ("device-plugin", "single-container")
+
+
+def is_gpu(overlay: str) -> bool:
+    """Whether pods run on GPUs."""
+    return overlay.partition("+")[0] in ("device-plugin", "dra", "dra-mps")
 
 
 def one(overlay: str, kind: str, name: str = "qspec") -> Manifest:

@@ -15,13 +15,18 @@ from qspec.__main__ import main
 from tests.deploy.options import parse
 from tests.deploy.tools import require_tool
 from tools.check_imports import ROOT
-from tools.dockerfile import DOCKERFILE, Instruction, final_stage, read_dockerfile
+from tools.dockerfile import DOCKERFILE, Instruction, final_stage, image_user, read_dockerfile
 
 TARGETS = ("cpu", "gpu")
 
 
 def instructions(target: str, keyword: str) -> list[str]:
     return [each.text for each in final_stage(read_dockerfile(), target) if each.keyword == keyword]
+
+
+def split(words: list[str]) -> tuple[str, list[str]]:
+    """A program, and what it is given."""
+    return words[0], words[1:]
 
 
 def test_linter() -> None:
@@ -38,19 +43,19 @@ def test_a_build_without_a_target_is_the_cpu_image() -> None:
 def test_command(target: str) -> None:
     (entry,), (command,) = instructions(target, "ENTRYPOINT"), instructions(target, "CMD")
     assert json.loads(entry) == ["python", "-m"]
-    program, *given = json.loads(command)
     (port,) = instructions(target, "EXPOSE")
-    args = parse(program, given)
+    args = parse(*split(json.loads(command)))
     assert args.listen == f"0.0.0.0:{port}"
     assert public_port(args).insecure  # said, or it would not start
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_health_check_is_a_command_that_exists(target: str) -> None:
-    (check,) = instructions(target, "HEALTHCHECK")
+    (check,), (command,) = instructions(target, "HEALTHCHECK"), instructions(target, "CMD")
     python, option, module, *given = json.loads(check.partition("CMD ")[2])
     assert [python, option, module] == ["python", "-m", "qspec"]
     assert main([*given, "--timeout=0.2"]) == 1  # understood; nobody answers here
+    assert given[-1] == parse(*split(json.loads(command))).health_listen  # plain text whatever the public port speaks
 
 
 @pytest.mark.parametrize(("target", "packages"), [("cpu", []), ("gpu", ["gcc", "libc6-dev"])])
@@ -60,9 +65,8 @@ def test_the_runtime_has_no_root_and_a_compiler_only_where_kernels_need_it(targe
     assert not any("pip" in command for command in commands)
     installed = [re.findall(r"apt-get install (.*?)&&", command) for command in commands]
     assert [word for found in installed for words in found for word in words.split() if word[0] != "-"] == packages
-    user = [each.text for each in steps if each.keyword == "USER"][-1]
     run = next(each.text for each in steps if each.keyword == "RUN")
-    uid, gid = user.split(":")
+    uid, gid = image_user(read_dockerfile(), target).split(":")
     assert f"useradd --uid {uid} --gid {gid}" in run
     (cache,) = json.loads(instructions(target, "VOLUME")[0])
     environment = {name: value for each in steps if each.keyword == "ENV" for name, value in each.pairs()}
@@ -107,10 +111,10 @@ def test_compose() -> None:
     service = document["services"]["qspec"]
     assert service["build"]["target"] in read_dockerfile()
     assert (ROOT / "deploy" / service["build"]["context"] / service["build"]["dockerfile"]).resolve() == DOCKERFILE
-    program, *given = service["command"]
-    args = parse(program, given)
+    args = parse(*split(service["command"]))
     assert public_port(args).insecure and service["ports"][0].startswith("127.0.0.1:")
-    assert service["user"] == instructions("cpu", "USER")[0]
+    assert service["user"] == image_user(read_dockerfile(), "cpu")
+    assert json.loads(instructions("cpu", "HEALTHCHECK")[0].partition("CMD ")[2])[-1] == args.health_listen
     port, metrics_port = args.listen.rpartition(":")[2], args.metrics_listen.rpartition(":")[2]
     assert service["ports"] == [f"127.0.0.1:{each}:{each}" for each in (port, metrics_port)]
     assert port == instructions("cpu", "EXPOSE")[0]

@@ -14,7 +14,7 @@ import yaml
 
 from coordinator.metrics.catalogue import METRICS, series_names
 from tests.deploy.manifests import one
-from tests.deploy.tools import refuse
+from tests.deploy.tools import refuse, require_tool
 
 RULES_TEST = Path(__file__).with_name("alerts_test.yaml")
 LABELS_OF_SCRAPES = {"namespace", "pod", "le"}
@@ -107,9 +107,7 @@ def test_the_monitor_finds_one_service_and_its_port() -> None:
 
 
 def test_alerts_come_when_they_should(tmp_path: Path) -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not installed (Debian: prometheus)")
+    promtool = require_tool("promtool")
     rules = tmp_path / "rules.yaml"
     rules.write_text(yaml.safe_dump(one("monitoring", "PrometheusRule")["spec"]), encoding="utf-8")
     shutil.copy(RULES_TEST, tmp_path / "test.yaml")

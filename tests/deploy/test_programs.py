@@ -11,10 +11,13 @@ from coordinator.stack import STOP_GRACE_S
 from coordinator.worker import START_TIMEOUT_S
 from qspec.cli import stack_config
 from tests.deploy.manifests import (
+    BASES,
+    EVERYTHING,
     OVERLAYS,
-    SINGLE_CONTAINER,
     arguments,
     containers,
+    is_gpu,
+    is_single,
     manifests,
     mebibytes,
     one,
@@ -23,21 +26,22 @@ from tests.deploy.manifests import (
     writable_paths,
 )
 from tests.deploy.options import parse
-from tools.dockerfile import final_stage, read_dockerfile
+from tools.dockerfile import final_stage, image_user, read_dockerfile
 
-GPU = ("device-plugin", "dra", "dra-mps")
-THREE_CONTAINERS = tuple(overlay for overlay in OVERLAYS if overlay not in SINGLE_CONTAINER)
+EACH = (*OVERLAYS, *EVERYTHING)
+SINGLE = tuple(overlay for overlay in EACH if is_single(overlay))
+THREE_CONTAINERS = tuple(overlay for overlay in EACH if not is_single(overlay))
 MEASURED_MIB = 1077
 """Proportional memory of a stack with SmolLM2 on CPUs (README.md, "Measured")."""
 
-each_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
+each_overlay = pytest.mark.parametrize("overlay", EACH)
 each_pod_of_three = pytest.mark.parametrize("overlay", THREE_CONTAINERS)
 
 
 @each_overlay
 def test_commands_and_options_are_those_of_the_programs(overlay: str) -> None:
     found = programs(overlay)
-    assert list(found) == (["coordinator"] if overlay in SINGLE_CONTAINER else ["verifier", "drafter", "coordinator"])
+    assert list(found) == (["coordinator"] if is_single(overlay) else ["verifier", "drafter", "coordinator"])
     for name, container in found.items():
         assert container["command"] == ["python", "-m", name]
         parse(name, arguments(overlay, container))
@@ -46,14 +50,14 @@ def test_commands_and_options_are_those_of_the_programs(overlay: str) -> None:
 @each_overlay
 def test_only_gpu_overlays_use_the_gpu(overlay: str) -> None:
     for container in programs(overlay).values():
-        assert ("--device=cuda" in container["args"]) == (overlay in GPU)
+        assert ("--device=cuda" in container["args"]) == is_gpu(overlay)
 
 
 @each_overlay
 def test_the_programs_of_a_pod_agree_on_their_stack(overlay: str) -> None:
     configurations = {stack_config(parse(name, arguments(overlay, each))) for name, each in programs(overlay).items()}
     (config,) = configurations
-    if overlay not in SINGLE_CONTAINER:  # processes that decide for themselves could decide differently
+    if not is_single(overlay):  # processes that decide for themselves could decide differently
         assert "auto" not in (config.draft_quantization, config.verify_quantization)
     for container in programs(overlay).values():
         (models,) = (mount for mount in container["volumeMounts"] if mount["name"] == "models")
@@ -80,7 +84,7 @@ def test_workers_start_first_and_stop_last(overlay: str) -> None:
     assert policies == {"socket-directory": None, "verifier": "Always", "drafter": "Always", "coordinator": None}
 
 
-@pytest.mark.parametrize("overlay", SINGLE_CONTAINER)
+@pytest.mark.parametrize("overlay", SINGLE)
 def test_a_single_container_makes_its_own_sockets(overlay: str) -> None:
     assert "initContainers" not in pod(overlay) or not pod(overlay)["initContainers"]
     args = parse("coordinator", arguments(overlay, programs(overlay)["coordinator"]))
@@ -92,41 +96,46 @@ def test_a_single_container_makes_its_own_sockets(overlay: str) -> None:
 def test_ports(overlay: str) -> None:
     container = programs(overlay)["coordinator"]
     args = parse("coordinator", arguments(overlay, container))
-    (host, _, text), (metrics_host, _, metrics_text) = args.listen.rpartition(":"), args.metrics_listen.rpartition(":")
-    port, metrics_port = int(text), int(metrics_text)
-    probed = int((args.health_listen or args.listen).rpartition(":")[2])
-    assert host == metrics_host == "0.0.0.0" and (args.health_listen or "0.0.0.0:").startswith("0.0.0.0:")
-    ports = {each["name"]: each["containerPort"] for each in container["ports"]}
-    assert ports == {"grpc": port, "metrics": metrics_port, **({"health": probed} if probed != port else {})}
+    ports = {}
+    for name, listen in (("grpc", args.listen), ("health", args.health_listen), ("metrics", args.metrics_listen)):
+        host, _, port = listen.rpartition(":")
+        assert host == "0.0.0.0"
+        ports[name] = int(port)
+    assert {each["name"]: each["containerPort"] for each in container["ports"]} == ports
     for name, names in (("qspec", ["grpc"]), ("qspec-pods", ["grpc", "metrics"])):  # each pod is scraped by one Service
         exposed = one(overlay, "Service", name)["spec"]["ports"]
         assert [(each["name"], each["port"], each["targetPort"]) for each in exposed] == [
             (each, ports[each], each) for each in names]
+        assert exposed[0]["appProtocol"] == ("https" if args.tls_cert else "kubernetes.io/h2c")
     clients, scrapers = one(overlay, "NetworkPolicy")["spec"]["ingress"]
-    assert [each["port"] for each in clients["ports"]] == [port]
-    assert [each["port"] for each in scrapers["ports"]] == [metrics_port]
+    assert [each["port"] for each in clients["ports"]] == [ports["grpc"]]
+    assert [each["port"] for each in scrapers["ports"]] == [ports["metrics"]]
     assert scrapers["from"] == [{"namespaceSelector": {"matchLabels": {"qspec/metrics": "allowed"}}}]
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        assert container[probe]["grpc"]["port"] == probed
+        assert container[probe]["grpc"]["port"] == ports["health"]
     stage = final_stage(read_dockerfile(), "cpu")
-    assert [int(each.text) for each in stage if each.keyword == "EXPOSE"] == [port]
+    assert [int(each.text) for each in stage if each.keyword == "EXPOSE"] == [ports["grpc"]]
 
 
-@each_overlay
-def test_plain_text_is_said_or_certificates_are_mounted(overlay: str) -> None:
+@pytest.mark.parametrize(("overlay", "count"), [
+    *((overlay, 3 if overlay == "tls" else 0) for overlay in OVERLAYS),
+    *((f"{overlay}+everything", 4) for overlay in BASES), ("cpu+tls", 3),
+])
+def test_plain_text_is_said_or_certificates_are_mounted(overlay: str, count: int) -> None:
     container = programs(overlay)["coordinator"]
     args = parse("coordinator", arguments(overlay, container))
     PublicPort(  # refuses what the program would refuse
-        listen=args.listen, tls_cert=args.tls_cert, tls_key=args.tls_key, insecure=args.insecure,
-        health_listen=args.health_listen)
-    files = [path for path in (args.tls_cert, args.tls_key, args.api_keys_file) if path is not None]
-    assert len(files) == (3 if overlay == "tls" else 0)
+        listen=args.listen, tls_cert=args.tls_cert, tls_key=args.tls_key, client_ca=args.client_ca,
+        insecure=args.insecure, health_listen=args.health_listen)
+    given = (args.tls_cert, args.tls_key, args.api_keys_file, args.client_ca)
+    files = [path for path in given if path is not None]
+    assert len(files) == count
     secrets = {volume["name"]: volume["secret"] for volume in pod(overlay)["volumes"] if "secret" in volume}
     mounts = {Path(each["mountPath"]): secrets[each["name"]] for each in container["volumeMounts"]
               if each["name"] in secrets}
     for path in files:
         assert mounts[path.parent]["defaultMode"] & 0o007 == 0  # the key's readers are the pod's user and group
-        assert args.health_listen is not None  # gRPC probes speak no TLS
+    assert len(mounts) == len({path.parent for path in files})
 
 
 @each_pod_of_three
@@ -141,9 +150,10 @@ def test_workers_are_probed_at_their_sockets(overlay: str) -> None:
 
 @each_overlay
 def test_a_start_gets_the_time_that_the_programs_give_it(overlay: str) -> None:
-    for container in programs(overlay).values():
-        probe = container["startupProbe"]
-        assert probe["periodSeconds"] * probe["failureThreshold"] >= START_TIMEOUT_S
+    for name, container in programs(overlay).items():
+        probe, wait_s = container["startupProbe"], parse(name, arguments(overlay, container)).wait_for_model
+        assert wait_s > 0  # a volume that is still empty is no reason to end
+        assert probe["periodSeconds"] * probe["failureThreshold"] >= START_TIMEOUT_S + wait_s
 
 
 @each_overlay
@@ -159,17 +169,17 @@ def test_a_drain_fits_into_the_grace_period(overlay: str) -> None:
 
 @each_overlay
 def test_users_and_paths_are_those_of_the_image(overlay: str) -> None:
-    stage = final_stage(read_dockerfile(), "gpu" if overlay in GPU else "cpu")
-    user = [each.text for each in stage if each.keyword == "USER"][-1]
+    target = "gpu" if is_gpu(overlay) else "cpu"
+    stage = final_stage(read_dockerfile(), target)
     context = pod(overlay)["securityContext"]
-    assert user == f"{context['runAsUser']}:{context['runAsGroup']}"
+    assert image_user(read_dockerfile(), target) == f"{context['runAsUser']}:{context['runAsGroup']}"
     assert context["fsGroup"] == context["runAsGroup"]
     environment = {name: value for each in stage if each.keyword == "ENV" for name, value in each.pairs()}
     for name, container in programs(overlay).items():
         writable = set(writable_paths(overlay, container))
         assert Path(environment["QSPEC_CACHE_DIR"]) in writable, name
         assert Path("/tmp") in writable, name
-        assert container["image"].endswith("-gpu" if overlay in GPU else "-cpu")
+        assert container["image"].endswith("-gpu" if is_gpu(overlay) else "-cpu")
 
 
 @each_overlay
@@ -184,7 +194,7 @@ def test_memory_follows_what_was_measured(overlay: str) -> None:
             assert name in resources["limits"]
 
 
-@pytest.mark.parametrize("overlay", ["dra", "dra-mps"])
+@pytest.mark.parametrize("overlay", [overlay for overlay in EACH if overlay.startswith("dra")])
 def test_both_workers_share_one_gpu(overlay: str) -> None:
     (claim,) = pod(overlay)["resourceClaims"]
     assert claim["resourceClaimTemplateName"] == one(overlay, "ResourceClaimTemplate", "qspec-gpu")["metadata"]["name"]

@@ -10,12 +10,17 @@ from pathlib import Path
 import pytest
 
 
+def find_tool(name: str) -> str | None:
+    """The path of ``name``, of this environment or the system; None where neither has it."""
+    return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+
+
 def require_tool(name: str) -> str:
-    """The path of ``name``, of this environment or the system.
+    """The path of ``name`` (``find_tool``).
 
     Without it the test is skipped; it fails with QSPEC_REQUIRE_DEPLOY_TOOLS set, as continuous integration does.
     """
-    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    found = find_tool(name)
     if found is None:
         refuse(f"{name} is not installed: `make deploy-tools` installs it")
     return found

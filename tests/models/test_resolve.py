@@ -53,6 +53,15 @@ def test_directories_and_files(tmp_path: Path) -> None:
     assert resolve(str(tmp_path / "a.gguf")).kind is SourceKind.GGUF
 
 
+def test_what_may_not_be_read_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", refuse)  # root may read everything
+    with pytest.raises(ModelError, match=rf"model: {tmp_path}/model cannot be read by uid \d+: Permission denied$"):
+        resolve(str(tmp_path / "model"))
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [("", "the name is empty"), ("  ", "the name is empty"), ("/no/such/model", "does not exist"),

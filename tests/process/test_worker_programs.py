@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,15 @@ def directory() -> Iterator[Path]:
         yield Path(name)
 
 
+@pytest.fixture
+def foreign_directory(directory: Path) -> Path:
+    """One of another user."""
+    if os.geteuid() != 0:
+        return Path("/")
+    os.chown(directory, 12345, 12345)
+    return directory
+
+
 def run(worker: str, *options: str) -> subprocess.CompletedProcess[str]:
     """Run a worker to its end."""
     return subprocess.run(
@@ -36,6 +46,7 @@ def run(worker: str, *options: str) -> subprocess.CompletedProcess[str]:
     (["--listen=nonsense", "--runtime-dir=/tmp"], "listen"),
     (["--listen=127.0.0.1:0"], "runtime_dir"),
     (["--model=/no/such/model"], "model"),
+    (["--wait-for-model=-1"], "wait_for_model"),
 ])
 def test_bad_options_are_one_line(worker: str, options: list[str], field: str, directory: Path) -> None:
     ended = run(worker, f"--listen=unix:{directory}/w.sock", *options)
@@ -45,6 +56,24 @@ def test_bad_options_are_one_line(worker: str, options: list[str], field: str, d
     assert line.startswith(f"error: {field}: ")
     assert "Traceback" not in ended.stderr
     assert not any("error" in stage for stage in stages)
+
+
+@pytest.mark.parametrize("worker", WORKERS)
+def test_a_missing_model_is_waited_for_with_one_line(worker: str, directory: Path) -> None:
+    ended = run(worker, f"--listen=unix:{directory}/w.sock", "--model=/no/such/model", "--wait-for-model=0.3")
+    assert ended.returncode == 2
+    waiting, error = ended.stderr.splitlines()
+    assert waiting == "waiting for the model, at most 0.3 s: /no/such/model does not exist"
+    assert error.startswith("error: model: /no/such/model does not exist; ")
+
+
+@pytest.mark.parametrize("worker", WORKERS)
+def test_another_users_sockets_are_refused_before_anything_is_loaded(worker: str, foreign_directory: Path) -> None:
+    ended = run(worker, f"--listen=unix:{foreign_directory}/w.sock", "--model=/no/such/model")
+    assert ended.returncode == 2
+    assert re.fullmatch(
+        rf"error: runtime_dir: {foreign_directory} belongs to uid \d+ and this process runs as uid \d+; give .*\n",
+        ended.stderr)
 
 
 @pytest.mark.parametrize("worker", WORKERS)

@@ -140,9 +140,11 @@ def test_calls_need_a_key_and_probes_do_not(tmp_path: Path) -> None:
     file, key, later = tmp_path / "keys.txt", new_key(), new_key()
     file.write_text(key_line("alice", key), encoding="utf-8")
     keys = WatchedFiles([file], lambda: read_api_keys(file))
+    refused: list[tuple[str, str]] = []
 
     async def test() -> None:
-        async with served(PortAccess(interceptors=(Authentication(keys),))) as address:
+        access = PortAccess(interceptors=(Authentication(keys, lambda *call: refused.append(call)),))
+        async with served(access) as address:
             assert await ask(address, api_key=key) == "toy"
             with pytest.raises(Unauthenticated, match="an API key is needed: authorization: Bearer KEY"):
                 await ask(address)
@@ -160,6 +162,9 @@ def test_calls_need_a_key_and_probes_do_not(tmp_path: Path) -> None:
             file.unlink()  # nobody new, and nobody is locked out
             assert await ask(address, api_key=later) == "toy"
     run(test)
+    assert [method.rpartition("/")[2] for method, _ in refused] == [
+        "GetServerInfo", "GetServerInfo", "Generate", "GetServerInfo"]
+    assert all(peer.startswith(("ipv4:127.0.0.1:", "ipv6:")) for _, peer in refused)
 
 
 def test_a_health_port_answers_probes_in_plain_text_and_nothing_else(tmp_path: Path) -> None:

@@ -111,9 +111,14 @@ def _other_mounts() -> Iterator[str]:
             yield place
 
 
+def package_places() -> list[Path]:
+    """This repository, and where this process was told to look for packages."""
+    return [ROOT, *(Path(place).resolve() for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place)]
+
+
 def _way_to_python() -> Iterator[Path]:
     """Directories that only their owner may enter on the way to the interpreter, its packages and this repository."""
-    for end in {Path(sys.prefix), Path(sys.base_prefix), ROOT}:
+    for end in {Path(sys.prefix), Path(sys.base_prefix), *package_places()}:
         for directory in (end, *end.parents):
             if directory.stat().st_mode & 0o005 != 0o005:
                 yield directory

@@ -9,7 +9,9 @@ import sys
 
 import pytest
 
-_PROGRAMS = ("unshare", "nsenter", "setpriv", "mount", "ip", "kubectl")
+from tests.deploy.tools import find_tool
+
+_PROGRAMS = ("unshare", "nsenter", "setpriv", "mount", "ip")
 _TRIAL = "mount -t tmpfs tmpfs /mnt && ip link add trial0 type veth peer name trial1"
 
 
@@ -26,6 +28,8 @@ def _missing() -> str | None:
     if sys.platform != "linux" or os.geteuid() != 0:
         return "Linux and root are needed"
     absent = [name for name in _PROGRAMS if shutil.which(name) is None]
+    if not os.environ.get("QSPEC_RENDERED") and find_tool("kubectl") is None:
+        absent.append("kubectl (`make deploy-tools` installs it)")
     if absent:
         return f"{', '.join(absent)} not found"
     trial = subprocess.run(

@@ -20,7 +20,7 @@ from typing import IO
 import psutil
 
 from tests.deploy.manifests import Manifest
-from tests.deploy.rehearsal.container_init import ContainerSpec, Mount
+from tests.deploy.rehearsal.container_init import ContainerSpec, Mount, package_places
 from tools.check_imports import ROOT
 from tools.dockerfile import final_stage, read_dockerfile
 
@@ -31,13 +31,16 @@ _numbers = itertools.count(1)
 
 
 def image_environment(target: str) -> dict[str, str]:
-    """What the image's ENV says, with this interpreter in the place of the image's."""
+    """What the image's ENV says, with this interpreter, its packages and these sources in place of its own."""
     found: dict[str, str] = {}
     for step in final_stage(read_dockerfile(), target):
         if step.keyword == "ENV":
             found |= dict(step.pairs())
     own = Path(sys.executable).parent
-    return found | {"PATH": f"{own}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+    return found | {
+        "PATH": f"{own}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "PYTHONPATH": os.pathsep.join(map(str, package_places())),
+    }
 
 
 @dataclass(frozen=True, slots=True)
