@@ -89,7 +89,7 @@ def validate_request(
     return ValidRequest(
         prompt=tuple(prompt),
         max_tokens=min(wanted, room),
-        sampling=resolve_sampling(message),
+        sampling=resolve_sampling(message, limits.vocab_size),
         stop=tuple(message.stop),
         stop_token_ids=tuple(message.stop_token_ids),
         ignore_eos=message.ignore_eos,

@@ -95,7 +95,7 @@ def test_prompt_length_bound() -> None:
         (chat((77, "a")), "chat.messages[0].role"),
         (pb.GenerateRequest(text="a", max_tokens=0), "max_tokens"),
         *((pb.GenerateRequest(text="a", temperature=t), "temperature")
-          for t in (-0.1, 1e-4, math.nan, math.inf, -math.inf)),
+          for t in (-0.1, 5e-324, 9e-4, 1.001e6, 3.5e38, 1e308, math.nan, math.inf, -math.inf)),
         *((pb.GenerateRequest(text="a", top_p=p), "top_p") for p in (0.0, -0.5, 1.0001, math.nan, math.inf)),
         *((pb.GenerateRequest(text="a", min_p=p), "min_p") for p in (-0.01, 1.01, math.nan, math.inf)),
         *((pb.GenerateRequest(text="a", typical_p=p), "typical_p") for p in (0.0, -0.5, 1.01, math.nan, math.inf)),
@@ -139,12 +139,12 @@ def test_one_field_out_of_bounds_is_named(request_: pb.GenerateRequest, field: s
     "request_",
     [
         pb.GenerateRequest(text="a", max_tokens=1),
-        pb.GenerateRequest(text="a", temperature=0.0),
-        pb.GenerateRequest(text="a", temperature=1e-3),
-        pb.GenerateRequest(text="a", top_p=1.0),
-        pb.GenerateRequest(text="a", top_p=1e-9),
-        *(pb.GenerateRequest(text="a", min_p=p) for p in (0.0, 1.0)),
-        *(pb.GenerateRequest(text="a", typical_p=p) for p in (1e-9, 1.0)),
+        pb.GenerateRequest(text="a", max_tokens=2**32 - 1),
+        *(pb.GenerateRequest(text="a", temperature=t) for t in (0.0, -0.0, 1e-3, 1e6)),
+        *(pb.GenerateRequest(text="a", temperature=1, top_k=k) for k in (0, 1, 256, 257, 2**31, 2**32 - 1)),
+        *(pb.GenerateRequest(text="a", top_p=p) for p in (1e-9, 5e-324, 1.0)),
+        *(pb.GenerateRequest(text="a", min_p=p) for p in (0.0, 5e-324, 1.0)),
+        *(pb.GenerateRequest(text="a", typical_p=p) for p in (5e-324, 1e-9, 1.0)),
         *(pb.GenerateRequest(text="a", repetition_penalty=p) for p in (0.01, 100.0)),
         *(pb.GenerateRequest(text="a", presence_penalty=p, frequency_penalty=-p) for p in (-2.0, 2.0)),
         biased((0, -100.0), (256, 100.0)),
@@ -168,6 +168,11 @@ def test_one_field_out_of_bounds_is_named(request_: pb.GenerateRequest, field: s
 )
 def test_bounds_themselves_are_allowed(request_: pb.GenerateRequest) -> None:
     validate(request_)
+
+
+@pytest.mark.parametrize(("asked", "kept"), [(0, 0), (1, 1), (256, 256), (257, 0), (2**31, 0), (2**32 - 1, 0)])
+def test_as_many_tokens_as_there_are_or_more_are_all(asked: int, kept: int) -> None:
+    assert validate(pb.GenerateRequest(text="a", temperature=1, top_k=asked)).sampling.top_k == kept
 
 
 def test_draft_length_zero_is_not_the_default() -> None:

@@ -159,7 +159,7 @@ export type GenerateRequest = Message<"qspec.v1.GenerateRequest"> & {
   maxTokens?: number | undefined;
 
   /**
-   * Softmax temperature, at least 0; 0 is greedy. Default: 0.
+   * Softmax temperature: 0, which is greedy, or from 0.001 to 1000000. Default: 0.
    *
    * @generated from field: optional double temperature = 5;
    */
