@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import math
+import os
 from pathlib import Path
 
 from coordinator.pair_source import PairSource, given_pairs, read_pairs
@@ -75,6 +76,7 @@ def main() -> int:
     status = Status(args.status_fd, as_log=log_json)
     configure_logging(args)
     quieten_grpc()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # texts come one by one, and the cores are the workers'
 
     from coordinator.program import Options, serve_coordinator  # late: gRPC reads the environment that was just set
 

@@ -124,6 +124,7 @@ async def _serve(options: Options, directory: Path, status: Status, serving: Ser
             raise InvalidInput.field(
                 "model", f"the verifier's model ({description.model}) has another vocabulary than {config.model}; give "
                          "coordinator and verifier the same --model")
+        tokenizer.prepare()
         serving.tokenizer = tokenizer
         serving.constraints = Grammars(lambda: tokenizer, vocab_size=description.vocab_size)
         router = Router(

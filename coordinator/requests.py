@@ -1,15 +1,16 @@
 """From a ``GenerateRequest`` to a request that the engine can run, or to *every* reason why it cannot.
 
-Defaults are applied here and in ``coordinator.sampling_fields`` (how tokens are drawn), and nowhere else.
+Defaults are applied here and in ``coordinator.sampling_fields`` (how tokens are drawn), and nowhere else. The prompt is
+``coordinator.prompt_fields``'.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 from coordinator.constraint_fields import ConstraintChecker, constraint_violations
+from coordinator.prompt_fields import PromptTokenizer, encode_prompt, prompt_field, prompt_problem
+from coordinator.request_limits import RequestLimits
 from coordinator.sampling_fields import resolve_sampling, sampling_violations, token_problem
 from coordinator.valid_request import ValidRequest
 from qspec.errors import FieldViolation, InvalidInput
@@ -33,32 +34,6 @@ MAX_SALT_BYTES = 256
 MAX_TIMEOUT_S = 86_400.0
 """Longest ``timeout_s``."""
 
-_ROLES = {pb.CHAT_ROLE_SYSTEM: "system", pb.CHAT_ROLE_USER: "user", pb.CHAT_ROLE_ASSISTANT: "assistant"}
-
-
-class PromptTokenizer(Protocol):
-    """What validation needs of ``qspec.models.tokenizer.Tokenizer``."""
-
-    def encode(self, text: str) -> list[int]:
-        """Tokens of a plain text."""
-        ...
-
-    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Tokens of a conversation, laid out by the model's template."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestLimits:
-    """What the running stack can take."""
-
-    max_model_len: int
-    """Most positions of a sequence, prompt and completion together."""
-    max_draft_length: int
-    """Longest draft per round."""
-    vocab_size: int
-    """Token ids are below this."""
-
 
 def validate_request(
     message: pb.GenerateRequest, tokenizer: PromptTokenizer, limits: RequestLimits, constraints: ConstraintChecker
@@ -67,12 +42,9 @@ def validate_request(
     violations: list[FieldViolation] = []
     prompt: list[int] = []
     try:
-        prompt = encode_prompt(message, tokenizer, limits.vocab_size)
-        if len(prompt) + 1 > limits.max_model_len:
-            violations.append(FieldViolation(
-                _prompt_field(message),
-                f"is {len(prompt)} tokens long, and a sequence holds {limits.max_model_len} including at least one new "
-                f"token: shorten it to {limits.max_model_len - 1} tokens, or start the server with more"))
+        prompt = encode_prompt(message, tokenizer, limits)
+        if problem := prompt_problem(len(prompt), limits):
+            violations.append(FieldViolation(prompt_field(message), problem))
     except InvalidInput as error:
         violations += error.violations
     room = limits.max_model_len - len(prompt)
@@ -89,7 +61,7 @@ def validate_request(
     return ValidRequest(
         prompt=tuple(prompt),
         max_tokens=min(wanted, room),
-        sampling=resolve_sampling(message),
+        sampling=resolve_sampling(message, limits.vocab_size),
         stop=tuple(message.stop),
         stop_token_ids=tuple(message.stop_token_ids),
         ignore_eos=message.ignore_eos,
@@ -102,26 +74,6 @@ def validate_request(
         timeout_s=message.timeout_s if message.HasField("timeout_s") else None,
         cache_salt=message.cache_salt,
     )
-
-
-def encode_prompt(
-    message: pb.GenerateRequest | pb.TokenizeRequest, tokenizer: PromptTokenizer, vocab_size: int
-) -> list[int]:
-    """Token ids of the prompt, at least one; raises ``InvalidInput`` naming every offending part."""
-    field = _prompt_field(message)
-    if field == "prompt":
-        raise InvalidInput.field("prompt", "is missing: give one of text, chat and tokens")
-    if isinstance(message, pb.GenerateRequest) and field == "tokens":
-        return _checked_token_ids(message.tokens.token_ids, vocab_size)
-    if field == "text":
-        if not message.text:
-            raise InvalidInput.field("text", "is empty: give at least one character")
-        tokens = tokenizer.encode(message.text)
-    else:
-        tokens = tokenizer.encode_chat(_checked_messages(message.chat))
-    if not tokens:
-        raise InvalidInput.field(field, "has no tokens: give a text that the model's vocabulary can express")
-    return tokens
 
 
 def stop_violations(stops: Sequence[str]) -> Iterator[FieldViolation]:
@@ -195,35 +147,3 @@ def _length_violations(message: pb.GenerateRequest, room: int) -> Iterator[Field
         yield FieldViolation(
             "min_tokens", f"must be at most {max(room, 0)}, what the context holds behind the prompt, "
             f"got {message.min_tokens}")
-
-
-def _prompt_field(message: pb.GenerateRequest | pb.TokenizeRequest) -> str:
-    """The prompt's field that is set, or ``prompt`` when none is."""
-    return message.WhichOneof("prompt") or "prompt"
-
-
-def _checked_token_ids(token_ids: Sequence[int], vocab_size: int) -> list[int]:
-    if not token_ids:
-        raise InvalidInput.field("tokens.token_ids", "is empty: give at least one token")
-    foreign = [(index, token) for index, token in enumerate(token_ids) if token >= vocab_size]
-    if foreign:
-        index, token = foreign[0]
-        more = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
-        raise InvalidInput.field(
-            f"tokens.token_ids[{index}]", f"{token} is outside the vocabulary of {vocab_size} tokens{more}")
-    return list(token_ids)
-
-
-def _checked_messages(chat: pb.ChatPrompt) -> list[dict[str, str]]:
-    violations: list[FieldViolation] = []
-    if not chat.messages:
-        violations.append(FieldViolation("chat.messages", "is empty: give at least one message"))
-    for index, message in enumerate(chat.messages):
-        if message.role not in _ROLES:
-            violations.append(FieldViolation(
-                f"chat.messages[{index}].role", f"unknown role {message.role}: use system, user or assistant"))
-        if not message.content:
-            violations.append(FieldViolation(f"chat.messages[{index}].content", "must not be empty"))
-    if violations:
-        raise InvalidInput(*violations)
-    return [{"role": _ROLES[message.role], "content": message.content} for message in chat.messages]

@@ -7,13 +7,12 @@ its text does not depend on speculation; any other draws a seed of its own and i
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qspec.errors import FieldViolation
-from qspec.sampling_options import AcceptanceRule, Sampling
+from qspec.sampling_options import AcceptanceRule, Sampling, temperature_problem
 from qspec.v1 import generation_pb2 as pb
 
 
@@ -39,10 +38,6 @@ class Range:
 MAX_BIASES = 1024
 """Most entries of ``logit_bias``."""
 BIAS = Range(-100, 100)
-MIN_TEMPERATURE = 1e-3
-"""Smallest temperature above 0: below it, logits divided by it leave the range of fp32."""
-
-
 RANGES = {
     "top_p": Range(0, 1, "1 keeps all", open=True),
     "min_p": Range(0, 1, "0 keeps all"),
@@ -55,13 +50,6 @@ RANGES = {
     "n": Range(1, 64),
 }
 """By field; whoever leaves one out gets its default, which is in range."""
-
-
-def temperature_problem(temperature: float) -> str | None:
-    """What is wrong with a temperature, if anything."""
-    if not math.isfinite(temperature) or temperature < 0 or 0 < temperature < MIN_TEMPERATURE:
-        return f"must be 0 (greedy) or a finite number of at least {MIN_TEMPERATURE:g}, got {temperature:g}"
-    return None
 
 
 def sampling_violations(message: pb.GenerateRequest, vocab_size: int) -> Iterator[FieldViolation]:
@@ -97,14 +85,14 @@ def token_problem(token: int, vocab_size: int, seen: set[int]) -> str | None:
     return None
 
 
-def resolve_sampling(message: pb.GenerateRequest) -> Sampling:
-    """How the tokens of a valid request are drawn."""
+def resolve_sampling(message: pb.GenerateRequest, vocab_size: int) -> Sampling:
+    """How the tokens of a valid request are drawn. As many tokens as there are, or more, are all of them."""
     temperature = message.temperature if message.HasField("temperature") else 0.0
     seeded = message.HasField("seed")
     by_rejection = temperature > 0 and not seeded
     return Sampling(
         temperature=temperature,
-        top_k=message.top_k,
+        top_k=message.top_k if message.top_k < vocab_size else 0,
         top_p=message.top_p if message.HasField("top_p") else 1.0,
         min_p=message.min_p,
         typical_p=message.typical_p if message.HasField("typical_p") else 1.0,

@@ -13,7 +13,8 @@ from coordinator.choices import Choices
 from coordinator.constraint_fields import ConstraintChecker
 from coordinator.engine import RETRY_ELSEWHERE_S
 from coordinator.messages import info_message, piece_messages
-from coordinator.requests import encode_prompt, validate_request
+from coordinator.prompt_fields import encode_prompt
+from coordinator.requests import validate_request
 from coordinator.router import Router
 from coordinator.serving import ServerState, Serving, ServingTokenizer
 from coordinator.stream import Stream
@@ -59,7 +60,7 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
         """The tokens that Generate would see."""
         router, tokenizer, _ = self._ready()
         with router.admission.looking():
-            tokens = await asyncio.to_thread(encode_prompt, request, tokenizer, self._serving.limits.vocab_size)
+            tokens = await asyncio.to_thread(encode_prompt, request, tokenizer, self._serving.limits)
         return pb.TokenizeResponse(token_ids=tokens)
 
     async def _submit(self, request: pb.GenerateRequest, context: Context, trace: CallTrace) -> Stream | Choices:

@@ -9,7 +9,8 @@ from typing import Protocol
 from coordinator.agreement import Agreement
 from coordinator.constraint_fields import ConstraintChecker
 from coordinator.pair import Pair
-from coordinator.requests import PromptTokenizer, RequestLimits
+from coordinator.prompt_fields import PromptTokenizer
+from coordinator.request_limits import RequestLimits
 from coordinator.router import Router
 from coordinator.telemetry import Telemetry
 from qspec.interfaces import VerifierDescription

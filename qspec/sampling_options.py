@@ -9,6 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+MIN_TEMPERATURE = 1e-3
+"""Smallest temperature above 0: below it, logits divided by it leave the range of fp32."""
+MAX_TEMPERATURE = 1e6
+"""Largest one: all tokens are as good as equally probable long before. What fp32 takes for infinite would make a token
+that is excluded (a logit of minus infinity) as probable as the others."""
+
+
+def temperature_problem(temperature: float) -> str | None:
+    """What is wrong with a temperature, if anything."""
+    if temperature == 0 or MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:  # false for NaN
+        return None
+    return f"must be 0 (greedy) or from {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}, got {temperature:g}"
+
 
 class AcceptanceRule(Enum):
     """How drafted tokens are decided on; both rules are exact (``qspec.acceptance``)."""

@@ -16,6 +16,7 @@ from qspec.filters import keep_typical_p
 from qspec.interfaces import Sampling
 from qspec.noise import NoiseKey, Purpose, gumbel
 from qspec.sampling import draw, token_probs
+from qspec.sampling_options import MAX_TEMPERATURE, MIN_TEMPERATURE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -103,6 +104,15 @@ def test_top_k_keeps_ties_and_top_p_breaks_them_by_token_id() -> None:
 def test_the_smallest_top_p_keeps_one_token() -> None:
     probs = token_probs(torch.zeros(1, 5), Sampling(temperature=1.0, top_p=1e-30))
     assert probs.tolist() == [[1, 0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("temperature", [MIN_TEMPERATURE, MAX_TEMPERATURE])
+def test_an_excluded_token_is_impossible_at_every_temperature(temperature: float) -> None:
+    logits = torch.tensor([[-math.inf, 1e4, 30.0, -30.0], [-1e4, -math.inf, -math.inf, -math.inf]])
+    for filters in ({}, {"top_p": 0.9}, {"min_p": 0.1}, {"typical_p": 0.9}, {"top_k": 3}):
+        probs = token_probs(logits, Sampling(temperature=temperature, **filters))  # type: ignore[arg-type]
+        assert not probs[logits.isneginf()].any()
+        torch.testing.assert_close(probs.sum(-1), torch.ones(2))
 
 
 def test_min_p_keeps_its_bound_and_typical_p_breaks_ties_by_token_id() -> None:

@@ -11,9 +11,10 @@ from typing import Any
 from coordinator.client.constraint_options import constraint_field
 from coordinator.client.prompts import check_text
 from coordinator.requests import DEFAULT_MAX_TOKENS, priority_problem, stop_violations, timeout_problem
-from coordinator.sampling_fields import BIAS, RANGES, temperature_problem
+from coordinator.sampling_fields import BIAS, RANGES
 from qspec.config import StackConfig
 from qspec.errors import FieldViolation, InvalidInput
+from qspec.sampling_options import temperature_problem
 from qspec.v1 import generation_pb2 as pb
 
 UINT32_MAX = 2**32 - 1

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from dataclasses import dataclass
 
 from qspec.constraint import MAX_CONSTRAINT_BYTES, Constraint
 from qspec.errors import FieldViolation, InvalidInput
 from qspec.interfaces import AcceptanceRule, Sampling
-
-_MIN_TEMPERATURE = 1e-3
-"""Below it logits divided by the temperature no longer fit float32; 0 is greedy."""
+from qspec.sampling_options import temperature_problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +34,7 @@ class TextRequest:
         seed = self.random_seed
         problems = {
             "max_len": self.max_len < 1 and f"must be at least 1, got {self.max_len}",
-            "temperature": not _usable(self.temperature) and (
-                f"must be 0 (greedy) or a finite number of at least {_MIN_TEMPERATURE:g}, got {self.temperature:g}"),
+            "temperature": temperature_problem(self.temperature),
             "top_k": self.top_k < 0 and f"must be at least 0 (0 keeps all), got {self.top_k}",
             "top_p": not 0 <= self.top_p <= 1 and f"must be in 0..1 (0 and 1 keep all), got {self.top_p:g}",
             "random_seed": seed is not None and not 0 <= seed < 1 << 64 and f"must be in 0..2^64-1, got {seed}",
@@ -61,7 +57,3 @@ class TextRequest:
             )
             for row in range(rows)
         ]
-
-
-def _usable(temperature: float) -> bool:
-    return temperature == 0 or (math.isfinite(temperature) and temperature >= _MIN_TEMPERATURE)

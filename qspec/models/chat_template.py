@@ -44,7 +44,8 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
-            raise InvalidInput.field("prompt", f"the model's chat template is broken ({error}); use --raw") from error
+            raise InvalidInput.field(
+                "chat", f"the model's chat template is broken ({error}): give a plain text (--raw)") from error
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The prompt for ``messages`` (dictionaries with role and content), ready for the model's answer."""
@@ -58,7 +59,8 @@ class ChatTemplate:
             )
         except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InvalidInput.field("prompt", f"the model's chat template refuses it ({reason}); use --raw") from error
+            raise InvalidInput.field(
+                "chat", f"the model's chat template refuses it ({reason}): give a plain text (--raw)") from error
 
 
 def _to_json(

@@ -7,6 +7,7 @@ a tenth of a second, where transformers' own import takes seconds.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import zlib
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 import tokenizers
 
 from qspec.errors import InvalidInput, ModelError
+from qspec.models.token_length import most_bytes_per_token
 
 if TYPE_CHECKING:
     from qspec.models.chat_template import ChatTemplate
@@ -117,25 +119,48 @@ class Tokenizer:
     @cached_property
     def _chat_template(self) -> ChatTemplate:
         if self._template_source is None:
-            raise InvalidInput.field("prompt", "this model has no chat template; use --raw")
+            raise InvalidInput.field("chat", "this model has no chat template: give a plain text (--raw)")
         from qspec.models.chat_template import ChatTemplate  # late: only who renders prompts needs Jinja
 
         return ChatTemplate(self._template_source, self._special_tokens)
 
+    def prepare(self) -> None:
+        """Find out now what the first text would wait for, and others with it: a tenth of a second, or several."""
+        _ = self.most_bytes_per_token
+        with contextlib.suppress(InvalidInput):  # no template, or a broken one: an error of whoever asks for it
+            _ = self._chat_template
+
+    @cached_property
+    def most_bytes_per_token(self) -> int:
+        """A text of more bytes than so many times a number of tokens has more tokens, and need not be read for that.
+
+        Where a normaliser may shrink texts it is generous (``qspec.models.token_length``).
+        """
+        return most_bytes_per_token(self._backend)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text, with the special tokens that the model's own tokenizer adds (such as BOS)."""
-        return list(self._backend.encode(text, add_special_tokens=True).ids)
+        return self._encode(text, add_special_tokens=True)
 
     def render_chat(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The text that the chat template makes of ``messages``."""
         return self._chat_template.render(messages)
 
+    def encode_rendered(self, text: str) -> list[int]:
+        """Token ids of what ``render_chat`` gave; the template has brought its special tokens itself."""
+        return self._encode(text, add_special_tokens=False)
+
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a conversation (dictionaries with role and content), ready for the model's answer.
 
-        Raises ``InvalidInput`` (field prompt) when the model has no chat template or its template refuses.
+        Raises ``InvalidInput`` (field chat) when the model has no chat template or its template refuses.
         """
-        return list(self._backend.encode(self.render_chat(messages), add_special_tokens=False).ids)
+        return self.encode_rendered(self.render_chat(messages))
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """As a batch of one: for that the library gives up the interpreter's lock, and a long text takes seconds."""
+        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return list(encoding.ids)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of ``token_ids``; special tokens have none, bytes that are no UTF-8 become U+FFFD."""

@@ -4,9 +4,13 @@ A status carries ``google.rpc`` details beside its code: ``BadRequest`` names th
 ``InvalidInput``; ``ErrorInfo`` names the class of everything else that a client wants to tell apart (a wrong epoch from
 a broken contract, a full queue from a slow reader); ``RetryInfo`` says when to try again, where that may help. What is
 not a ``QspecError`` is a bug: the client learns no more than that there is one.
+
+A status travels in the metadata behind an answer, of which gRPC takes 8 KiB, so what has much to say is cut.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -33,6 +37,11 @@ from qspec.errors import (
 ERROR_DOMAIN = "qspec.v1"
 """``domain`` of every ``google.rpc.ErrorInfo`` that QSPEC sends."""
 
+_MOST_TEXT = 3000
+"""Longest text of a status as the wire has it; it is there twice, once in base64."""
+_MOST_VIOLATIONS_TEXT = 1800
+"""The same for violations, which are there a third time."""
+
 _REASONS: dict[type[QspecError], tuple[str, grpc.StatusCode]] = {
     EpochMismatch: ("EPOCH_MISMATCH", grpc.StatusCode.FAILED_PRECONDITION),
     ContractViolation: ("CONTRACT_VIOLATION", grpc.StatusCode.INVALID_ARGUMENT),
@@ -55,11 +64,14 @@ def to_status(error: Exception, *, public: bool = False) -> status_pb2.Status:
     ``ContractViolation`` or an ``EpochMismatch`` is then INTERNAL.
     """
     if isinstance(error, InvalidInput):
+        told = _told_violations(error.violations)
         bad_request = error_details_pb2.BadRequest(field_violations=[
             error_details_pb2.BadRequest.FieldViolation(field=violation.field, description=violation.description)
-            for violation in error.violations
+            for violation in told
         ])
-        return _status(grpc.StatusCode.INVALID_ARGUMENT, str(error), bad_request)
+        more = len(error.violations) - len(told)
+        text = f"{InvalidInput(*told)}; and {more} more" if more else str(InvalidInput(*told))
+        return _status(grpc.StatusCode.INVALID_ARGUMENT, text, bad_request)
     for error_class, (reason, code) in _REASONS.items():
         if isinstance(error, error_class):
             if public and error_class in (EpochMismatch, ContractViolation):
@@ -98,8 +110,35 @@ def from_rpc_error(error: grpc.RpcError, peer: str = "the server") -> QspecError
     return QspecError(f"{peer} failed: {line} ({code.name})")
 
 
+def _told_violations(violations: Sequence[FieldViolation]) -> list[FieldViolation]:
+    """The first of them, as many as a status holds: one at least, cut to fit."""
+    told: list[FieldViolation] = []
+    left = _MOST_VIOLATIONS_TEXT
+    for violation in violations:
+        left -= _size(f"{violation.field}: {violation.description}; ")
+        if left < 0 and told:
+            break
+        told.append(FieldViolation(violation.field[:100], _cut(violation.description, _MOST_VIOLATIONS_TEXT - 400)))
+    return told
+
+
+def _size(text: str) -> int:
+    """Bytes of a text in a status: what is no visible ASCII becomes three for each of its bytes."""
+    return sum(1 if " " <= character <= "~" else 3 * len(character.encode()) for character in text)
+
+
+def _cut(text: str, most: int) -> str:
+    """A text of at most ``most`` bytes in a status."""
+    if _size(text) <= most:
+        return text
+    kept = text[:most]
+    while _size(kept) > most - _size("…"):
+        kept = kept[: len(kept) * 9 // 10]
+    return f"{kept}…"
+
+
 def _status(code: grpc.StatusCode, message: str, *details: Message) -> status_pb2.Status:
-    packed = []
+    message, packed = _cut(message, _MOST_TEXT), []
     for detail in details:
         any_detail = any_pb2.Any()
         any_detail.Pack(detail)

@@ -1,7 +1,8 @@
 """One interceptor that turns exceptions into statuses, for every method of every service.
 
 Handlers of QSPEC's services are coroutines or asynchronous generators and simply raise; ``ErrorInterceptor`` wraps them
-all, so that no servicer has an ``except`` of its own.
+all, so that no servicer has an ``except`` of its own. A request that is no message is an error of its sender, too: left
+to itself, gRPC answers that with UNKNOWN.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
-from qspec.errors import QspecError
+from qspec.errors import InvalidInput, QspecError
 from qspec.log_format import frames_of
 from qspec.rpc.errors import to_status
 
@@ -39,13 +41,17 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
         for kind in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
             behaviour = getattr(handler, kind)
             if behaviour is not None:
-                return handler._replace(**{kind: self._wrap(behaviour)})
+                wrapped = {kind: self._wrap(behaviour)}
+                if kind.startswith("unary"):
+                    wrapped["request_deserializer"] = _reading(handler.request_deserializer)
+                return handler._replace(**wrapped)
         raise TypeError(f"{handler_call_details.method} has no behaviour")
 
     def _wrap(self, behaviour: Callable[..., Any]) -> Callable[..., Any]:
         if inspect.isasyncgenfunction(behaviour):
             async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
                 try:
+                    _refuse_unreadable(request)
                     async for response in behaviour(request, context):
                         yield response
                 except grpc.aio.AbortError:
@@ -56,6 +62,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
 
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             try:
+                _refuse_unreadable(request)
                 return await behaviour(request, context)
             except grpc.aio.AbortError:
                 raise
@@ -71,3 +78,23 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
                 _log.error("unexpected error in a handler", exc_info=error)
         status = rpc_status.to_status(to_status(error, public=self._public))
         await context.abort(status.code, status.details, status.trailing_metadata)
+
+
+class _Unreadable:
+    """Stands for a request that is no message."""
+
+
+def _reading(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """A method's ``read``, for which bytes that it cannot read are ``_Unreadable``: only a behaviour can answer."""
+    def read_or_note(content: bytes) -> Any:
+        try:
+            return read(content)
+        except DecodeError:
+            return _Unreadable()
+    return read_or_note
+
+
+def _refuse_unreadable(request: Any) -> None:
+    if isinstance(request, _Unreadable):
+        raise InvalidInput.field(
+            "request", "is not a message of this call: it is damaged, or has a text that is no UTF-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from qspec.rpc.codec import member, require
-from qspec.sampling_options import AcceptanceRule, Sampling
+from qspec.sampling_options import AcceptanceRule, Sampling, temperature_problem
 from qspec.v1 import types_pb2
 
 _RULES = {
@@ -47,8 +47,8 @@ def sampling_from_pb(message: types_pb2.Sampling) -> Sampling:
 
 
 def _check_sampling(sampling: Sampling) -> None:
-    temperature = sampling.temperature
-    require(math.isfinite(temperature) and temperature >= 0, f"temperature must be finite and >= 0: {temperature}")
+    problem = temperature_problem(sampling.temperature)
+    require(problem is None, f"temperature {problem}")
     require(0 < sampling.top_p <= 1, f"top_p must be in (0, 1]: {sampling.top_p}")
     require(0 <= sampling.top_k <= _MAX_UINT32, f"top_k must be a 32-bit number >= 0: {sampling.top_k}")
     require(0 <= sampling.min_p <= 1, f"min_p must be in [0, 1]: {sampling.min_p}")

@@ -23,7 +23,7 @@ from grpc_reflection.v1alpha import reflection
 from qspec.errors import InvalidInput
 from qspec.rpc.addresses import parse_address, refuse_occupied
 from qspec.rpc.interceptor import ErrorInterceptor
-from qspec.rpc.options import SERVER_OPTIONS
+from qspec.rpc.options import server_options
 
 _State = health_pb2.HealthCheckResponse
 HURRIED_GRACE_S = 0.2
@@ -51,7 +51,8 @@ class PortAccess:
 
 
 class RpcServer:
-    """Services at one address, with health and reflection. ``public``: see ``qspec.rpc.errors.to_status``.
+    """Services at one address, with health and reflection. ``public``: anybody may call them, see
+    ``qspec.rpc.errors.to_status`` and ``qspec.rpc.options``.
 
     ``access`` says who gets in; anybody without it, in plain text.
     """
@@ -62,9 +63,11 @@ class RpcServer:
         self._names = [service.name for service in services]
         self._access = access
         interceptors = [*access.interceptors, ErrorInterceptor(public=public)]
-        self._server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
+        self._server = grpc.aio.server(interceptors=interceptors, options=server_options(public=public))
         self._health = HealthServicer()
-        self._probed = grpc.aio.server(options=SERVER_OPTIONS) if access.health_listen is not None else None
+        self._probed = None
+        if access.health_listen is not None:
+            self._probed = grpc.aio.server(options=server_options(public=True))
         for server in filter(None, (self._server, self._probed)):
             health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection(

@@ -58,9 +58,11 @@ class GenerationServiceServicer(object):
 
     def Generate(self, request, context):
         """Generates text for one prompt and streams it as it is decided.
-        INVALID_ARGUMENT names every offending field (google.rpc.BadRequest).
+        INVALID_ARGUMENT names every offending field (google.rpc.BadRequest), the first ones where they are many; what is no
+        GenerateRequest at all (a text that is no UTF-8) has the field "request".
         RESOURCE_EXHAUSTED: the queue is full (google.rpc.RetryInfo says when to try again), or the client is further behind
-        the text than is kept for it (no RetryInfo; google.rpc.ErrorInfo has the reason QUEUE_FULL or SLOW_READER).
+        the text than is kept for it (no RetryInfo; google.rpc.ErrorInfo has the reason QUEUE_FULL or SLOW_READER); without
+        details, the request is larger than 4 MiB.
         DEADLINE_EXCEEDED: the call's deadline or timeout_s has passed, waiting or running.
         UNAVAILABLE: loading or shutting down (RetryInfo).
         Requests of one client are told from another's by the metadata key "qspec-client-id" (1 to 128 characters), or else
@@ -78,7 +80,7 @@ class GenerationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Tokenize(self, request, context):
-        """Tokens of a text, as Generate would see them.
+        """Tokens of a text, as Generate would see them. A text that no sequence can hold, by its size, is refused.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -11,11 +11,16 @@ class ByteTokenizer:
     vocab_size = 257
     eos_token_ids = frozenset({256})
     vocab_fingerprint = "bytes"
+    most_bytes_per_token = 1
 
     def encode(self, text: str) -> list[int]:
         """UTF-8."""
         return list(text.encode())
 
-    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+    def render_chat(self, messages: Sequence[dict[str, str]]) -> str:
         """A template in one line."""
-        return self.encode("".join(f"[{m['role']}]{m['content']}\n" for m in messages))
+        return "".join(f"[{m['role']}]{m['content']}\n" for m in messages)
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """UTF-8."""
+        return self.encode(text)

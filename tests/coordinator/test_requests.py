@@ -6,7 +6,9 @@ import math
 
 import pytest
 
-from coordinator.requests import DEFAULT_MAX_TOKENS, MAX_STOP_LENGTH, MAX_STOPS, RequestLimits, validate_request
+from coordinator.prompt_fields import encode_prompt
+from coordinator.request_limits import RequestLimits
+from coordinator.requests import DEFAULT_MAX_TOKENS, MAX_STOP_LENGTH, MAX_STOPS, validate_request
 from qspec.constraint import MAX_CONSTRAINT_BYTES, Constraint, ConstraintKind
 from qspec.errors import InvalidInput
 from qspec.interfaces import AcceptanceRule
@@ -38,6 +40,55 @@ def chat(*messages: tuple[int, str]) -> pb.GenerateRequest:
 def biased(*entries: tuple[int, float]) -> pb.GenerateRequest:
     """A request with these biases."""
     return pb.GenerateRequest(text="a", logit_bias=[pb.LogitBias(token_id=t, bias=b) for t, b in entries])
+
+
+REFUSED = [
+    (pb.GenerateRequest(), "prompt"),
+    (pb.GenerateRequest(text=""), "text"),
+    (pb.GenerateRequest(tokens=pb.TokenPrompt()), "tokens.token_ids"),
+    (pb.GenerateRequest(tokens=pb.TokenPrompt(token_ids=[1, 257, 300])), "tokens.token_ids[1]"),
+    (chat(), "chat.messages"),
+    (chat((pb.CHAT_ROLE_USER, "")), "chat.messages[0].content"),
+    (chat((pb.CHAT_ROLE_USER, "a"), (pb.CHAT_ROLE_UNSPECIFIED, "b")), "chat.messages[1].role"),
+    (chat((77, "a")), "chat.messages[0].role"),
+    (pb.GenerateRequest(text="a", max_tokens=0), "max_tokens"),
+    *((pb.GenerateRequest(text="a", temperature=t), "temperature")
+      for t in (-0.1, 5e-324, 9e-4, 1.001e6, 3.5e38, 1e308, math.nan, math.inf, -math.inf)),
+    *((pb.GenerateRequest(text="a", top_p=p), "top_p") for p in (0.0, -0.5, 1.0001, math.nan, math.inf)),
+    *((pb.GenerateRequest(text="a", min_p=p), "min_p") for p in (-0.01, 1.01, math.nan, math.inf)),
+    *((pb.GenerateRequest(text="a", typical_p=p), "typical_p") for p in (0.0, -0.5, 1.01, math.nan, math.inf)),
+    *((pb.GenerateRequest(text="a", repetition_penalty=p), "repetition_penalty")
+      for p in (0.0, 0.009, -1.0, 100.1, math.nan, math.inf)),
+    *((pb.GenerateRequest(text="a", presence_penalty=p), "presence_penalty") for p in (-2.01, 2.01, math.nan)),
+    *((pb.GenerateRequest(text="a", frequency_penalty=p), "frequency_penalty") for p in (-2.01, 2.01, -math.inf)),
+    *((pb.GenerateRequest(text="a", logprobs=n), "logprobs") for n in (21, 2**32 - 1)),
+    *((pb.GenerateRequest(text="a", prompt_logprobs=n), "prompt_logprobs") for n in (21, 2**32 - 1)),
+    *((pb.GenerateRequest(text="a", n=n), "n") for n in (0, 65, 2**32 - 1)),
+    (biased((257, 1.0)), "logit_bias[0].token_id"),
+    (biased((3, 1.0), (2**32 - 1, 1.0)), "logit_bias[1].token_id"),
+    (biased((3, 1.0), (4, 1.0), (3, 2.0)), "logit_bias[2].token_id"),
+    *((biased((3, bias)), "logit_bias[0].bias") for bias in (-100.1, 100.1, math.nan, math.inf)),
+    (biased(*[(1, 0.0)] * 1025), "logit_bias"),
+    (pb.GenerateRequest(text="a", min_tokens=3, max_tokens=2), "min_tokens"),
+    (pb.GenerateRequest(text="a" * 500, min_tokens=13), "min_tokens"),
+    (pb.GenerateRequest(text="a" * 500, min_tokens=13, max_tokens=20), "min_tokens"),
+    (pb.GenerateRequest(text="a", min_tokens=2**32 - 1), "min_tokens"),
+    (pb.GenerateRequest(text="a", draft_length=9), "draft_length"),
+    *((pb.GenerateRequest(text="a", request_id=name), "request_id")
+      for name in ("", "x" * 129, "a b", "a\n", "é", "a\x7f")),
+    (pb.GenerateRequest(text="a", cache_salt="s" * 257), "cache_salt"),
+    *((pb.GenerateRequest(text="a", priority=p), "priority") for p in (-101, 101, 2**31 - 1, -2**31)),
+    *((pb.GenerateRequest(text="a", timeout_s=t), "timeout_s")
+      for t in (0.0, -1.0, 86400.1, math.nan, math.inf, -math.inf)),
+    (pb.GenerateRequest(text="a", stop=["b", ""]), "stop[1]"),
+    (pb.GenerateRequest(text="a", stop=["x" * (MAX_STOP_LENGTH + 1)]), "stop[0]"),
+    (pb.GenerateRequest(text="a", stop=["x"] * (MAX_STOPS + 1)), "stop"),
+    (pb.GenerateRequest(text="a", stop=[str(n) for n in range(10_000)]), "stop"),
+    (pb.GenerateRequest(text="a", stop_token_ids=[257]), "stop_token_ids[0]"),
+    (pb.GenerateRequest(text="a", stop_token_ids=[3, 4, 3]), "stop_token_ids[2]"),
+    (pb.GenerateRequest(text="a", stop_token_ids=range(129)), "stop_token_ids"),
+]
+"""Requests with one field that is out of its bounds, and which; for ``LIMITS`` and a vocabulary of bytes."""
 
 
 def test_defaults_are_greedy_and_coupled() -> None:
@@ -80,57 +131,28 @@ def test_prompt_length_bound() -> None:
     assert validate(pb.GenerateRequest(text="x" * 511)).max_tokens == 1
     with pytest.raises(InvalidInput, match=r"text: is 512 tokens long, and a sequence holds 512 .* 511 tokens"):
         validate(pb.GenerateRequest(text="x" * 512))
+    with pytest.raises(InvalidInput, match=r"tokens: is 512 tokens long"):
+        validate(pb.GenerateRequest(tokens=pb.TokenPrompt(token_ids=[999] * 512)))
 
 
-@pytest.mark.parametrize(
-    ("request_", "field"),
-    [
-        (pb.GenerateRequest(), "prompt"),
-        (pb.GenerateRequest(text=""), "text"),
-        (pb.GenerateRequest(tokens=pb.TokenPrompt()), "tokens.token_ids"),
-        (pb.GenerateRequest(tokens=pb.TokenPrompt(token_ids=[1, 257, 300])), "tokens.token_ids[1]"),
-        (chat(), "chat.messages"),
-        (chat((pb.CHAT_ROLE_USER, "")), "chat.messages[0].content"),
-        (chat((pb.CHAT_ROLE_USER, "a"), (pb.CHAT_ROLE_UNSPECIFIED, "b")), "chat.messages[1].role"),
-        (chat((77, "a")), "chat.messages[0].role"),
-        (pb.GenerateRequest(text="a", max_tokens=0), "max_tokens"),
-        *((pb.GenerateRequest(text="a", temperature=t), "temperature")
-          for t in (-0.1, 1e-4, math.nan, math.inf, -math.inf)),
-        *((pb.GenerateRequest(text="a", top_p=p), "top_p") for p in (0.0, -0.5, 1.0001, math.nan, math.inf)),
-        *((pb.GenerateRequest(text="a", min_p=p), "min_p") for p in (-0.01, 1.01, math.nan, math.inf)),
-        *((pb.GenerateRequest(text="a", typical_p=p), "typical_p") for p in (0.0, -0.5, 1.01, math.nan, math.inf)),
-        *((pb.GenerateRequest(text="a", repetition_penalty=p), "repetition_penalty")
-          for p in (0.0, 0.009, -1.0, 100.1, math.nan, math.inf)),
-        *((pb.GenerateRequest(text="a", presence_penalty=p), "presence_penalty") for p in (-2.01, 2.01, math.nan)),
-        *((pb.GenerateRequest(text="a", frequency_penalty=p), "frequency_penalty") for p in (-2.01, 2.01, -math.inf)),
-        *((pb.GenerateRequest(text="a", logprobs=n), "logprobs") for n in (21, 2**32 - 1)),
-        *((pb.GenerateRequest(text="a", prompt_logprobs=n), "prompt_logprobs") for n in (21, 2**32 - 1)),
-        *((pb.GenerateRequest(text="a", n=n), "n") for n in (0, 65, 2**32 - 1)),
-        (biased((257, 1.0)), "logit_bias[0].token_id"),
-        (biased((3, 1.0), (2**32 - 1, 1.0)), "logit_bias[1].token_id"),
-        (biased((3, 1.0), (4, 1.0), (3, 2.0)), "logit_bias[2].token_id"),
-        *((biased((3, bias)), "logit_bias[0].bias") for bias in (-100.1, 100.1, math.nan, math.inf)),
-        (biased(*[(1, 0.0)] * 1025), "logit_bias"),
-        (pb.GenerateRequest(text="a", min_tokens=3, max_tokens=2), "min_tokens"),
-        (pb.GenerateRequest(text="a" * 500, min_tokens=13), "min_tokens"),
-        (pb.GenerateRequest(text="a" * 500, min_tokens=13, max_tokens=20), "min_tokens"),
-        (pb.GenerateRequest(text="a", min_tokens=2**32 - 1), "min_tokens"),
-        (pb.GenerateRequest(text="a", draft_length=9), "draft_length"),
-        *((pb.GenerateRequest(text="a", request_id=name), "request_id")
-          for name in ("", "x" * 129, "a b", "a\n", "é", "a\x7f")),
-        (pb.GenerateRequest(text="a", cache_salt="s" * 257), "cache_salt"),
-        *((pb.GenerateRequest(text="a", priority=p), "priority") for p in (-101, 101, 2**31 - 1, -2**31)),
-        *((pb.GenerateRequest(text="a", timeout_s=t), "timeout_s")
-          for t in (0.0, -1.0, 86400.1, math.nan, math.inf, -math.inf)),
-        (pb.GenerateRequest(text="a", stop=["b", ""]), "stop[1]"),
-        (pb.GenerateRequest(text="a", stop=["x" * (MAX_STOP_LENGTH + 1)]), "stop[0]"),
-        (pb.GenerateRequest(text="a", stop=["x"] * (MAX_STOPS + 1)), "stop"),
-        (pb.GenerateRequest(text="a", stop=[str(n) for n in range(10_000)]), "stop"),
-        (pb.GenerateRequest(text="a", stop_token_ids=[257]), "stop_token_ids[0]"),
-        (pb.GenerateRequest(text="a", stop_token_ids=[3, 4, 3]), "stop_token_ids[2]"),
-        (pb.GenerateRequest(text="a", stop_token_ids=range(129)), "stop_token_ids"),
-    ],
-)
+@pytest.mark.parametrize("message", [
+    pb.GenerateRequest(text="x" * 513), chat((pb.CHAT_ROLE_USER, "é" * 256)), pb.TokenizeRequest(text="x" * 10**6),
+])
+def test_what_is_too_long_by_its_size_is_not_tokenised(message: pb.GenerateRequest | pb.TokenizeRequest) -> None:
+    class Unused(ByteTokenizer):
+        def encode(self, text: str) -> list[int]:
+            raise AssertionError("need not be read")
+
+    with pytest.raises(InvalidInput, match=r"(text|chat): is \d+ bytes long, more than the 512 tokens"):
+        encode_prompt(message, Unused(), LIMITS)
+
+
+def test_a_conversation_has_no_more_messages_than_a_sequence_has_tokens() -> None:
+    validate(chat(*[(pb.CHAT_ROLE_USER, "a")] * 40))
+    assert offending(chat(*[(77, "")] * 513)) == ["chat.messages"]
+
+
+@pytest.mark.parametrize(("request_", "field"), REFUSED)
 def test_one_field_out_of_bounds_is_named(request_: pb.GenerateRequest, field: str) -> None:
     assert offending(request_) == [field]
 
@@ -139,12 +161,12 @@ def test_one_field_out_of_bounds_is_named(request_: pb.GenerateRequest, field: s
     "request_",
     [
         pb.GenerateRequest(text="a", max_tokens=1),
-        pb.GenerateRequest(text="a", temperature=0.0),
-        pb.GenerateRequest(text="a", temperature=1e-3),
-        pb.GenerateRequest(text="a", top_p=1.0),
-        pb.GenerateRequest(text="a", top_p=1e-9),
-        *(pb.GenerateRequest(text="a", min_p=p) for p in (0.0, 1.0)),
-        *(pb.GenerateRequest(text="a", typical_p=p) for p in (1e-9, 1.0)),
+        pb.GenerateRequest(text="a", max_tokens=2**32 - 1),
+        *(pb.GenerateRequest(text="a", temperature=t) for t in (0.0, -0.0, 1e-3, 1e6)),
+        *(pb.GenerateRequest(text="a", temperature=1, top_k=k) for k in (0, 1, 256, 257, 2**31, 2**32 - 1)),
+        *(pb.GenerateRequest(text="a", top_p=p) for p in (1e-9, 5e-324, 1.0)),
+        *(pb.GenerateRequest(text="a", min_p=p) for p in (0.0, 5e-324, 1.0)),
+        *(pb.GenerateRequest(text="a", typical_p=p) for p in (5e-324, 1e-9, 1.0)),
         *(pb.GenerateRequest(text="a", repetition_penalty=p) for p in (0.01, 100.0)),
         *(pb.GenerateRequest(text="a", presence_penalty=p, frequency_penalty=-p) for p in (-2.0, 2.0)),
         biased((0, -100.0), (256, 100.0)),
@@ -168,6 +190,11 @@ def test_one_field_out_of_bounds_is_named(request_: pb.GenerateRequest, field: s
 )
 def test_bounds_themselves_are_allowed(request_: pb.GenerateRequest) -> None:
     validate(request_)
+
+
+@pytest.mark.parametrize(("asked", "kept"), [(0, 0), (1, 1), (256, 256), (257, 0), (2**31, 0), (2**32 - 1, 0)])
+def test_as_many_tokens_as_there_are_or_more_are_all(asked: int, kept: int) -> None:
+    assert validate(pb.GenerateRequest(text="a", temperature=1, top_k=asked)).sampling.top_k == kept
 
 
 def test_draft_length_zero_is_not_the_default() -> None:

@@ -36,12 +36,15 @@ class WordTokenizer:
     """Token ids written as numbers: ``1 2 3``."""
 
     vocab_size = 97
+    most_bytes_per_token = 100  # with some blanks
 
     def encode(self, text: str) -> list[int]:
         return [int(word) for word in text.split()]
 
-    def encode_chat(self, messages: object) -> list[int]:
-        return [1, 2, 3]
+    def render_chat(self, messages: object) -> str:
+        return "1 2 3"
+
+    encode_rendered = encode
 
 
 @contextlib.asynccontextmanager

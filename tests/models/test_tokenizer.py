@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -53,7 +55,7 @@ def test_template_features_equal_transformers(tiny: Path) -> None:
     expected, tokenizer = AutoTokenizer.from_pretrained(tiny), Tokenizer.load(prepare_tokenizer(str(tiny)))
     _assert_equal(tokenizer, expected)
     assert tokenizer.render_chat(CONVERSATIONS[0]).startswith("<|endoftext|>")
-    with pytest.raises(InvalidInput, match="prompt: .*no tools here.*--raw"):
+    with pytest.raises(InvalidInput, match="chat: .*no tools here.*--raw"):
         tokenizer.encode_chat([{"role": "tool", "content": "x"}])
 
 
@@ -65,6 +67,30 @@ def test_smollm2_equals_transformers_on_its_converted_directory() -> None:
     assert tokenizer.vocab_size == 49152
     # Digits stand alone and do not take a blank from the run before them, as in the model's own tokenizer.json.
     assert [tokenizer.decode([i]) for i in tokenizer.encode("  12")] == ["  ", "1", "2"]
+
+
+def test_a_long_text_leaves_the_interpreter_to_others() -> None:
+    """Whoever serves others has threads that must not wait for it."""
+    tokenizer = Tokenizer.load(prepare_tokenizer("smollm2"))
+    tokenizer.encode("warm")
+    turns, encoded = 0, threading.Event()
+
+    def take_turns() -> None:
+        nonlocal turns
+        while not encoded.is_set():
+            turns += 1
+            time.sleep(0.0005)
+
+    other = threading.Thread(target=take_turns)
+    text = "the quick brown fox " * 10_000  # a tenth of a second
+    other.start()
+    before = turns
+    tokens = tokenizer.encode(text)
+    during = turns - before
+    encoded.set()
+    other.join()
+    assert during > 10
+    assert tokens == tokenizer._backend.encode(text).ids
 
 
 def _assert_equal(tokenizer: Tokenizer, expected: object) -> None:
@@ -83,13 +109,13 @@ def test_a_model_without_template_says_so(tmp_path: Path, cache: Path) -> None:
     write_tiny_model(tmp_path / "model", "gpt2", chat_template=False)
     tokenizer = Tokenizer.load(prepare_tokenizer(str(tmp_path / "model")))
     assert not tokenizer.has_chat_template
-    with pytest.raises(InvalidInput, match="prompt: this model has no chat template; use --raw"):
+    with pytest.raises(InvalidInput, match="chat: this model has no chat template: .*--raw"):
         tokenizer.encode_chat(CONVERSATIONS[0])
 
 
-def test_a_broken_template_is_an_error_of_the_prompt(tiny: Path) -> None:
+def test_a_broken_template_is_an_error_of_the_conversation(tiny: Path) -> None:
     (tiny / "chat_template.jinja").write_text("{% for %}", "utf-8")
-    with pytest.raises(InvalidInput, match="prompt: the model's chat template is broken"):
+    with pytest.raises(InvalidInput, match="chat: the model's chat template is broken"):
         Tokenizer.load(prepare_tokenizer(str(tiny))).encode_chat(CONVERSATIONS[0])
 
 

@@ -44,8 +44,8 @@ memory = st.lists(
 ).map(tuple)
 samplings = st.builds(
     Sampling,
-    temperature=st.floats(0, 1e6), top_k=u32, top_p=st.floats(0, 1, exclude_min=True), min_p=st.floats(0, 1),
-    typical_p=st.floats(0, 1, exclude_min=True), seed=u64, choice=st.integers(0, 2**16 - 1),
+    temperature=st.just(0.0) | st.floats(1e-3, 1e6), top_k=u32, top_p=st.floats(0, 1, exclude_min=True),
+    min_p=st.floats(0, 1), typical_p=st.floats(0, 1, exclude_min=True), seed=u64, choice=st.integers(0, 2**16 - 1),
     rule=st.sampled_from(AcceptanceRule), repetition_penalty=st.floats(0.01, 100), presence_penalty=st.floats(-2, 2),
     frequency_penalty=st.floats(-2, 2), min_tokens=u32, ending_token_ids=tokens,
     logprobs=st.none() | u32, prompt_logprobs=st.none() | u32,

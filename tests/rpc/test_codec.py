@@ -45,7 +45,8 @@ def test_round_trip(case: Any, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("change", [
-    {"temperature": -0.1}, {"temperature": math.nan}, {"temperature": math.inf}, {"top_p": 0.0}, {"top_p": 1.1},
+    {"temperature": -0.1}, {"temperature": math.nan}, {"temperature": math.inf}, {"temperature": 1e-4},
+    {"temperature": 1.1e6}, {"top_p": 0.0}, {"top_p": 1.1},
     {"top_p": math.nan}, {"choice": 2**16}, {"choice": -1}, {"top_k": -1}, {"top_k": 2**32}, {"min_p": -0.1},
     {"min_p": 1.1}, {"min_p": math.nan}, {"typical_p": 0.0}, {"typical_p": 1.1}, {"typical_p": math.nan},
     {"repetition_penalty": 0.0}, {"repetition_penalty": -1.0}, {"repetition_penalty": math.nan},
@@ -60,8 +61,8 @@ def test_sampling_out_of_range(change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("change", [
-    {"temperature": -0.1}, {"temperature": math.nan}, {"top_p": 0.0}, {"choice": 2**16}, {"rule": 0}, {"rule": 99},
-    {"min_p": math.inf}, {"typical_p": 0.0},
+    {"temperature": -0.1}, {"temperature": math.nan}, {"temperature": 3.5e38}, {"top_p": 0.0}, {"choice": 2**16},
+    {"rule": 0}, {"rule": 99}, {"min_p": math.inf}, {"typical_p": 0.0},
     {"repetition_penalty": 0.0}, {"repetition_penalty": math.inf}, {"presence_penalty": math.nan},
     {"frequency_penalty": -math.inf},
 ])

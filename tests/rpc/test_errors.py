@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import pytest
@@ -114,3 +116,30 @@ def test_contradictory_details_are_ignored() -> None:
     status = rpc_status.to_status(to_status(EpochMismatch("epoch")))
     back = from_rpc_error(FailedCall(grpc.StatusCode.UNAVAILABLE, "gone", status.trailing_metadata))
     assert isinstance(back, WorkerLost)
+
+
+def metadata_size(call: FailedCall) -> int:
+    """What gRPC counts of a status: names and values, the text's bytes escaped, details in base64."""
+    values = [(name, value if isinstance(value, str) else base64.b64encode(value).decode())
+              for name, value in call.trailing_metadata()]
+    return sum(len(name) + len(value) + 32 for name, value in [*values, ("grpc-message", quote(call.details()))])
+
+
+@pytest.mark.parametrize("error", [
+    InvalidInput(*[FieldViolation(f"logit_bias[{index}].token_id", "999999999 is outside") for index in range(1024)]),
+    InvalidInput(FieldViolation("regex", "é" * 10_000), FieldViolation("n", "too large")),
+    InvalidInput(FieldViolation("x" * 10_000, "odd")),
+    InvalidInput(*[FieldViolation("stop[1]", "\N{EURO SIGN}" * number) for number in range(100)]),
+    QspecError("\n" * 100_000), QueueFull("x" * 100_000, 1.0),
+], ids=lambda error: type(error).__name__)
+def test_much_to_say_fits_into_a_status(error: QspecError) -> None:
+    call = failed(error)
+    assert metadata_size(call) < 8000
+    back = from_rpc_error(call)
+    assert type(back) is type(error)
+    if isinstance(error, InvalidInput):
+        assert isinstance(back, InvalidInput)
+        for told, given in zip(back.violations, error.violations, strict=False):
+            assert told.field[:20] == given.field[:20]
+        left = len(error.violations) - len(back.violations)
+        assert call.details().endswith(f"; and {left} more") == (left > 0)

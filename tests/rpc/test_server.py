@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from qspec.errors import InvalidInput, ModelError, QspecError
 from qspec.rpc.errors import from_rpc_error
-from qspec.rpc.options import MAX_MESSAGE_BYTES
+from qspec.rpc.options import MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES
 from qspec.rpc.server import Service, serve
 from qspec.v1 import verifier_pb2, verifier_pb2_grpc
 
@@ -115,6 +115,37 @@ async def failure(call: Any) -> QspecError:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return from_rpc_error(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xff\xff\xff", b"\x0a\x05a"])
+def test_a_request_that_is_no_message_is_refused_and_the_server_goes_on(content: bytes, listen: str) -> None:
+    """What is no tag of a field, and a field that ends early."""
+    async def scenario() -> None:
+        async with Running(listen) as server:
+            await server.until_serving()
+            method = "/qspec.v1.VerifierService/Describe"
+            read: Any = verifier_pb2.DescribeResponse.FromString
+            error = await failure(server.channel.unary_unary(method, lambda raw: raw, read)(content))
+            assert isinstance(error, InvalidInput)
+            assert [violation.field for violation in error.violations] == ["request"]
+            await server.stub.Describe(verifier_pb2.DescribeRequest())
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
+def test_a_public_port_refuses_large_requests_unread(compression: grpc.Compression, listen: str) -> None:
+    async def scenario() -> None:
+        async with Running(listen, public=True) as server:
+            await server.until_serving()
+            method = "/qspec.v1.VerifierService/Describe"
+            call = server.channel.unary_unary(method)
+            with pytest.raises(grpc.aio.AioRpcError, match="larger than max") as caught:
+                await call(b" " * (MAX_REQUEST_BYTES + 1), compression=compression)
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            await server.stub.Describe(verifier_pb2.DescribeRequest())
+
+    asyncio.run(scenario())
 
 
 def test_health_follows_loading_and_stopping(listen: str) -> None:

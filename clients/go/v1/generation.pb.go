@@ -496,7 +496,7 @@ type GenerateRequest struct {
 	Prompt isGenerateRequest_Prompt `protobuf_oneof:"prompt"`
 	// Most tokens to make, at least 1. Default: 256, or what the context still holds if that is less.
 	MaxTokens *uint32 `protobuf:"varint,4,opt,name=max_tokens,json=maxTokens,proto3,oneof" json:"max_tokens,omitempty"`
-	// Softmax temperature, at least 0; 0 is greedy. Default: 0.
+	// Softmax temperature: 0, which is greedy, or from 0.001 to 1000000. Default: 0.
 	Temperature *float64 `protobuf:"fixed64,5,opt,name=temperature,proto3,oneof" json:"temperature,omitempty"`
 	// Keep the k most probable tokens; 0 keeps all. Default: 0.
 	TopK *uint32 `protobuf:"varint,6,opt,name=top_k,json=topK,proto3,oneof" json:"top_k,omitempty"`

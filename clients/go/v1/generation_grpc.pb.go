@@ -18,9 +18,11 @@ const _ = grpc.SupportPackageIsVersion7
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type GenerationServiceClient interface {
 	// Generates text for one prompt and streams it as it is decided.
-	// INVALID_ARGUMENT names every offending field (google.rpc.BadRequest).
+	// INVALID_ARGUMENT names every offending field (google.rpc.BadRequest), the first ones where they are many; what is no
+	// GenerateRequest at all (a text that is no UTF-8) has the field "request".
 	// RESOURCE_EXHAUSTED: the queue is full (google.rpc.RetryInfo says when to try again), or the client is further behind
-	// the text than is kept for it (no RetryInfo; google.rpc.ErrorInfo has the reason QUEUE_FULL or SLOW_READER).
+	// the text than is kept for it (no RetryInfo; google.rpc.ErrorInfo has the reason QUEUE_FULL or SLOW_READER); without
+	// details, the request is larger than 4 MiB.
 	// DEADLINE_EXCEEDED: the call's deadline or timeout_s has passed, waiting or running.
 	// UNAVAILABLE: loading or shutting down (RetryInfo).
 	// Requests of one client are told from another's by the metadata key "qspec-client-id" (1 to 128 characters), or else
@@ -28,7 +30,7 @@ type GenerationServiceClient interface {
 	Generate(ctx context.Context, in *GenerateRequest, opts ...grpc.CallOption) (GenerationService_GenerateClient, error)
 	// What runs here: model, methods, limits, load. Answers while loading, too.
 	GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error)
-	// Tokens of a text, as Generate would see them.
+	// Tokens of a text, as Generate would see them. A text that no sequence can hold, by its size, is refused.
 	Tokenize(ctx context.Context, in *TokenizeRequest, opts ...grpc.CallOption) (*TokenizeResponse, error)
 }
 
@@ -95,9 +97,11 @@ func (c *generationServiceClient) Tokenize(ctx context.Context, in *TokenizeRequ
 // for forward compatibility
 type GenerationServiceServer interface {
 	// Generates text for one prompt and streams it as it is decided.
-	// INVALID_ARGUMENT names every offending field (google.rpc.BadRequest).
+	// INVALID_ARGUMENT names every offending field (google.rpc.BadRequest), the first ones where they are many; what is no
+	// GenerateRequest at all (a text that is no UTF-8) has the field "request".
 	// RESOURCE_EXHAUSTED: the queue is full (google.rpc.RetryInfo says when to try again), or the client is further behind
-	// the text than is kept for it (no RetryInfo; google.rpc.ErrorInfo has the reason QUEUE_FULL or SLOW_READER).
+	// the text than is kept for it (no RetryInfo; google.rpc.ErrorInfo has the reason QUEUE_FULL or SLOW_READER); without
+	// details, the request is larger than 4 MiB.
 	// DEADLINE_EXCEEDED: the call's deadline or timeout_s has passed, waiting or running.
 	// UNAVAILABLE: loading or shutting down (RetryInfo).
 	// Requests of one client are told from another's by the metadata key "qspec-client-id" (1 to 128 characters), or else
@@ -105,7 +109,7 @@ type GenerationServiceServer interface {
 	Generate(*GenerateRequest, GenerationService_GenerateServer) error
 	// What runs here: model, methods, limits, load. Answers while loading, too.
 	GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error)
-	// Tokens of a text, as Generate would see them.
+	// Tokens of a text, as Generate would see them. A text that no sequence can hold, by its size, is refused.
 	Tokenize(context.Context, *TokenizeRequest) (*TokenizeResponse, error)
 	mustEmbedUnimplementedGenerationServiceServer()
 }

@@ -17,6 +17,9 @@ import numpy.typing
 
 from qspec.sampling_options import Sampling
 
+_LARGEST = 2**31 - 1
+_SMALLEST = float(numpy.finfo(numpy.float32).tiny)
+
 
 class Field(IntEnum):
     """Rows of the matrix of draws."""
@@ -121,9 +124,14 @@ def write_draws(
 
 @lru_cache(maxsize=1024)
 def _constant_fields(sampling: Sampling) -> tuple[int, ...]:
-    """The first fields, which are the same in every row of a request."""
-    floats = numpy.array([sampling.temperature, sampling.top_p, sampling.min_p], dtype=numpy.float32)
+    """The first fields, which are the same in every row of a request.
+
+    What 32 bits do not hold becomes what means the same: more tokens than any vocabulary has, and the smallest share
+    above 0, for which the most probable token is enough. A ``min_p`` that becomes 0 keeps all tokens, as it did.
+    """
+    top_p = max(sampling.top_p, _SMALLEST)
+    floats = numpy.array([sampling.temperature, top_p, sampling.min_p], dtype=numpy.float32)
     temperature, top_p, min_p = floats.view(numpy.int32).tolist()
     low, high = numpy.array([sampling.seed & (1 << 64) - 1], dtype=numpy.uint64).view(numpy.int32).tolist()
     rejects = int(sampling.needs_draft_probs)
-    return temperature, sampling.top_k, top_p, min_p, low, high, sampling.choice << 8, rejects
+    return temperature, min(sampling.top_k, _LARGEST), top_p, min_p, low, high, sampling.choice << 8, rejects

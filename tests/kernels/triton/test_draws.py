@@ -34,6 +34,8 @@ SAMPLINGS = {
     "nearly all": Sampling(temperature=3.0, seed=6, top_p=0.9999),
     "min_p": Sampling(temperature=1.2, seed=7, min_p=0.2),
     "all": Sampling(temperature=0.9, seed=8, top_k=40, top_p=0.95, min_p=0.01),
+    "beyond 32 bits": Sampling(temperature=1e6, seed=9, top_k=2**32 - 1, min_p=5e-324),
+    "almost nothing": Sampling(temperature=1e3, seed=10, top_p=5e-324),
 }
 
 

@@ -159,7 +159,7 @@ export type GenerateRequest = Message<"qspec.v1.GenerateRequest"> & {
   maxTokens?: number | undefined;
 
   /**
-   * Softmax temperature, at least 0; 0 is greedy. Default: 0.
+   * Softmax temperature: 0, which is greedy, or from 0.001 to 1000000. Default: 0.
    *
    * @generated from field: optional double temperature = 5;
    */
@@ -1229,9 +1229,11 @@ export const PairStateSchema: GenEnum<PairState> = /*@__PURE__*/
 export const GenerationService: GenService<{
   /**
    * Generates text for one prompt and streams it as it is decided.
-   * INVALID_ARGUMENT names every offending field (google.rpc.BadRequest).
+   * INVALID_ARGUMENT names every offending field (google.rpc.BadRequest), the first ones where they are many; what is no
+   * GenerateRequest at all (a text that is no UTF-8) has the field "request".
    * RESOURCE_EXHAUSTED: the queue is full (google.rpc.RetryInfo says when to try again), or the client is further behind
-   * the text than is kept for it (no RetryInfo; google.rpc.ErrorInfo has the reason QUEUE_FULL or SLOW_READER).
+   * the text than is kept for it (no RetryInfo; google.rpc.ErrorInfo has the reason QUEUE_FULL or SLOW_READER); without
+   * details, the request is larger than 4 MiB.
    * DEADLINE_EXCEEDED: the call's deadline or timeout_s has passed, waiting or running.
    * UNAVAILABLE: loading or shutting down (RetryInfo).
    * Requests of one client are told from another's by the metadata key "qspec-client-id" (1 to 128 characters), or else
@@ -1255,7 +1257,7 @@ export const GenerationService: GenService<{
     output: typeof GetServerInfoResponseSchema;
   },
   /**
-   * Tokens of a text, as Generate would see them.
+   * Tokens of a text, as Generate would see them. A text that no sequence can hold, by its size, is refused.
    *
    * @generated from rpc qspec.v1.GenerationService.Tokenize
    */
