@@ -43,6 +43,8 @@ AGAIN = "again"
 """Behind the name of plain decoding that is measured a second time."""
 _CONTROLLED = 8
 """The longest draft of the controller: that of a server."""
+_ROWS = (64, 512)
+"""Least and most of a batch: prompts are entered in no smaller pieces, and in no larger ones than a server does."""
 _READ_BYTES = 512 << 20
 _NEVER_READ = ("weights/embed",)
 """Of which a step reads a row or two."""
@@ -129,9 +131,11 @@ def cell_config(run: BenchRun, plan: CellPlan, verify: str) -> StackConfig:
     lengths = [length for grid in plan.grids for length in grid.lengths]
     longest = max((_CONTROLLED if length is None else length for length in lengths), default=0)
     batch = max(grid.batch for grid in plan.grids)
+    rows = min(max(batch * (longest + 1), _ROWS[0]), _ROWS[1])  # each number of rows has its graphs
     return StackConfig(
         model=run.model, device="cuda", draft_quantization=NO_DRAFTER, verify_quantization=verify, max_slots=batch,
-        max_draft_length=max(longest, 1), kv_tokens=batch * plan.positions, max_model_len=plan.positions)
+        max_draft_length=max(longest, 1), kv_tokens=batch * plan.positions, max_model_len=plan.positions,
+        max_batch_rows=rows)
 
 
 def describe(section: Section, pair: Pair, plan: CellPlan, run: BenchRun) -> None:

@@ -16,7 +16,7 @@ from triton.runtime.errors import OutOfResources
 from benchmarks.gpu.bench_run import BenchRun, relative_error
 from benchmarks.gpu.library_int4 import LibraryInt4
 from benchmarks.gpu.read_floor import read_us
-from benchmarks.gpu.results_file import Section, Tell
+from benchmarks.gpu.results_file import Section, Tell, gpu_is_lost
 from benchmarks.gpu.shapes import LLAMA_8B, SMOLLM2_7, TRIAL
 from benchmarks.gpu.timing import microseconds, over
 from qspec.engine.cuda_buffers import gpu_table
@@ -109,7 +109,9 @@ def _figure(
             times["in use" if tile is None else str(tile)] = microseconds([
                 partial(kind.multiply, weight, x, split, pieces, tile) if kind.library is None else
                 partial(kind.library, weight, x) for weight in kind.copies], run.device)
-        except OutOfResources as refused:
+        except (OutOfResources, RuntimeError) as refused:  # of one kernel or tile: the others count
+            if gpu_is_lost():
+                raise
             times["in use" if tile is None else str(tile)] = None
             tell(f"{title} {tile}: {type(refused).__name__}: {str(refused)[:200]}")
     library = microseconds(over(fp16, partial(functional.linear, natural)), run.device)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -33,11 +34,6 @@ class LibraryLinear:
         self._merged = torch.empty(weight.high.shape, dtype=torch.float16, device=weight.high.device)
         merge_into(weight.high, weight.low, self._merged, rearrange=True)
 
-    @classmethod
-    def of(cls, *arguments: Any, **named: Any) -> LibraryLinear:
-        """As ``CudaLinear.of``."""
-        return cls(CudaLinear.of(*arguments, **named))
-
     def __getattr__(self, name: str) -> Any:
         return getattr(self._layer, name)
 
@@ -48,7 +44,13 @@ class LibraryLinear:
 
 
 @contextmanager
-def library_products() -> Iterator[None]:
-    """Have decoders that are made while this is entered multiply by the library."""
-    with patch.object(cuda_decoder, "CudaLinear", LibraryLinear):
-        yield
+def library_products() -> Iterator[list[LibraryLinear]]:
+    """Have decoders that are made while this is entered multiply by the library; the layers that are made."""
+    made: list[LibraryLinear] = []
+
+    def of(*arguments: Any, **named: Any) -> LibraryLinear:
+        made.append(LibraryLinear(CudaLinear.of(*arguments, **named)))
+        return made[-1]
+
+    with patch.object(cuda_decoder, "CudaLinear", SimpleNamespace(of=of)):
+        yield made

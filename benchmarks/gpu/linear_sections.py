@@ -14,7 +14,7 @@ from torch.nn import functional
 from triton.runtime.errors import OutOfResources
 
 from benchmarks.gpu.bench_run import BenchRun, relative_error
-from benchmarks.gpu.results_file import Section, Tell
+from benchmarks.gpu.results_file import Section, Tell, gpu_is_lost
 from benchmarks.gpu.rows_first import CONFIGS, rows_first
 from benchmarks.gpu.shapes import SMOLLM2_12, linear_shapes
 from benchmarks.gpu.timing import microseconds, over
@@ -119,7 +119,9 @@ def _linear_figure(
     for name, calls in _products(copies, rows, table, run).items():
         try:
             times[name] = microseconds(calls, run.device)
-        except OutOfResources as refused:
+        except (OutOfResources, RuntimeError) as refused:  # of one kernel or tile: the others count
+            if gpu_is_lost():
+                raise
             times[name] = None
             tell(f"{name}: {type(refused).__name__}: {str(refused)[:300]}")
     return {"outputs": outputs, "inputs": inputs, "rows": rows, **floors, "us": times,

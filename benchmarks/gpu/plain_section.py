@@ -9,6 +9,7 @@ from benchmarks.gpu.decode_cells import CellPlan, cell_config, describe, measure
 from benchmarks.gpu.in_process import named_model, verifying
 from benchmarks.gpu.library_linear import library_products
 from benchmarks.gpu.results_file import Section
+from qspec.models.decoder import linear_names
 
 
 def measure_plain_library(section: Section, run: BenchRun, plan: CellPlan) -> None:
@@ -18,6 +19,8 @@ def measure_plain_library(section: Section, run: BenchRun, plan: CellPlan) -> No
         return
     tell = progress_of(section)
     model = named_model(run.model, plan.factor, tell, str(run.device))
-    with library_products(), verifying(model, cell_config(run, plan, "none:fp16"), tell) as pair:
+    with library_products() as made, verifying(model, cell_config(run, plan, "none:fp16"), tell) as pair:
+        if len(made) != len(linear_names(model.config)):
+            raise RuntimeError(f"the library multiplies in {len(made)} layers only")
         describe(section, pair, plan, run)
         measure_grid(section, pair, plan, run.tokens)

@@ -48,12 +48,24 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
         check=False, env=environment)
 
 
-def test_names_are_checked_and_a_run_ends_in_json(tmp_path: Path) -> None:
-    refused = run("--section", "x8", f"--output={tmp_path}")
-    assert refused.returncode == 2 and "no section 'x8'; choose from decode" in refused.stderr
-    done = run("--section", "floor", "elementwise", f"--output={tmp_path}", "--seconds", "100", "--quick")
+@pytest.mark.parametrize(("options", "said"), [
+    (("--section", "x8"), "there is no section 'x8'; choose from decode"),
+    (("--section", "x7", "--sampling", "warm"), "there is no way of sampling called warm; there are greedy, coupled"),
+])
+def test_unknown_names_are_refused(
+    options: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmarks.gpu", *options])
+    monkeypatch.setenv("QSPEC_BENCH_ATTEMPT", "0")
+    monkeypatch.setenv("QSPEC_BENCH_UNTIL", "0")
+    assert program.main() == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_run_ends_in_json(tmp_path: Path) -> None:
+    done = run("--section", "elementwise", f"--output={tmp_path}", "--seconds", "100", "--quick")
     assert done.returncode == 0, done.stderr
     last = json.loads(done.stdout.splitlines()[-1])
     assert last["environment"]["commit"] == "c0ffee" and last["environment"]["modified"] is None
     assert last["sections"]["elementwise"] == {"complete": True, "cells": 1, "failed": [], "left": 0}
-    assert json.loads((tmp_path / "results.json").read_text("utf-8"))["sections"]["floor"]["complete"]
+    assert json.loads((tmp_path / "results.json").read_text("utf-8"))["sections"]["elementwise"]["complete"]

@@ -71,7 +71,7 @@ def test_costs_are_over_both_plain_cells_and_promises_by_alpha() -> None:
 
 def test_verdicts_count_the_faster_plain_decoding() -> None:
     found = {each.name: each for each in verdicts(records())}
-    assert found["x7, greedy batch 1 k 0: share of a pure read"].value == pytest.approx(0.5)
+    assert found["x7, batch 1: plain decoding's share of a pure read"].value == pytest.approx(0.55)
     auto = found["x7, batch 1: auto over the faster plain decoding"]
     assert auto.value == pytest.approx(270 / 250) and auto.kept
     best = found["x7, batch 1: best over the faster plain decoding"]
