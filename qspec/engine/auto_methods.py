@@ -19,9 +19,9 @@ from qspec.interfaces import Progress, unwatched
 from qspec.kernels.native.loading import INTERFACE, instruction_sets
 from qspec.models.config import DecoderConfig
 from qspec.models.converted import ConvertedModel
-from qspec.pair_choice import Candidate, Kind, StepTimes, candidate_pairs, choose_pair
+from qspec.pair_choice import Candidate, Kind, PairChoice, StepTimes, candidate_pairs, choose_pair
 from qspec.pair_choice import kind as pair_kind
-from qspec.quant.methods import AUTO, Backend
+from qspec.quant.methods import AUTO, Backend, choose_draft
 from qspec.threads import native_threads
 
 
@@ -41,7 +41,7 @@ def resolve_methods(
     times = _times(candidates, config, model.config, progress) if len(candidates) > 1 else {}
     choice = choose_pair(candidates, times)
     if backend is Backend.CUDA:
-        choice = replace(choice, reason=f"{choice.draft} drafting for {choice.verify}, which reads least")
+        choice = _for_all_batches(choice, candidates[0])
     return config.settled(draft=choice.draft, verify=choice.verify), choice.reason
 
 
@@ -59,6 +59,17 @@ def _without_times(candidates: Sequence[Candidate]) -> list[Candidate]:
     least = min(candidate.bits_per_weight for candidate in candidates)
     sharing = [candidate for candidate in candidates if candidate.bits_per_weight == least]
     return [max(sharing, key=lambda candidate: candidate.acceptance)]
+
+
+def _for_all_batches(choice: PairChoice, candidate: Candidate) -> PairChoice:
+    """The choice with the draft method's name alone where that means the same variant in small batches
+    (``Variant.batched``), and the reason of a GPU.
+    """
+    method = choice.draft.partition(":")[0]
+    meant = choose_draft(method, Backend.CUDA, verify=candidate.verify)
+    same = meant is not None and candidate.draft is not None and meant.variant == candidate.draft.variant
+    draft = method if same else choice.draft
+    return replace(choice, draft=draft, reason=f"{draft} drafting for {choice.verify}, which reads least")
 
 
 def _times(candidates: Sequence[Candidate], config: StackConfig, model: DecoderConfig, progress: Progress) -> StepTimes:

@@ -77,7 +77,7 @@ class CudaDecoder:
         self.device = next(iter(tensors.values())).device
         check_biases(tensors)
         linears = {
-            name: CudaLinear.of(plan.layers[name].variant, name, stored, _inputs(config, name))
+            name: CudaLinear.of(plan.layers[name], name, stored, _inputs(config, name))
             for name, stored in parts.items()
         }
         shapes = {name: linear.shape[::-1] for name, linear in linears.items()}
@@ -115,7 +115,7 @@ class CudaDecoder:
                 self.buffers.workspace, attended, pieces=pieces)
             added = layer.attention_out.product(Activations(attended, None), self.buffers)
             up = layer.mlp_in.product(self._normed(residual, added, layer.mlp_norm, layer.mlp_in), self.buffers)
-            middle = self.buffers.activations("middle", inputs.rows, layer.mlp_out.form)
+            middle = self.buffers.activations("middle", inputs.rows, layer.mlp_out.form(inputs.rows))
             silu_times_up(up, middle)
             added = layer.mlp_out.product(middle, self.buffers)
         self._normed(residual, added, self._final_norm, self._lm_head)
@@ -123,13 +123,14 @@ class CudaDecoder:
 
     def head(self, rows: int, hidden: Tensor | None = None) -> Pieces:
         """``lm_head`` over the last pass's ``rows`` rows, or over the ``hidden`` rows ``[rows, H]`` of a buffer."""
-        normed = self.buffers.activations("normed", rows, self._lm_head.form)
+        normed = self.buffers.activations("normed", rows, self._lm_head.form(rows))
         if hidden is not None:
             rms_norm(hidden, None, self._final_norm, self.config.norm_eps, normed)
         return self._lm_head.product(normed, self.buffers)
 
     def _normed(self, residual: Tensor, added: Pieces | None, weight: Tensor, into: CudaLinear) -> Activations:
-        normed = self.buffers.activations("normed", residual.shape[0], into.form)
+        rows = residual.shape[0]
+        normed = self.buffers.activations("normed", rows, into.form(rows))
         rms_norm(residual, added, weight, self.config.norm_eps, normed)
         return normed
 

@@ -23,7 +23,7 @@ from qspec.kernels.triton.int8_linear import tile_for as int8_tile
 from qspec.kernels.triton.plane_linear import PlaneWeight, product_pieces
 from qspec.kernels.triton.tuned import Cut
 from qspec.quant.codecs import Parts
-from qspec.quant.methods import Variant
+from qspec.quant.methods import Choice, Variant
 from qspec.quant.planes import HIGH_SCALE
 from qspec.quant.weight_formats import WEIGHT_FORMATS
 
@@ -37,35 +37,43 @@ class CudaLinear:
 
     weight: PlaneWeight | GroupWeight
     cut: Cut
-    form: Form
-    """What it reads."""
+    forms: tuple[Form, Form]
+    """What it reads in small batches, and in large ones."""
+    large: int
+    """Rows of the smallest large batch."""
     scales: Tensor
     """``[N]`` fp32: what the next operation multiplies with."""
     one: Tensor
     """The fp32 number 1 on the device, which the library's fp8 product wants."""
 
     @classmethod
-    def of(cls, variant: Variant, name: str, stored: Parts, inputs: int) -> CudaLinear:
-        """Layer ``name`` over the ``stored`` parts of the variant's weights. ``InvalidInput`` for what has no kernel.
+    def of(cls, choice: Choice, name: str, stored: Parts, inputs: int) -> CudaLinear:
+        """Layer ``name`` over the ``stored`` parts of the choice's weights. ``InvalidInput`` for what has no kernel.
 
         ``inputs``: how many there are; rows may be longer in memory.
         """
+        variant, table = choice.variant, gpu_table()
         weight = _weight(variant.weights, stored, inputs)
         form = _form(variant, name)
+        forms = form, form if choice.batched is None else _form(choice.batched, name)
         outputs, device = _shape(weight)[0], stored["scales"].device
-        cut = gpu_table().linear(outputs, inputs).cut(weight.reads) if isinstance(weight, PlaneWeight) else (
-            gpu_table().linear(outputs, inputs).high)
+        cut = table.linear(outputs, inputs).cut(weight.reads) if isinstance(weight, PlaneWeight) else (
+            table.linear(outputs, inputs).high)
         scales = weight.scales if isinstance(weight, PlaneWeight) else torch.ones(outputs, device=device)
         if variant.weights == _HIGH_NIBBLES:
             scales = scales * 16  # of the codes that the plane stands for
         if form in (Form.INT8, Form.INT8_AS_HALF):
             scales = scales / HIGH_SCALE  # which the next operation takes for missing
-        return cls(weight, cut, form, scales, torch.ones((), device=device))
+        return cls(weight, cut, forms, table.e4m3_rows, scales, torch.ones((), device=device))
 
     @property
     def shape(self) -> tuple[int, int]:
         """Outputs and inputs."""
         return _shape(self.weight)
+
+    def form(self, rows: int) -> Form:
+        """What it reads in a pass of ``rows`` rows, padding included."""
+        return self.forms[rows >= self.large]
 
     def product(self, x: Activations, buffers: PassBuffers) -> Pieces:
         """Multiply, into the buffer for pieces unless a library does it."""

@@ -141,6 +141,8 @@ def kernel_name(choice: Choice, backend: Backend) -> str:
         return f"native {instruction_sets()[0]}: {variant.weights} weights, {variant.activations} activations"
     if backend is Backend.CUDA:
         activations = "fp16" if variant.activations == "fp32" else variant.activations
+        if choice.batched is not None:
+            activations += f" ({choice.batched.activations} in large batches)"
         return f"Triton: {variant.weights} weights, {activations} activations"
     if is_plain(choice):
         return "torch fp32"

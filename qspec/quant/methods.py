@@ -5,7 +5,8 @@ A method has *variants*: a weight format, an activation format, and for each bac
 lists what is; nothing falls back to another precision.
 
 A name is written ``METHOD`` or ``METHOD:VARIANT``. Where a drafter's variant is not written, it is the first one whose
-weights the verifier's store holds, so that one copy serves both; else the method's first. Where a verifier's variant is
+weights the verifier's store holds, so that one copy serves both; else the method's first; and on a GPU another one of
+the same weights may draft for large batches (``Variant.batched``). Where a verifier's variant is
 not written and the model came quantised, it is the first one with the weights that most of its layers have.
 """
 
@@ -77,6 +78,9 @@ class Variant:
     """Activation format (``qspec.quant.activations``)."""
     support: Mapping[Backend, Mapping[Role, Support]] = field(default_factory=lambda: _EMULATED)
     """What each backend has for each role; for ``CPU_NATIVE`` that follows from the formats."""
+    batched: str = ""
+    """On a GPU, where the method is named without a variant: the one of the same weights that drafts for large batches,
+    from a number of rows on that was measured for the GPU; empty: this one drafts for all."""
     row_invariant: bool = True
     """Whether the text of a verifier of this variant is the same, bit for bit, with and without speculation."""
 
@@ -128,6 +132,8 @@ class Choice:
     variant: Variant
     support: Support
     """What the backend has for the role that it was chosen for."""
+    batched: Variant | None = None
+    """What takes the variant's place in large batches."""
 
     @property
     def label(self) -> str:
@@ -138,6 +144,7 @@ class Choice:
         """The label with one more note in its parentheses, if it is not empty."""
         several = len(METHODS[self.method].variants) > 1
         own = [self.variant.name] if several else []
+        own += [] if self.batched is None else [f"{self.batched.activations} in large batches"]
         own += ["emulated"] if self.support is Support.EMULATED else []
         notes = "; ".join(filter(None, (", ".join(own), note)))
         return f"{self.method} ({notes})" if notes else self.method
@@ -188,7 +195,7 @@ METHODS: Mapping[str, Method] = {
         )),
         Method("fp8", (
             Variant(name="row", weights="e4m3-row", activations="e4m3 per token"),
-            Variant(name="plane", weights="e4m3-plane", support=_REAL_ON_GPU),
+            Variant(name="plane", weights="e4m3-plane", batched="plane-a8", support=_REAL_ON_GPU),
             Variant(
                 name="plane-a8", weights="e4m3-plane", activations="e4m3 per token", support=_REAL_DRAFT_ON_GPU),
         )),
@@ -275,7 +282,9 @@ def choose_variant(
         return Choice(method_name, named, named.on(backend, role))
     shared = [variant for store in stores for variant in variants if is_held_by(variant.weights, store)]
     chosen = (shared or variants)[0]
-    return Choice(method_name, chosen, chosen.on(backend, role))
+    batched = chosen.batched if backend is Backend.CUDA else ""
+    return Choice(
+        method_name, chosen, chosen.on(backend, role), next((each for each in variants if each.name == batched), None))
 
 
 def _available(role: Role, backend: Backend, *, whole_worker: bool) -> str:

@@ -11,7 +11,7 @@ from qspec.config import StackConfig
 from qspec.engine.gpu_support import check_biases, check_formats, gpu_absence, model_absence
 from qspec.errors import InvalidInput
 from qspec.models.config import Activation, DecoderConfig, Norm, Positions
-from qspec.pair_choice import candidate_pairs
+from qspec.pair_choice import PairChoice, candidate_pairs
 from qspec.quant.method_plan import plan_draft, plan_verify
 from qspec.quant.methods import Backend, Role
 
@@ -59,11 +59,14 @@ def test_integer_pairs_need_no_fp8(draft: str, verify: str, monkeypatch: pytest.
 def test_auto_means_planes_where_there_is_fp8_and_nothing_that_needs_it_elsewhere(
     monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qspec.engine.auto_methods import _without_times
+    from qspec.engine.auto_methods import _for_all_batches, _without_times
 
     candidates = candidate_pairs("auto", "auto", Backend.CUDA)
     set_capability(monkeypatch, (9, 0))
-    assert _without_times(candidates)[0].names == ("fp8:plane", "none:fp16")
+    best = _without_times(candidates)[0]
+    assert best.names == ("fp8:plane", "none:fp16")
+    chosen = _for_all_batches(PairChoice(*best.names, ""), best)
+    assert (chosen.draft, chosen.reason) == ("fp8", "fp8 drafting for none:fp16, which reads least")
     set_capability(monkeypatch, (8, 0))
     draft, verify = _without_times(candidates)[0].names
     assert verify == "none:fp16"

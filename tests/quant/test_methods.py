@@ -82,6 +82,19 @@ def test_labels_say_which_variant_it_is() -> None:
     check_draft_method("off", Backend.CPU)
 
 
+def test_a_method_named_alone_may_draft_with_another_variant_for_large_batches_on_a_gpu() -> None:
+    verify = choose_verify("none", Backend.CUDA)
+    alone, pinned = (choose_draft(name, Backend.CUDA, verify=verify) for name in ("fp8", "fp8:plane"))
+    assert alone is not None and pinned is not None and alone.batched is not None
+    assert (alone.variant, alone.batched.name) == (pinned.variant, "plane-a8")
+    assert alone.batched.weights == alone.variant.weights
+    assert alone.label == "fp8 (plane, e4m3 per token in large batches)"
+    assert (pinned.batched, pinned.label) == (None, "fp8 (plane)")
+    on_cpu = choose_draft("fp8", Backend.CPU, verify=choose_verify("none:fp16", Backend.CPU))
+    assert on_cpu is not None and on_cpu.batched is None
+    assert choose_verify("fp8", Backend.CUDA).batched is None
+
+
 def test_errors_list_what_there_is() -> None:
     known = ", ".join([*NAMES, "auto"])
     with pytest.raises(InvalidInput, match=rf"draft_quantization: unknown method 'int3'.*{known}, off$"):

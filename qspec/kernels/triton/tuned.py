@@ -26,6 +26,7 @@ _LOGGER = logging.getLogger(__name__)
 _FOLDER = Path(__file__).parent
 _GENERATIONS = {9: "hopper"}
 """Major compute capability → name of the table."""
+_E4M3_ROWS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +92,9 @@ class TunedTable:
     measured_on: str | None
     """The GPU that it was measured on; None: estimated."""
     linears: tuple[LinearTuning, ...]
+    e4m3_rows: int = _E4M3_ROWS
+    """Rows from which a draft with e4m3 activations on the high plane pays better than one with 16-bit ones, which cost
+    the same while a step waits for the weights' bytes, and are accepted more often."""
 
     def linear(self, outputs: int, inputs: int) -> LinearTuning:
         """The entry of a weight ``[outputs, inputs]``, or the nearest one's numbers."""
@@ -120,6 +124,7 @@ class TunedTable:
         return {
             "generation": self.generation,
             "measured_on": self.measured_on,
+            "e4m3_rows": self.e4m3_rows,
             "linears": [
                 {"outputs": each.outputs, "inputs": each.inputs, "both": asdict(each.both), "high": asdict(each.high)}
                 for each in self.linears
@@ -136,7 +141,7 @@ class TunedTable:
             LinearTuning(**{**entry, "both": cut(entry["both"]), "high": cut(entry["high"])})
             for entry in table["linears"]
         )
-        return cls(table["generation"], table["measured_on"], linears)
+        return cls(table["generation"], table["measured_on"], linears, table.get("e4m3_rows", _E4M3_ROWS))
 
 
 @lru_cache(maxsize=8)
