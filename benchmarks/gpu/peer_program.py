@@ -14,10 +14,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from benchmarks.gpu.descriptor_json import descriptor_from_json, descriptor_to_json, specs_from_json
 from qspec.errors import QspecError
@@ -52,7 +52,8 @@ class PeerProgram:
     def context(self, lock: str) -> dict[str, Any]:
         """Make the context and measure it."""
         runtime = cuda_runtime()
-        item = measure_context(runtime, 0, DeviceUsage.of(runtime.device_uuid(0)), Path(lock))
+        with FileLock(lock):
+            item = measure_context(runtime, 0, DeviceUsage.of(runtime.device_uuid(0)))
         return {"name": item.name, "bytes": item.bytes}
 
     def create(self, specs: list[Any], epoch: int, budget: list[Any]) -> dict[str, Any]:

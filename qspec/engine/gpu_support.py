@@ -22,13 +22,18 @@ _MOST_QUERIES = 64
 
 def gpu_absence(model: DecoderConfig) -> str | None:
     """Why ``model`` cannot run on a GPU here; None where it can."""
+    return machine_absence() or model_absence(model)
+
+
+def machine_absence() -> str | None:
+    """Why no model can run on a GPU here; None where some can."""
     if not torch.cuda.is_available():
         return "torch sees no NVIDIA GPU"
     if missing := missing_packages():
         return f"{' and '.join(missing)} cannot be imported (pip install 'qspec-serve[gpu]')"
     if (capability := torch.cuda.get_device_capability(0)) < _LEAST_CAPABILITY:
         return f"the GPU's compute capability is {capability[0]}.{capability[1]}, and the kernels need 8.0"
-    return model_absence(model)
+    return None
 
 
 def fp8_absence() -> str | None:

@@ -21,11 +21,12 @@ from qspec.engine.regions import (
 )
 from qspec.engine.weight_files import open_weights
 from qspec.engine.weights import WeightRegion, weight_memory, weight_regions
-from qspec.interfaces import MemoryItem, Progress
+from qspec.interfaces import MemoryItem, Progress, unwatched
 from qspec.memory.arena import HostArena
 from qspec.memory.attachment import Arena
 from qspec.memory.budget import budget_lines, require_memory
 from qspec.memory.layout import ArenaLayout, RegionSpec
+from qspec.models.cache_entry import locked
 from qspec.models.converted import ConvertedModel
 from qspec.models.layer_weights import LayerWeights
 from qspec.quant.method_plan import MethodPlan
@@ -97,12 +98,14 @@ def _on_gpu(
 
 
 def gpu_context() -> MemoryItem:
-    """Make this process's CUDA context, and say what it takes. ``InvalidInput`` without a GPU or its packages."""
+    """Make this process's CUDA context, and say what it takes.
+
+    Raises ``InvalidInput`` without a GPU or its packages, and where no lock can be had because the cache is read-only.
+    """
     from qspec.memory.cuda_runtime import cuda_runtime
     from qspec.memory.device_usage import DeviceUsage, measure_context
 
     runtime = cuda_runtime()
     uuid = runtime.device_uuid(0)
-    lock = cache_directory() / f"{uuid}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    return measure_context(runtime, 0, DeviceUsage.of(uuid), lock)
+    with locked(cache_directory() / uuid, unwatched, work="makes its CUDA context"):
+        return measure_context(runtime, 0, DeviceUsage.of(uuid))

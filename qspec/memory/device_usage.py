@@ -2,22 +2,18 @@
 
 NVML sees the whole device, whoever uses it, which is what a budget has to answer for: contexts, the driver's own
 tables and other tenants included. It needs no context itself. What one process holds it tells neither inside a PID
-namespace nor under MPS, so a context is measured as the change of the whole, one process after the other (``lock``).
+namespace nor under MPS, so a context is measured as the change of the whole, one process after the other.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 from qspec.errors import InvalidInput
 from qspec.interfaces import MemoryItem
 from qspec.memory.cuda_runtime import CudaRuntime
-
-LOCK_TIMEOUT_S = 60.0
 
 
 class DeviceUsage:
@@ -47,19 +43,18 @@ class DeviceUsage:
         return int(self._library.nvmlDeviceGetMemoryInfo(self._handle).used)
 
 
-def measure_context(runtime: CudaRuntime, device: int, usage: DeviceUsage, lock: Path) -> MemoryItem:
+def measure_context(runtime: CudaRuntime, device: int, usage: DeviceUsage) -> MemoryItem:
     """Make this process's context, load what every torch program loads, and say what that took of the GPU.
 
-    ``lock``: a file that all processes of a stack lock, so that none measures another's context. To be called before
+    To be called under a lock that all processes of a stack take, so that none measures another's context, and before
     anything else touches the GPU: a context that exists already measures as nothing.
     """
-    with FileLock(lock, timeout=LOCK_TIMEOUT_S):
-        before = usage.used()
-        runtime.make_context(device)
-        where = torch.device("cuda", device)
-        square = torch.ones(1024, 1024, dtype=torch.float16, device=where)
-        square.mm(square)
-        del square
-        runtime.synchronize(device)
-        torch.cuda.empty_cache()
-        return MemoryItem(name="CUDA context and libraries", bytes=max(usage.used() - before, 0), shared=False)
+    before = usage.used()
+    runtime.make_context(device)
+    where = torch.device("cuda", device)
+    square = torch.ones(1024, 1024, dtype=torch.float16, device=where)
+    square.mm(square)
+    del square
+    runtime.synchronize(device)
+    torch.cuda.empty_cache()
+    return MemoryItem(name="CUDA context and libraries", bytes=max(usage.used() - before, 0), shared=False)
