@@ -15,7 +15,7 @@ from coordinator.gpus import VISIBLE, visible_gpus
 from coordinator.mps import mps_for_workers
 from coordinator.pair_source import PairSource
 from qspec.config import StackConfig
-from qspec.device import configured_backend
+from qspec.device import configured_backend, has_driver
 from qspec.errors import InvalidInput
 from qspec.quant.methods import NO_DRAFTER, Backend
 
@@ -46,7 +46,7 @@ class PairEnvironments:
             return
         with contextlib.ExitStack() as stack:
             gpu = stack.enter_context(self._gpu()) if self._several else {}
-            if self._config.draft_quantization == NO_DRAFTER:
+            if self._config.draft_quantization == NO_DRAFTER or not has_driver():  # a worker says that there is no GPU
                 yield gpu
                 return
             mps = stack.enter_context(

@@ -23,7 +23,7 @@ def configured_backend(config: StackConfig) -> Backend:
     """``Backend.CUDA`` or ``Backend.CPU``, as ``config.device`` means on this machine."""
     if config.device != "auto":
         return Backend.CUDA if config.device == "cuda" else Backend.CPU
-    if config.kernels != "auto" or not _DRIVER.exists() or missing_packages():
+    if config.kernels != "auto" or not has_driver() or missing_packages():
         return Backend.CPU
     try:
         for role in Role:
@@ -31,6 +31,11 @@ def configured_backend(config: StackConfig) -> Backend:
     except InvalidInput:
         return Backend.CPU
     return Backend.CUDA
+
+
+def has_driver() -> bool:
+    """Whether NVIDIA's driver has a device here."""
+    return _DRIVER.exists()
 
 
 def missing_packages() -> list[str]:

@@ -28,11 +28,16 @@ def describe_backend(backend: Backend) -> str:
     return f"{backend.value}, torch's operations ({_native_absence()})"
 
 
-def check_kernels(config: StackConfig) -> None:
-    """``InvalidInput`` where ``config`` demands native kernels and the machine has none."""
+def check_machine(config: StackConfig) -> None:
+    """``InvalidInput`` where ``config`` demands a GPU or native kernels and the machine has none."""
     reason = _native_absence()
     if config.kernels == "native" and reason is not None:
         raise InvalidInput.field("kernels", reason)
+    if config.device == "cuda":
+        from qspec.engine.gpu_support import machine_absence
+
+        if (absence := machine_absence()) is not None:
+            raise InvalidInput.field("device", absence)
 
 
 def choose_backend(config: StackConfig, model: DecoderConfig, progress: Progress) -> Backend:

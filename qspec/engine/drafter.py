@@ -18,7 +18,7 @@ from qspec.acceptance import draft_token
 from qspec.config import StackConfig
 from qspec.device import configured_backend
 from qspec.early_stop import DraftGate
-from qspec.engine.backend import check_kernels, choose_backend
+from qspec.engine.backend import check_machine, choose_backend
 from qspec.engine.draft_handover import DraftHandover
 from qspec.engine.draft_weights import DraftWeights
 from qspec.engine.forward import (
@@ -123,7 +123,7 @@ class LocalDrafter:
         """Convert the model if need be and prepare private weights; needs no arena yet. ``InvalidInput``."""
         for role in (Role.VERIFY, Role.DRAFT):
             check_methods(config, role, configured_backend(config))  # before a conversion that takes long
-        check_kernels(config)
+        check_machine(config)
         if config.draft_quantization == NO_DRAFTER:
             raise InvalidInput.field("draft_quantization", "a drafter needs a method; 'off' means to start none")
         model = prepare(config.model, progress=progress)

@@ -26,18 +26,28 @@ _WIDE_HEADS_BYTES = 128 << 10
 
 def gpu_absence(model: DecoderConfig) -> str | None:
     """Why ``model`` cannot run on a GPU here; None where it can."""
+    return machine_absence() or _heads_absence(model) or model_absence(model)
+
+
+def machine_absence() -> str | None:
+    """Why no model can run on a GPU here; None where some can."""
     if not torch.cuda.is_available():
         return "torch sees no NVIDIA GPU"
     if missing := missing_packages():
         return f"{' and '.join(missing)} cannot be imported (pip install 'qspec-serve[gpu]')"
     if (capability := torch.cuda.get_device_capability(0)) < _LEAST_CAPABILITY:
         return f"the GPU's compute capability is {capability[0]}.{capability[1]}, and the kernels need 8.0"
+    return None
+
+
+def _heads_absence(model: DecoderConfig) -> str | None:
+    """Why attention over a model's heads cannot run on this GPU."""
     from qspec.kernels.triton.device_limits import device_limits
 
     room = device_limits().shared_bytes
     if model.head_dim > _USUAL_HEAD_DIM and room < _WIDE_HEADS_BYTES:
         return f"the GPU's programs have {room >> 10} KB of shared memory, too little for heads of {model.head_dim}"
-    return model_absence(model)
+    return None
 
 
 def fp8_absence() -> str | None:

@@ -27,6 +27,7 @@ from qspec.memory.arena import HostArena
 from qspec.memory.attachment import Arena
 from qspec.memory.budget import budget_lines, require_memory
 from qspec.memory.layout import ArenaLayout, RegionSpec
+from qspec.models.cache_entry import unwritable
 from qspec.models.converted import ConvertedModel
 from qspec.models.layer_weights import LayerWeights
 from qspec.quant.method_plan import MethodPlan
@@ -104,7 +105,10 @@ def gpu_context() -> MemoryItem:
 
 @contextmanager
 def gpu_turn(backend: Backend, progress: Progress) -> Iterator[None]:
-    """Around all that a worker allocates on a GPU while it loads (``qspec.memory.device_usage``); else nothing."""
+    """Around all that a worker allocates on a GPU while it loads (``qspec.memory.device_usage``); else nothing.
+
+    ``ModelError`` where the cache, in which the lock lies, is read-only.
+    """
     if backend is not Backend.CUDA:
         yield
         return
@@ -112,6 +116,10 @@ def gpu_turn(backend: Backend, progress: Progress) -> Iterator[None]:
     from qspec.memory.device_usage import device_turn, out_of_memory_named
 
     lock = cache_directory() / f"{cuda_runtime().device_uuid(0)}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+    except OSError as error:
+        raise unwritable(error) from error
     with device_turn(lock, progress), out_of_memory_named("loading"):
         yield

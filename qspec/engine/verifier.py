@@ -18,7 +18,7 @@ from torch import Tensor
 from qspec.config import StackConfig
 from qspec.device import configured_backend
 from qspec.engine.auto_methods import resolve_methods
-from qspec.engine.backend import check_kernels, choose_backend, tell_fallback
+from qspec.engine.backend import check_machine, choose_backend, tell_fallback
 from qspec.engine.batch_plan import BatchLimits, BatchPlanner, Work
 from qspec.engine.cached_decoder import CachedDecoder
 from qspec.engine.draft_handover import DraftHandover
@@ -93,7 +93,7 @@ class LocalVerifier:
     def load(cls, config: StackConfig, *, progress: Progress, epoch: int) -> LocalVerifier:
         """Convert the model if need be, map its weights and allocate the arena. ``InvalidInput``, ``OutOfMemory``."""
         check_methods(config, Role.VERIFY, configured_backend(config))  # before a conversion that takes long
-        check_kernels(config)
+        check_machine(config)
         return cls.over(prepare(config.model, progress=progress), config, progress=progress, epoch=epoch)
 
     @classmethod

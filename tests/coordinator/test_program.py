@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import pytest
 
 from coordinator.supervisor import ChildProcess
 from coordinator.worker import Worker
+from qspec.device import has_driver
 from qspec.errors import InvalidInput, QspecError
 from qspec.rpc.health import is_serving
 from qspec.v1 import generation_pb2, generation_pb2_grpc
@@ -62,6 +64,25 @@ def test_another_users_socket_directory_is_refused_before_a_worker_is_started(tm
     done = coordinator("--listen=127.0.0.1:0", f"--runtime-dir={foreign}")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"error: runtime_dir: {foreign} belongs to uid ")
+
+
+@pytest.mark.parametrize("option", ["listen", "health_listen"])
+def test_an_occupied_port_is_refused_before_a_worker_is_started(option: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as occupied:
+        address = f"127.0.0.1:{occupied.getsockname()[1]}"
+        listen = {"listen": "127.0.0.1:0", option: address}
+        done = coordinator(*(f"--{name.replace('_', '-')}={value}" for name, value in listen.items()))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: {option}: cannot listen at {address}: in use, or not an address of this host\n"
+
+
+@pytest.mark.skipif(has_driver(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_one_line_and_nothing_is_said_of_sharing_it() -> None:
+    done = coordinator("--listen=127.0.0.1:0", "--device=cuda", "--draft-quantization=fp8")
+    assert done.returncode == 2
+    *stages, error = done.stderr.splitlines()
+    assert error == "error: device: torch sees no NVIDIA GPU"
+    assert not any("MPS" in stage or "turns" in stage for stage in stages)
 
 
 def test_broken_lifeline_ends_a_coordinator_and_removes_its_directory(tmp_path: Path) -> None:

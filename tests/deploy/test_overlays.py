@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.deploy.manifests import KUBERNETES, OVERLAYS, Manifest, containers, manifests, pod
+from tests.deploy.manifests import (
+    BASES,
+    COMPONENTS,
+    EVERYTHING,
+    KUBERNETES,
+    OVERLAYS,
+    Manifest,
+    containers,
+    manifests,
+    pod,
+)
 from tests.deploy.tools import refuse
+from tools.custom_resource_schemas import KINDS, comment
 
 KUBERNETES_VERSIONS = ("1.34", "1.36", "1.37")
-OWN_SCHEMAS = {
-    "GRPCRoute": "grpcroute-v1.json",
-    "GpuConfig": "gpuconfig-v1beta1.json",
-    "ServiceMonitor": "servicemonitor-v1.json",
-    "PrometheusRule": "prometheusrule-v1.json",
-}
+SCHEMAS = KUBERNETES / "schemas"
+OWN_SCHEMAS = {kind.name: kind.file_name for kind in KINDS} | {"GpuConfig": "gpuconfig-v1beta1.json"}
 """Kinds that Kubernetes itself does not know."""
 
 
@@ -31,8 +39,10 @@ def check(manifest: Manifest, version: str) -> None:
         refuse("kubernetes-validate is not installed: `make deploy-tools` installs it")
         raise
     if manifest["kind"] in OWN_SCHEMAS:
-        schema = json.loads((KUBERNETES / "schemas" / OWN_SCHEMAS[manifest["kind"]]).read_text(encoding="utf-8"))
-        jsonschema.validate(manifest, schema)
+        jsonschema.validate(manifest, json.loads((SCHEMAS / OWN_SCHEMAS[manifest["kind"]]).read_text(encoding="utf-8")))
+        limits = json.loads((SCHEMAS / "limits.json").read_text(encoding="utf-8"))
+        limited = limits.get(manifest["kind"], {})
+        jsonschema.validate(manifest, {**limited, "$defs": limits["$defs"]})
     else:
         assert kubernetes_validate.validate(manifest, version, strict=True).startswith(version)
 
@@ -73,6 +83,62 @@ def test_a_wrong_field_is_refused(overlay: str, kind: str, path: tuple[Any, ...]
     place[name] = 1
     with pytest.raises(Exception, match=name):
         check(planted, KUBERNETES_VERSIONS[0])
+
+
+@pytest.mark.parametrize(("overlay", "kind", "path", "value"), [
+    ("gateway", "GRPCRoute", ("spec", "rules", 0, "backendRefs", 0, "port"), 70000),
+    ("gateway", "GRPCRoute", ("spec", "rules", 0, "matches", 0, "method", "type"), "Prefix"),
+    ("gateway", "GRPCRoute", ("spec", "hostnames", 0), "qspec_example"),
+    ("monitoring", "ServiceMonitor", ("spec", "endpoints", 0, "interval"), "quarterly"),
+    ("monitoring", "ServiceMonitor", ("spec", "endpoints", 0, "scheme"), "gopher"),
+    ("monitoring", "PrometheusRule", ("spec", "groups", 0, "rules", 0, "for"), "10 minutes"),
+    ("dra-mps", "GpuConfig", ("sharing", "strategy"), "Turns"),
+])
+def test_a_wrong_value_is_refused(overlay: str, kind: str, path: tuple[Any, ...], value: object) -> None:
+    found = manifests(overlay)
+    (planted,) = (x for each in found for x in [each, *driver_parameters(each)] if x["kind"] == kind)
+    *parents, name = path
+    place = planted
+    for step in parents:
+        place = place[step]
+    place[name] = value
+    with pytest.raises(Exception, match=str(value)):
+        check(planted, KUBERNETES_VERSIONS[0])
+
+
+def test_the_schemas_are_of_the_packages_that_the_tool_names() -> None:
+    for kind in KINDS:
+        assert json.loads((SCHEMAS / kind.file_name).read_text(encoding="utf-8"))["$comment"] == comment(kind)
+    assert {path.name for path in SCHEMAS.iterdir()} == {*OWN_SCHEMAS.values(), "limits.json", "LICENSE"}
+
+
+@pytest.mark.parametrize("overlay", EVERYTHING)
+def test_all_components_together_are_valid(overlay: str) -> None:
+    """A combination of some fails only where two of them meet, as they do here."""
+    found = manifests(overlay)
+    kinds = {manifest["kind"] for manifest in found}
+    assert {"ServiceMonitor", "PrometheusRule", "HorizontalPodAutoscaler", "GRPCRoute"} <= kinds
+    for manifest in found:
+        check(manifest, KUBERNETES_VERSIONS[-1])
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_every_component_goes_with_every_overlay_by_itself(base: str) -> None:
+    kinds = {
+        "monitoring": {"ServiceMonitor", "PrometheusRule"}, "autoscaling": {"HorizontalPodAutoscaler"},
+        "gateway": {"GRPCRoute"}, "tls": set(), "client-certificates": set(),
+    }
+    assert {*kinds, "everything"} == set(COMPONENTS)
+    alone = {manifest["kind"] for manifest in manifests(base)}
+    for component, added in kinds.items():
+        assert {manifest["kind"] for manifest in manifests(f"{base}+{component}")} - alone >= added
+
+
+def test_the_components_that_are_described_are_there() -> None:
+    readme = (KUBERNETES.parent / "README.md").read_text(encoding="utf-8")
+    (described,) = re.findall(r"^(`monitoring`, .*?) are components\n", readme, flags=re.MULTILINE | re.DOTALL)
+    components = {path.name for path in (KUBERNETES / "components").iterdir()}
+    assert set(re.findall(r"`([\w-]+)`", described)) == components - {"cuda"} == set(COMPONENTS) - {"everything"}
 
 
 def test_the_overlays_that_are_described_are_there() -> None:

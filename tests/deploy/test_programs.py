@@ -10,6 +10,7 @@ from coordinator.public_port import PublicPort
 from coordinator.stack import STOP_GRACE_S
 from coordinator.worker import START_TIMEOUT_S
 from qspec.cli import stack_config
+from qspec.quant.methods import Backend
 from tests.deploy.manifests import (
     BASES,
     EVERYTHING,
@@ -25,6 +26,7 @@ from tests.deploy.manifests import (
     programs,
     writable_paths,
 )
+from tests.deploy.memory import HostMemory, host_memory
 from tests.deploy.options import parse
 from tools.dockerfile import final_stage, image_user, read_dockerfile
 
@@ -182,16 +184,34 @@ def test_users_and_paths_are_those_of_the_image(overlay: str) -> None:
         assert container["image"].endswith("-gpu" if is_gpu(overlay) else "-cpu")
 
 
+def memory_of(overlay: str) -> HostMemory:
+    """By the options of its pods."""
+    config = stack_config(parse("coordinator", arguments(overlay, programs(overlay)["coordinator"])))
+    return host_memory(config, Backend.CUDA if is_gpu(overlay) else Backend.CPU_NATIVE)
+
+
 @each_overlay
-def test_memory_follows_what_was_measured(overlay: str) -> None:
-    found = programs(overlay).values()
-    assert sum(mebibytes(each["resources"]["requests"]["memory"]) for each in found) >= MEASURED_MIB
+def test_memory_follows_the_budget_of_the_options(overlay: str) -> None:
+    found, needed = programs(overlay), memory_of(overlay)
+    needs = {"verifier": needed.verifier, "drafter": needed.drafter, "coordinator": needed.coordinator}
+    if is_single(overlay):
+        needs = {"coordinator": sum(needs.values())}
+    for name, need in needs.items():
+        resources = found[name]["resources"]
+        assert mebibytes(resources["requests"]["memory"]) * 2**20 >= need, name
+    converting = found["coordinator" if is_single(overlay) else "verifier"]["resources"]["limits"]["memory"]
+    assert mebibytes(converting) * 2**20 >= next(iter(needs.values())) + needed.conversion
     for container in containers(overlay).values():
         resources = container["resources"]
         for name, request in resources["requests"].items():
             if name == "memory":
                 assert mebibytes(request) <= mebibytes(resources["limits"][name])
             assert name in resources["limits"]
+
+
+def test_the_budget_covers_what_was_measured() -> None:
+    needed = memory_of("cpu")
+    assert needed.verifier + needed.drafter + needed.coordinator >= MEASURED_MIB * 2**20
 
 
 @pytest.mark.parametrize("overlay", [overlay for overlay in EACH if overlay.startswith("dra")])

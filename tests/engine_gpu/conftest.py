@@ -61,14 +61,12 @@ def fake_gpu() -> Iterator[FakeGpu]:
         pytest.skip("there is a GPU: tests/gpu runs the engine on it")
     gpu = FakeGpu()
     runtime = FakeCudaRuntime(gpu).runtime()
-    from qspec.engine import gpu_support
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("qspec.memory.cuda_arena.cuda_runtime", lambda: runtime)
         patch.setattr("qspec.memory.cuda_runtime.cuda_runtime", lambda: runtime)
         patch.setattr("qspec.engine.stores.gpu_context", lambda: MemoryItem(name="context", bytes=0, shared=False))
         patch.setattr("qspec.engine.drafter.gpu_context", lambda: MemoryItem(name="context", bytes=0, shared=False))
-        patch.setattr("qspec.engine.gpu_support.gpu_absence", gpu_support.model_absence)
+        patch.setattr("qspec.engine.gpu_support.machine_absence", lambda: None)
         yield gpu
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from qspec.device import has_driver
 from qspec.status import EventKind, read_events
 
 WORKERS = ("verifier", "drafter")
@@ -56,6 +57,13 @@ def test_bad_options_are_one_line(worker: str, options: list[str], field: str, d
     assert line.startswith(f"error: {field}: ")
     assert "Traceback" not in ended.stderr
     assert not any("error" in stage for stage in stages)
+
+
+@pytest.mark.skipif(has_driver(), reason="there is a GPU")
+@pytest.mark.parametrize("worker", WORKERS)
+def test_a_gpu_that_is_not_there_is_one_line_before_the_model_is_looked_for(worker: str, directory: Path) -> None:
+    ended = run(worker, f"--listen=unix:{directory}/w.sock", "--device=cuda", "--model=/no/such/model")
+    assert (ended.returncode, ended.stderr) == (2, "error: device: torch sees no NVIDIA GPU\n")
 
 
 @pytest.mark.parametrize("worker", WORKERS)
