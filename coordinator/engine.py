@@ -26,13 +26,12 @@ from coordinator.command_queue import CommandQueue, ThreadEnded
 from coordinator.engine_observer import Costs, EngineObserver
 from coordinator.metrics.engine_metrics import EngineMetrics
 from coordinator.placement import PairLoad
-from coordinator.request_times import RequestTimes
+from coordinator.running_texts import RunningTexts
 from coordinator.seats import Seats
 from coordinator.stream import Stream
 from qspec.cost_calibration import calibrate as calibrate_costs
 from qspec.errors import QspecError, Unavailable, WorkerLost
 from qspec.interfaces import Drafter, DrafterDescription, Progress, Verifier, VerifierDescription
-from qspec.sequence import Sequence
 from qspec.speculation import SpeculationLoop
 
 logger = logging.getLogger(__name__)
@@ -84,7 +83,7 @@ class Engine:
         self.metrics = EngineMetrics()
         """What rounds took and made; the engine's thread writes it."""
         self._seats = Seats()
-        self._streams: dict[str, Stream] = {}  # by request id; engine's thread only
+        self._texts = RunningTexts(loop, self.metrics)
         self._verifier: Verifier | None = None
         self._drafter: Drafter | None = None
         self._costs = Costs()
@@ -118,7 +117,7 @@ class Engine:
     def drop(self, stream: Stream) -> None:
         """Forget a stream, if it is here."""
         if not self._seats.withdraw(stream):
-            self._commands.post(lambda: self._drop(stream))
+            self._commands.post(lambda: self._texts.drop(stream))
 
     def evict(self) -> None:
         """Give all requests back to the router after the round in progress, as if the verifier was lost; blocks."""
@@ -201,7 +200,7 @@ class Engine:
         try:
             while not self._closing:
                 self._obey_commands()
-                self._take_seats()
+                self._texts.begin(self._seats.take())
                 if self._has_work:
                     self._round()
                     self._publish()
@@ -219,24 +218,16 @@ class Engine:
         while (command := self._commands.next(block=False)) is not None:
             with contextlib.suppress(Exception):  # the loop may be in no state to obey
                 command()
-        failed = [*self._streams.values(), *self._seats.take()]
-        self._streams.clear()
-        for stream in failed:
+        failed, never_begun = self._texts.fail(error), self._seats.take()
+        for stream in never_begun:
             stream.fail(error)
-        self._home.engine_ended(self, error, failed)
+        self._home.engine_ended(self, error, [*failed, *never_begun])
 
     def _obey_commands(self) -> None:
         """Empty the queue; wait for a command when there is nothing else to do."""
         while not self._closing and (command := self._commands.next(block=not self._has_work)) is not None:
             command()
             self._publish()
-
-    def _take_seats(self) -> None:
-        for stream in self._seats.take():
-            stream.generation.times.begin()
-            sequence = stream.generation.sequence
-            self._streams[sequence.request_id] = stream
-            self._loop.add(sequence)
 
     def _publish(self) -> None:
         """Say what there is room for now, and have requests that wait for it placed."""
@@ -253,8 +244,7 @@ class Engine:
 
     def _hand_over(self, *, cache_lost: bool) -> None:
         """Every request goes back to the router, in the order in which they came."""
-        ids = [sequence.request_id for sequence in self._loop.evict_all()]
-        streams = [stream for name in ids if (stream := self._streams.pop(name, None)) is not None]
+        streams = self._texts.evict()
         self._seats.publish(None)
         self._home.take_back(self, [*streams, *self._seats.take()], cache_lost=cache_lost)
 
@@ -269,34 +259,13 @@ class Engine:
             return
         if self._loop.report is not None:
             self.metrics.round_ended(self._loop.report, self._loop.policy)
-        changed: list[Stream] = []
-        made: dict[str, int] = {}
-        for commit in commits:
-            stream = self._streams.get(commit.sequence.request_id)
-            if stream is None:
-                continue  # dropped since
-            changed.append(stream)
-            made[stream.client] = made.get(stream.client, 0) + len(commit.token_ids)
-            piece = stream.generation.take(commit.token_ids, commit.logprobs)
-            self._count(commit.sequence, stream.generation.times, len(piece.token_ids))
-            kept = stream.put(piece)
-            if piece.ending is not None or not kept:
-                del self._streams[commit.sequence.request_id]
-                if commit.sequence.finish is None:  # a stop string, or a slow reader: the loop knows neither
-                    self._loop.remove(commit.sequence)
+        changed, made = self._texts.deliver(commits)
         self._home.committed(self, changed, made)
         if self._drafter is not None and not self._loop.drafter_attached:
             drafter, self._drafter = self._drafter, None
             self._observer.drafter_lost(drafter, self._loop.drafter_error or WorkerLost("the drafter is gone"))
         if time.monotonic() - self._costs_taken > COSTS_EVERY_S:
             self._take_costs()
-
-    def _count(self, sequence: Sequence, times: RequestTimes, tokens: int) -> None:
-        """Count what a round gave to one text."""
-        self.metrics.tokens_came(times, tokens, sequence.prompt_len)
-        looked = self._loop.description.prefix_cache and sequence.sampling.prompt_logprobs is None
-        if times.gap_s is None and looked:
-            self.metrics.prefix_looked_up(sequence.prompt_len, sequence.cached_prompt_tokens or 0)
 
     @property
     def _has_work(self) -> bool:
@@ -312,12 +281,6 @@ class Engine:
     def _look(self) -> None:
         """A request was placed: nothing to do but to look."""
         self._wanted = False
-
-    def _drop(self, stream: Stream) -> None:
-        """Forget a stream; one that has not ended is taken out of the loop."""
-        sequence = stream.generation.sequence
-        if self._streams.pop(sequence.request_id, None) is not None:
-            self._loop.remove(sequence)
 
     def _stop(self) -> None:
         self._closing = True

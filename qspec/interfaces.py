@@ -3,7 +3,8 @@
 The loop (``qspec.speculation``) sees a ``Drafter`` and a ``Verifier`` and does not know whether they run in its own
 process (``qspec.engine``) or behind gRPC (``qspec.rpc.remote``); both pass the contract tests in ``tests/contract``.
 Everything here is plain data: no tensors, no protobuf, and nothing that imports torch, so that the coordinator starts
-quickly. One batch per call, as on the wire (``protos/qspec/v1``), where every field is described.
+quickly. One batch per call, as on the wire (``protos/qspec/v1``), where every field is described. What workers say of
+themselves beforehand is in ``qspec.worker_description``.
 
 A sequence's *committed* tokens are ``c[0..L-1]``; the KV cache holds positions ``0..L-2``; ``c[L-1]`` is *pending*.
 """
@@ -18,6 +19,13 @@ from typing import Protocol
 from qspec.constraint import Constraint
 from qspec.sampling_options import AcceptanceRule as AcceptanceRule
 from qspec.sampling_options import Sampling as Sampling
+from qspec.worker_description import ArenaBackend as ArenaBackend
+from qspec.worker_description import ArenaDescriptor as ArenaDescriptor
+from qspec.worker_description import DrafterDescription as DrafterDescription
+from qspec.worker_description import MemoryItem as MemoryItem
+from qspec.worker_description import Region as Region
+from qspec.worker_description import RegionWriter as RegionWriter
+from qspec.worker_description import VerifierDescription as VerifierDescription
 
 Progress = Callable[[str, float | None], None]
 """Told what is being done, and the share of it that is done (0…1; None: unknown)."""
@@ -45,110 +53,6 @@ class StageTimings:
     forward_ns: int = 0
     sample_ns: int = 0
     total_ns: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryItem:
-    """One line of a memory budget."""
-
-    name: str
-    bytes: int
-    shared: bool
-    mapped_file: bool = False
-    """Whether it is a file, mapped read-only, whose pages all stacks on a host share."""
-
-
-class ArenaBackend(Enum):
-    """Where an arena's memory lives."""
-
-    HOST_SHM = "host_shm"
-    CUDA_IPC = "cuda_ipc"
-
-
-class RegionWriter(Enum):
-    """The only process that writes a region."""
-
-    VERIFIER = "verifier"
-    DRAFTER = "drafter"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Region:
-    """One tensor in the arena: ``dtype`` as torch names it, ``offset`` in bytes from the start of what it lies in.
-
-    That is the arena's own memory (``file`` 0), or the n-th of its read-only files (``file`` n).
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    writer: RegionWriter
-    file: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class ArenaDescriptor:
-    """Everything needed to map an arena. A key to the memory: local sockets only, never pickled, never logged."""
-
-    backend: ArenaBackend
-    device_uuid: str
-    handle: bytes
-    reference: str
-    size: int
-    epoch: int
-    fingerprint: str
-    regions: tuple[Region, ...]
-    file_sizes: tuple[int, ...] = ()
-    """Of the files with weights that belong to it."""
-
-    def __repr__(self) -> str:
-        return f"ArenaDescriptor({self.backend.value}, {self.size} bytes, epoch {self.epoch})"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerifierDescription:
-    """What a verifier is: model, formats, limits, arena."""
-
-    model: str
-    method: str
-    row_invariant: bool
-    vocab_size: int
-    vocab_fingerprint: str
-    max_model_len: int
-    max_slots: int
-    max_draft_length: int
-    max_batch_rows: int
-    block_size: int
-    num_blocks: int
-    arena: ArenaDescriptor
-    memory: tuple[MemoryItem, ...]
-    kernel: str
-    draft_quantization: str
-    """The drafter's method as the configuration names it, or what ``auto`` stands for there."""
-    verify_quantization: str
-    """The same of its own."""
-    auto_reason: str = ""
-    """Why ``auto`` stands for what it does, for people; empty where both methods were named."""
-    prefix_cache: bool = False
-    """Whether it looks for the entries of an admission's ``token_ids``."""
-    awaits_drafts: bool = False
-    """Whether it can take drafts from the arena (``Verification.awaited_drafts``)."""
-
-    @property
-    def epoch(self) -> int:
-        """Changes whenever the verifier's arena is created anew."""
-        return self.arena.epoch
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DrafterDescription:
-    """What an attached drafter is."""
-
-    epoch: int
-    method: str
-    kernel: str
-    memory: tuple[MemoryItem, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

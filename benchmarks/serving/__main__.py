@@ -1,10 +1,14 @@
 """``make bench-serving``: the server under load, as its clients see it, in sections that can be run apart.
 
 ``load``     Poisson arrivals at shares of the saturation: auto, a fixed draft length and none (``load_curve``).
-``streams``  many streams at once: all end, memory bounded, none starves (``many_streams``).
+``streams``  many streams at once, over few slots and many: all end, memory bounded, none starves (``many_streams``).
+``batches``  so many streams at once: auto against no drafts at each batch size, and the coordinator's share of a round
+             (``batch_sizes``).
+``prompts``  a long prompt comes while texts go on: how long these stand still, with and without the bound on what
+             prompts may add to a round (``long_prompts``).
 ``feeding``  what streaming costs the coordinator, and how many streams it can feed, on simulated workers (``feeding``).
 
-Standard output gets a report and, as its last line, one JSON object. With ``--log`` the load curve is kept block by
+Standard output gets a report and, as its last line, one JSON object. With ``--log`` what was measured is kept block by
 block, and a run that was stopped, or whose ``--budget`` was used up, goes on where it was. The exit code is 1 when
 something broke or texts differ between configurations, and 2 for options that cannot be used; a missed target alone is
 a result.
@@ -14,32 +18,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import sys
 import time
-from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import Any
 
-import grpc
-
 from benchmarks.environment import describe_environment
 from benchmarks.report import Verdict
-from benchmarks.serving.feeding import measure_feeding
-from benchmarks.serving.feeding_report import feeding_verdicts, render_feeding
-from benchmarks.serving.load_section import measure_load_section
-from benchmarks.serving.many_streams import measure_many_streams
-from benchmarks.serving.options import check_options, parser, stack_of
-from benchmarks.serving.streams_report import render_streams, stream_verdicts
-from benchmarks.stack_run import Tell, stack_address, stack_tokens
+from benchmarks.serving.options import check_options, parser
+from benchmarks.serving.sections import MEASURES
 from coordinator.client.prompts import read_prompts
 from qspec.cli import EXIT_ERROR, run_program
-from qspec.client import AsyncClient
-from qspec.client.retry import NEVER
-from qspec.config import StackConfig
 from qspec.errors import InvalidInput, QspecError
-from qspec.rpc.channel import channel_options
 from qspec.rpc.options import quieten_grpc
 
 EXIT_FAILURE = 1
@@ -73,38 +64,15 @@ async def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[Verdic
     print(_heading(result["environment"]))
     texts = read_prompts([], [args.prompts])[: args.num_prompts]
     differing = 0
-    if "load" in args.sections:
-        async with _stack(stack_of(args), _tell) as (client, channel):
-            section = await measure_load_section(client, channel, args, texts, deadline=deadline, tell=_tell)
-        result["load"] = section.figures
+    for name, measure_section in MEASURES.items():
+        if name not in args.sections:
+            continue
+        section = await measure_section(args, texts, deadline, _tell)
+        result[name] = section.figures
         verdicts += section.verdicts
         differing += section.differing
-        print(section.text)
-    if "streams" in args.sections:
-        async with _stack(stack_of(args, slots=args.streams), _tell) as (client, channel):
-            prompts = [await stack_tokens(client, text, args.stream_prompt_tokens) for text in texts]
-            streams = await measure_many_streams(
-                channel, prompts, streams=args.streams, max_tokens=args.stream_tokens, waves=args.waves, tell=_tell)
-        result["streams"] = asdict(streams)
-        verdicts += stream_verdicts(streams)
-        print(render_streams(streams))
-    if "feeding" in args.sections:
-        feeding = await measure_feeding(args, _tell)
-        result["feeding"] = asdict(feeding)
-        verdicts += feeding_verdicts(feeding)
-        print(render_feeding(feeding))
+        print(section.text, flush=True)
     return result, verdicts, bool(differing)
-
-
-@contextlib.asynccontextmanager
-async def _stack(config: StackConfig, tell: Tell) -> AsyncIterator[tuple[AsyncClient, grpc.aio.Channel]]:
-    """A private stack that serves: a client that asks it about itself, and a channel that is loaded."""
-    async with (
-        stack_address(config, tell) as address,
-        AsyncClient(address, retry=NEVER) as client,
-        grpc.aio.insecure_channel(address, options=channel_options(address)) as channel,
-    ):
-        yield client, channel
 
 
 def _heading(environment: dict[str, Any]) -> str:

@@ -29,13 +29,12 @@ class BlockKey:
     configuration: str
 
 
-class BlockLog:
-    """Measured blocks by key; with a ``path`` they are kept there, too."""
+class RecordLog:
+    """Objects, one per line, behind the settings that they were found with."""
 
     def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
-        """``InvalidInput`` when the file has something else, or blocks that were measured with other settings."""
+        """``InvalidInput`` when the file has something else, or what was measured with other settings."""
         self._path = path
-        self.blocks: dict[BlockKey, GeneratedLoad] = {}
         if path is None:
             return
         text = path.read_text("utf-8") if path.exists() else ""
@@ -55,15 +54,47 @@ class BlockLog:
                 "--log", f"{path} was measured with other settings ({', '.join(differing)}); name another file")
         path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
 
+    def _read(self, record: dict[str, Any]) -> None:
+        """Take in what another run has kept."""
+        raise NotImplementedError
+
+    def _keep(self, record: dict[str, Any]) -> None:
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+
+class BlockLog(RecordLog):
+    """Measured blocks by key; with a ``path`` they are kept there, too."""
+
+    def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
+        """``InvalidInput`` as of ``RecordLog``."""
+        self.blocks: dict[BlockKey, GeneratedLoad] = {}
+        super().__init__(path, settings)
+
     def add(self, key: BlockKey, load: GeneratedLoad) -> None:
         """Keep a block."""
         self.blocks[key] = load
-        if self._path is not None:
-            record = {**asdict(key), "cpu_s": load.cpu_s, "streams": [asdict(stream) for stream in load.streams]}
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+        self._keep({**asdict(key), "cpu_s": load.cpu_s, "streams": [asdict(stream) for stream in load.streams]})
 
     def _read(self, record: dict[str, Any]) -> None:
         key = BlockKey(record["load"], record["index"], record["configuration"])
         streams = tuple(StreamRecord.from_json(stream) for stream in record["streams"])
         self.blocks[key] = GeneratedLoad(streams=streams, cpu_s=record["cpu_s"])
+
+
+class ResultLog(RecordLog):
+    """What whole measurements found, by name; for those that cannot go on in the middle."""
+
+    def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
+        """``InvalidInput`` as of ``RecordLog``."""
+        self.results: dict[str, dict[str, Any]] = {}
+        super().__init__(path, settings)
+
+    def add(self, name: str, result: dict[str, Any]) -> None:
+        """Keep a result: a JSON object."""
+        self.results[name] = result
+        self._keep({"name": name, "result": result})
+
+    def _read(self, record: dict[str, Any]) -> None:
+        self.results[record["name"]] = record["result"]

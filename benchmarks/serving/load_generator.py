@@ -18,6 +18,8 @@ from benchmarks.serving.stream_record import StreamRecord
 from qspec.rpc.errors import from_rpc_error
 from qspec.v1 import generation_pb2 as pb
 
+StreamTimes = tuple[float, float, list[tuple[float, bytes]]]
+"""When a request was due, when it was sent, and its messages with the times at which they came."""
 _METHOD = "/qspec.v1.GenerationService/Generate"
 
 
@@ -27,6 +29,8 @@ class TimedRequest:
 
     due_s: float
     request: pb.GenerateRequest
+    behind: int = 0
+    """Streams that must have begun first; ``due_s`` counts from then on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,21 +65,32 @@ async def generate_load(channel: grpc.aio.Channel, requests: Sequence[TimedReque
     """
     open_call: Any = channel.unary_stream  # the stubs do not know that both serialisers may be left out
     call = open_call(_METHOD)  # bytes both ways
-    prepared = [(timed.due_s, timed.request.SerializeToString()) for timed in requests]
+    prepared = [(timed, timed.request.SerializeToString()) for timed in requests]
+    begun, one_more = 0, asyncio.Condition()
     cpu_s, started = time.process_time(), time.perf_counter()
 
-    async def run(due_s: float, request: bytes) -> tuple[float, list[tuple[float, bytes]]]:
+    async def run(timed: TimedRequest, request: bytes) -> StreamTimes:
+        nonlocal begun
+        due_s = timed.due_s
+        if timed.behind:
+            async with one_more:
+                await one_more.wait_for(lambda: begun >= timed.behind)
+            due_s += time.perf_counter() - started
         await asyncio.sleep(due_s - (time.perf_counter() - started))
         sent_s = time.perf_counter() - started
         messages: list[tuple[float, bytes]] = []
         try:
             async for message in call(request):
                 messages.append((time.perf_counter() - started, message))
+                if len(messages) == 1:
+                    begun += 1
+                    async with one_more:
+                        one_more.notify_all()
         except grpc.RpcError as error:
             raise from_rpc_error(error, "the server") from error
-        return sent_s, messages
+        return due_s, sent_s, messages
 
-    tasks = [asyncio.ensure_future(run(due_s, request)) for due_s, request in prepared]
+    tasks = [asyncio.ensure_future(run(timed, request)) for timed, request in prepared]
     try:
         ended = await asyncio.gather(*tasks)
     finally:
@@ -84,8 +99,4 @@ async def generate_load(channel: grpc.aio.Channel, requests: Sequence[TimedReque
         await asyncio.gather(*tasks, return_exceptions=True)
     cpu_s = time.process_time() - cpu_s
     return GeneratedLoad(
-        streams=tuple(
-            StreamRecord.of(due_s, sent_s, messages)
-            for (due_s, _), (sent_s, messages) in zip(prepared, ended, strict=True)),
-        cpu_s=cpu_s,
-    )
+        streams=tuple(StreamRecord.of(due_s, sent_s, messages) for due_s, sent_s, messages in ended), cpu_s=cpu_s)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import grpc
 
-from benchmarks.report import Verdict
 from benchmarks.serving.block_log import BURST, BlockLog
 from benchmarks.serving.load_curve import LoadPlan, measure_loads, saturation_of
 from benchmarks.serving.load_figures import RESAMPLES, compare, differing_texts, load_points
 from benchmarks.serving.load_generator import GeneratedLoad, TimedRequest, generate_load
 from benchmarks.serving.load_plot import plot_loads
 from benchmarks.serving.load_report import load_verdicts, render_comparisons, render_points
+from benchmarks.serving.section import USED_UP, Section, log_path, stack_settings
 from benchmarks.stack_run import AUTO, PLAIN, Configuration, Tell, stack_tokens
 from benchmarks.statistics import BOOTSTRAP_SEED, CONFIDENCE
 from qspec.client import AsyncClient
@@ -26,23 +26,10 @@ Blocks = dict[str, Sequence[GeneratedLoad]]
 """Of one load: those of each configuration, paired."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadSection:
-    """What the section found."""
-
-    figures: dict[str, Any]
-    """JSON-able."""
-    verdicts: Sequence[Verdict]
-    differing: int
-    """Requests whose text depends on the configuration."""
-    text: str
-    """For people."""
-
-
 async def measure_load_section(
     client: AsyncClient, channel: grpc.aio.Channel, args: argparse.Namespace, texts: Sequence[str], *,
     deadline: float, tell: Tell,
-) -> LoadSection:
+) -> Section:
     """Measure, or go on measuring, until ``deadline`` of the monotonic clock; and report on all that there is."""
     prompts = [await stack_tokens(client, text, args.prompt_tokens) for text in texts]
     info = await client.server_info()
@@ -52,23 +39,22 @@ async def measure_load_section(
         loads=tuple(args.loads), blocks=args.blocks, block_s=args.block_seconds, burst=args.burst,
         max_tokens=args.max_tokens, seed=args.seed)
     settings = {
-        "model": args.model, "verify_method": info.verify_method, "draft_method": info.draft_method,
-        "threads": args.threads, "slots": info.max_slots, "prompts": args.prompts.name,
-        "num_prompts": len(prompts), "prompt_tokens": args.prompt_tokens, "sampling": "greedy",
+        **stack_settings(args, info), "num_prompts": len(prompts), "prompt_tokens": args.prompt_tokens,
+        "sampling": "greedy",
         "configurations": [configuration.name for configuration in configurations],
         **{name: value for name, value in asdict(plan).items() if name not in ("loads", "blocks")},
     }
-    log = BlockLog(args.log, settings)
+    log = BlockLog(log_path(args, "load"), settings)
     await _warm_up(channel, configurations, prompts[0], args.max_tokens)
     complete = await measure_loads(channel, plan, configurations, prompts, log, deadline=deadline, tell=tell)
     if not complete:
-        tell("the time is used up; run it again with the same --log to go on")
+        tell(USED_UP)
     return report(log, settings, [configuration.name for configuration in configurations], args, complete=complete)
 
 
 def report(
     log: BlockLog, settings: dict[str, Any], names: Sequence[str], args: argparse.Namespace, *, complete: bool
-) -> LoadSection:
+) -> Section:
     """What the blocks of a log say; writes the plot if there is to be one."""
     blocks = {
         load: found for load in (BURST, *sorted(args.loads)) if (found := paired_blocks(log, load, names)) is not None}
@@ -106,7 +92,7 @@ def report(
         "all at once, tokens/s: " + ", ".join(f"{name} {rate:.1f}" for name, rate in burst.items()),
         render_points(points, saturation), render_comparisons(comparisons),
     ])
-    return LoadSection(
+    return Section(
         figures=figures, verdicts=load_verdicts(comparisons, differing, requests), differing=differing, text=text)
 
 

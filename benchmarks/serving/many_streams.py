@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 
@@ -39,6 +40,13 @@ class ProcessGrowth:
     resident_peak: int
     resident_after: tuple[int, ...]
 
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> ProcessGrowth:
+        """From ``dataclasses.asdict`` after its way through JSON."""
+        return cls(**{
+            **record, "proportional_after": tuple(record["proportional_after"]),
+            "resident_after": tuple(record["resident_after"])})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wave:
@@ -54,12 +62,21 @@ class Wave:
     gap: Latency
     evenness: Evenness
 
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Wave:
+        """From ``dataclasses.asdict`` after its way through JSON."""
+        return cls(**{
+            **record, "first_token": Latency(**record["first_token"]), "gap": Latency(**record["gap"]),
+            "evenness": Evenness(**record["evenness"])})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ManyStreams:
     """Every wave, and what it did to memory."""
 
     streams: int
+    slots: int
+    """Of them, so many can run at once."""
     tokens_each: int
     waves: tuple[Wave, ...]
     memory: tuple[ProcessGrowth, ...]
@@ -67,9 +84,20 @@ class ManyStreams:
     """What rounds have besides their calls, with so many streams at once; the last is that of the waves."""
 
 
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> ManyStreams:
+        """From ``dataclasses.asdict`` after its way through JSON."""
+        return cls(**{
+            **record,
+            "waves": tuple(Wave.from_json(wave) for wave in record["waves"]),
+            "memory": tuple(ProcessGrowth.from_json(one) for one in record["memory"]),
+            "shares": tuple((streams, RoundShares(**shares)) for streams, shares in record["shares"]),
+        })
+
+
 async def measure_many_streams(
-    channel: grpc.aio.Channel, prompts: Sequence[tuple[int, ...]], *, streams: int, max_tokens: int, waves: int,
-    tell: Tell,
+    channel: grpc.aio.Channel, prompts: Sequence[tuple[int, ...]], *, streams: int, slots: int, max_tokens: int,
+    waves: int, tell: Tell,
 ) -> ManyStreams:
     """Run ``waves`` waves over ``channel``, whose stack must be a child of this process and the only one."""
     requests = [
@@ -98,7 +126,8 @@ async def measure_many_streams(
             shares.append((streams, round_shares(load)))
         watch.mark()
         tell(f"wave {index + 1} of {waves}: {streams} streams, {found[-1].throughput:.1f} tokens/s")
-    return ManyStreams(streams=streams, tokens_each=max_tokens, waves=tuple(found), memory=watch.growth(),
+    return ManyStreams(
+        streams=streams, slots=slots, tokens_each=max_tokens, waves=tuple(found), memory=watch.growth(),
         shares=tuple(shares))
 
 

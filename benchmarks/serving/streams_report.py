@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.report import Verdict
 from benchmarks.serving.many_streams import ManyStreams
-from benchmarks.serving.progress import LEAST_MEDIAN
+from benchmarks.serving.progress import LEAST_MEDIAN, Evenness
 
 MOST_OVER_MEDIAN = 2.0
 LEAST_OVER_MEDIAN = 0.5
@@ -15,13 +15,13 @@ _MIB = 2**20
 
 def render_streams(found: ManyStreams) -> str:
     """A line for each wave, round figures, and the memory of each process."""
-    lines = [f"{found.streams} streams at once, {found.tokens_each} tokens each"]
+    lines = [f"{found.streams} streams at once over {found.slots} slots, {found.tokens_each} tokens each"]
     for index, wave in enumerate(found.waves, 1):
         even = wave.evenness
         lines.append(
             f"  wave {index}: {wave.finished} finished, {wave.throughput:.1f} tokens/s; first token p50 / p99 "
             f"{wave.first_token.p50:.1f} / {wave.first_token.p99:.1f} s; between messages p50 / p99 "
-            f"{1000 * wave.gap.p50:.0f} / {1000 * wave.gap.p99:.0f} ms; all together for {even.together_s:.1f} s, "
+            f"{1000 * wave.gap.p50:.0f} / {1000 * wave.gap.p99:.0f} ms; {_where(even)}, "
             f"progress over the median's: most {_share(even.most_over_median)}, least {_share(even.least_over_median)} "
             f"({even.samples} samples); longest silence of a stream {even.longest_silence_s:.2f} s, median "
             f"{even.median_silence_s:.2f} s")
@@ -50,19 +50,25 @@ def stream_verdicts(found: ManyStreams) -> list[Verdict]:
     even = None
     if most and least:
         even = max(most) <= MOST_OVER_MEDIAN and min(least) >= LEAST_OVER_MEDIAN
+    which = f"{found.streams} streams over {found.slots} slots"
     return [
-        Verdict(target=f"{found.streams} streams at once all finish", met=finished == found.streams,
+        Verdict(target=f"{which} all finish", met=finished == found.streams,
                 measured=f"{finished} of {found.streams}"),
         Verdict(
-            target=f"no stream starves: progress from {LEAST_OVER_MEDIAN} to {MOST_OVER_MEDIAN} times the median",
+            target=f"{which}, none starves: progress from {LEAST_OVER_MEDIAN} to {MOST_OVER_MEDIAN} times the median",
             met=even,
             measured=f"they never ran together long enough for {LEAST_MEDIAN} tokens" if even is None
             else f"{min(least):.2f} to {max(most):.2f}"),
         Verdict(
-            target=f"memory after the last wave at most {MOST_GROWTH:.0%} above that after the first",
+            target=f"{which}, memory after the last wave at most {MOST_GROWTH:.0%} above that after the first",
             met=None if len(found.waves) < 2 else last <= (1 + MOST_GROWTH) * first,
             measured=f"PSS {first / _MIB:.1f} MiB, then {last / _MIB:.1f}"),
     ]
+
+
+def _where(even: Evenness) -> str:
+    """Of what time the evenness is."""
+    return f"in windows of {even.window_s:.1f} s" if even.window_s else f"all together for {even.together_s:.1f} s"
 
 
 def _share(share: float | None) -> str:

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.environment import ROOT
+from benchmarks.serving.options import check_options, parser, stack_for
+from qspec.config import StackConfig
+from qspec.errors import InvalidInput
 from tests.tiny_models import write_tiny_model
 
 
@@ -46,7 +49,8 @@ def test_load_and_streams(tmp_path: Path, cache: Path, model: Path) -> None:
         "--draft-length=2", "--draft-quantization=w8a8", "--verify-quantization=none", f"--log={tmp_path / 'log'}"]
     plot, output = tmp_path / "plot.png", tmp_path / "result.json"
     run = run_benchmark(
-        "--sections", "load", "streams", "--streams=20", "--stream-tokens=12", "--stream-prompt-tokens=30",
+        "--sections", "load", "streams", "batches", "--streams=20", "--stream-tokens=12", "--stream-prompt-tokens=30",
+        "--stream-slots=20", "--batch-sizes", "1", "3", "--batch-blocks=1", "--batch-tokens=12",
         f"--plot={plot}", f"--output={output}", *options, cache=cache)
     assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout.splitlines()[-1])
@@ -61,13 +65,16 @@ def test_load_and_streams(tmp_path: Path, cache: Path, model: Path) -> None:
     assert drafted["k = 2"] > drafted["k = 0"] == 0
     assert {point["blocks"] for point in load["points"]} == {2}
     assert plot.read_bytes().startswith(b"\x89PNG")
-    streams = result["streams"]
+    (streams,) = result["streams"]["found"]
     assert [wave["finished"] for wave in streams["waves"]] == [20, 20]
     assert {one["program"] for one in streams["memory"]} == {"coordinator", "verifier", "drafter"}
     assert all(len(one["proportional_after"]) == 2 and one["proportional_peak"] > 0 for one in streams["memory"])
     assert [count for count, _ in streams["shares"]] == [1, 16, 20]
     assert all(0 < shares["scheduling"] < 1 for _, shares in streams["shares"])
-    assert "met: 20 streams at once all finish: 20 of 20" in run.stdout
+    assert "met: 20 streams over 20 slots all finish: 20 of 20" in run.stdout
+    assert [(one["streams"], one["blocks"], one["differing_texts"]) for one in result["batches"]["sizes"]] == [
+        (1, 1, 0), (3, 1, 0)]
+    assert f"model={model}" not in run.stdout and load["settings"]["model"] == "tiny"
 
     again = run_benchmark("--sections", "load", *options, cache=cache)
     assert again.returncode == 0, again.stderr
@@ -93,11 +100,26 @@ def test_feeding(cache: Path, model: Path) -> None:
 
 @pytest.mark.parametrize(
     ("option", "named"),
-    [("--streams=0", "--streams"), ("--loads=0", "--loads"), ("--prompts=/nowhere", "--prompts"),
-     ("--log=/nowhere/log", "--log"), ("--budget=-1", "--budget"), ("--burst=1000", "--burst")],
+    [("--streams=0", "--streams"), ("--loads=0", "--loads"), ("--log=/nowhere/log", "--log"),
+     ("--budget=-1", "--budget"), ("--burst=1000", "--burst"), ("--device=tpu", "--device"),
+     ("--batch-sizes=0", "--batch-sizes"), ("--stream-slots=500", "--stream-slots"), ("--kv-tokens=-1", "--kv-tokens")],
 )
-def test_what_cannot_be_measured_is_refused_at_once(option: str, named: str, tmp_path: Path) -> None:
-    run = run_benchmark(option, cache=tmp_path)
+def test_what_cannot_be_measured_is_refused(option: str, named: str) -> None:
+    with pytest.raises(InvalidInput, match=f"^{named}: must|^{named}: lies"):
+        check_options(parser().parse_args([option]))
+
+
+def test_a_refusal_is_one_line_and_comes_at_once(tmp_path: Path) -> None:
+    run = run_benchmark("--prompts=/nowhere", cache=tmp_path)
     assert run.returncode == 2
-    assert run.stderr.startswith(f"error: {named}")
+    assert run.stderr.startswith("error: --prompts")
     assert len(run.stderr.splitlines()) == 1
+
+
+def test_the_cache_has_room_for_a_section_s_texts() -> None:
+    args = parser().parse_args(["--device=cpu"])
+    assert stack_for(args, slots=64, tokens=176).kv_tokens == 64 * 192
+    assert stack_for(args, slots=2, tokens=176).kv_tokens == StackConfig().kv_tokens
+    args = parser().parse_args(["--device=cpu", "--kv-tokens=640"])
+    assert stack_for(args, slots=600, tokens=176).kv_tokens == 640
+    assert stack_for(args, slots=600, tokens=176).max_batch_rows == 600

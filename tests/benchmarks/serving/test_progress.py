@@ -36,6 +36,17 @@ def test_who_began_earlier_is_not_ahead() -> None:
     assert found.most_over_median == pytest.approx(1.0, abs=0.06)
 
 
+def test_streams_that_take_turns_are_compared_with_those_beside_them() -> None:
+    waves = [[even_stream(60, start=7.0 * wave, every=0.1) for _ in range(4)] for wave in range(3)]
+    found = evenness([one for wave in waves for one in wave])
+    assert (found.together_s, found.most_over_median, found.least_over_median) == (0.0, 1.0, 1.0)
+    assert found.window_s == pytest.approx(1.6)
+    assert found.samples > 3
+    waves[1][0] = stream([(7.0, 1), (7.1, 1), (12.9, 1)])
+    starved = evenness([one for wave in waves for one in wave])
+    assert starved.least_over_median is not None and starved.least_over_median < 0.1
+
+
 def test_streams_that_never_run_together_are_not_judged() -> None:
     found = evenness([even_stream(5), even_stream(5, start=50.0)])
     assert (found.samples, found.together_s) == (0, 0.0)

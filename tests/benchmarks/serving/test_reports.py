@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
+from benchmarks.serving.block_log import ResultLog
 from benchmarks.serving.feeding import Feeding
 from benchmarks.serving.feeding_report import feeding_verdicts
 from benchmarks.serving.load_figures import Comparison
 from benchmarks.serving.load_report import load_verdicts
 from benchmarks.serving.many_streams import ManyStreams, ProcessGrowth, Wave
 from benchmarks.serving.progress import Evenness
+from benchmarks.serving.scheduling import RoundShares
 from benchmarks.serving.streams_report import render_streams, stream_verdicts
 from benchmarks.simulation import Latency
 from benchmarks.statistics import Interval
+from qspec.errors import InvalidInput
 
 LATENCY = Latency(p50=1.0, p95=2.0, p99=3.0)
 EVEN = Evenness(
-    samples=3, together_s=2.0, most_over_median=1.2, least_over_median=0.9, longest_silence_s=0.5, median_silence_s=0.4)
+    samples=3, together_s=2.0, window_s=0.0, most_over_median=1.2, least_over_median=0.9, longest_silence_s=0.5,
+    median_silence_s=0.4)
 WAVE = Wave(finished=4, tokens=40, seconds=2.0, throughput=20.0, first_token=LATENCY, gap=LATENCY, evenness=EVEN)
 
 
@@ -29,7 +34,7 @@ def growth(*after: int) -> ProcessGrowth:
 
 
 def streams(*waves: Wave, memory: tuple[int, ...] = (100, 100)) -> ManyStreams:
-    return ManyStreams(streams=4, tokens_each=10, waves=waves, memory=(growth(*memory),), shares=())
+    return ManyStreams(streams=4, slots=4, tokens_each=10, waves=waves, memory=(growth(*memory),), shares=())
 
 
 def met(found: ManyStreams) -> list[bool | None]:
@@ -39,7 +44,9 @@ def met(found: ManyStreams) -> list[bool | None]:
 def test_streams_that_end_evenly_in_bounded_memory_are_well() -> None:
     found = streams(WAVE, WAVE)
     assert met(found) == [True, True, True]
-    assert "progress over the median's: most 1.20, least 0.90" in render_streams(found)
+    assert "all together for 2.0 s, progress over the median's: most 1.20, least 0.90" in render_streams(found)
+    waiting = replace(WAVE, evenness=replace(EVEN, together_s=0.0, window_s=1.5))
+    assert "in windows of 1.5 s, progress" in render_streams(streams(waiting))
 
 
 @pytest.mark.parametrize(
@@ -52,6 +59,16 @@ def test_streams_that_end_evenly_in_bounded_memory_are_well() -> None:
 def test_what_goes_wrong_in_one_wave_is_missed(found: ManyStreams, index: int) -> None:
     assert [state for state in met(found) if state is False] == [False]
     assert met(found)[index] is False
+
+
+def test_what_whole_measurements_found_is_kept(tmp_path: Path) -> None:
+    shares = RoundShares(rounds=3, round_s=0.1, scheduling=0.02, rpc=0.05)
+    found = replace(streams(WAVE, WAVE), shares=((1, shares), (4, shares)))
+    ResultLog(tmp_path / "log", {"seed": 1}).add("16", asdict(found))
+    again = ResultLog(tmp_path / "log", {"seed": 1})
+    assert {name: ManyStreams.from_json(record) for name, record in again.results.items()} == {"16": found}
+    with pytest.raises(InvalidInput, match="seed"):
+        ResultLog(tmp_path / "log", {"seed": 2})
 
 
 def test_what_was_not_seen_is_not_judged() -> None:
