@@ -98,7 +98,7 @@ class SlotLedger:
             held.update(self.sharing.names(sequence))
             self.waiting.popleft()
             sequence.slot, sequence.lease = self._free_slots.pop(), self.new_lease()
-            sequence.admitted, sequence.cached_len = False, 0
+            sequence.admitted, sequence.cached_len, sequence.reserved_len = False, 0, 0
             bisect.insort(self.running, sequence, key=lambda one: one.arrival)
 
     def remove(self, sequence: Sequence) -> None:

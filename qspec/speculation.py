@@ -194,8 +194,7 @@ class SpeculationLoop:
         """
         this = OpenRound(self._next_round(), self.clock())
         self._ledger.admit()
-        plan = RoundPlan.of(
-            self._ledger.running, self._ledger.sharing, self.description, self.policy.costs, self._max_prefill_s)
+        plan = RoundPlan.of(self._ledger, self.description, self.policy.costs, self._max_prefill_s)
         self._draft(this, self._draft_items(plan))
         batch = plan.batch(this.drafts, number=this.number, releases=self._ledger.releases)
         called = self.clock()
@@ -216,8 +215,8 @@ class SpeculationLoop:
         texts = plan.drafting
         load = Load(rows=plan.prefill_rows, context=sum(text.cached_len for text in texts))
         lengths = self.policy.choose([
-            Candidate(acceptance=text.acceptance, cap=plan.draft_cap(text), draft_length=text.draft_length)
-            for text in texts
+            Candidate(acceptance=text.acceptance, cap=cap, draft_length=text.draft_length)
+            for text, cap in zip(texts, plan.draft_caps, strict=True)
         ], load)
         return tuple(
             DraftItem(
@@ -269,7 +268,7 @@ class SpeculationLoop:
             result = by_slot.get(sequence.slot)
             if result is None or result.lease != sequence.lease:
                 continue
-            sequence.admitted = True
+            sequence.admitted, sequence.reserved_len = True, result.reserved_len
             if result.outcome is SlotOutcome.STALE:
                 self._ledger.recompute(sequence)
             elif result.outcome is SlotOutcome.NO_BLOCKS:

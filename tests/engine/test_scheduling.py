@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from qspec.interfaces import Sampling
+from qspec.interfaces import Sampling, SlotOutcome, VerifyAnswer, VerifyBatch
 from qspec.sequence import Sequence
 from qspec.speculation import SpeculationLoop
 from tests.engine.paper_workers import VOCAB_SIZE, PaperDrafter, PaperVerifier
@@ -18,6 +18,26 @@ from tests.toy_model import continue_text
 MOST_ROUNDS = 1000
 BEGINNINGS = tuple(tuple((start * 7 + 3 * index) % VOCAB_SIZE for index in range(24)) for start in range(2))
 SEEDED = Sampling(temperature=1.0, seed=5)
+
+
+class CountingVerifier(PaperVerifier):
+    """Knows whether drafts were to blame when a batch ran out of blocks."""
+
+    def verify(self, batch: VerifyBatch) -> VerifyAnswer:
+        """See ``Verifier``."""
+        before = {slot: len(tenancy.blocks) for slot, tenancy in self.slots._tenancies.items()}
+        answer = super().verify(batch)
+        without = {item.slot: -(-item.committed_len // self.block_size) for item in batch.verifications}
+        drafting = {item.slot for item in batch.verifications if item.draft_tokens}
+        short = [result.slot for result in answer.results if result.outcome is SlotOutcome.NO_BLOCKS]
+        taken = sum(
+            len(self.slots._tenancies[slot].blocks) - max(before[slot], without[slot])
+            for slot in drafting.difference(short))
+        for slot in short:
+            if slot in without:
+                missing = without[slot] - len(self.slots._tenancies[slot].blocks)
+                assert missing > answer.free_blocks + taken, "short of blocks for the sake of drafts"
+        return answer
 
 
 class Scheduling(RuleBasedStateMachine):
@@ -35,7 +55,7 @@ class Scheduling(RuleBasedStateMachine):
 
     def attach(self) -> None:
         """A verifier, and a drafter."""
-        self.verifier = PaperVerifier(num_blocks=14, epoch=next(self.epochs))
+        self.verifier = CountingVerifier(num_blocks=14, epoch=next(self.epochs))
         self.loop.attach_verifier(self.verifier)
         self.loop.attach_drafter(PaperDrafter(self.verifier, self.loop.committed_tokens))
 
@@ -194,6 +214,19 @@ def test_nobody_gives_way_while_blocks_come_back_anyway() -> None:
     long, short = sequence(list(range(10)), max_tokens=8), sequence(list(range(50, 55)), max_tokens=4)
     run(loop, long, short)  # the long one needs a fourth block in the very round in which the short one ends
     assert (long.stats.recomputations, short.stats.recomputations) == (0, 0)
+
+
+def test_nobody_gives_way_for_the_sake_of_drafts() -> None:
+    for draft_length in (0, 8):
+        verifier = CountingVerifier(max_slots=2, num_blocks=6, block_size=4, max_batch_rows=64)
+        loop = attached(verifier)
+        loop.attach_drafter(PaperDrafter(verifier, loop.committed_tokens))
+        wanted = [sequence([start, *range(5)], max_tokens=most) for start, most in ((90, 10), (50, 4))]
+        for one in wanted:
+            one.draft_length = draft_length
+        run(loop, *wanted)  # the first needs its fourth block when the second has given back its third
+        assert [one.stats.recomputations for one in wanted] == [0, 0]
+        assert bool(wanted[0].stats.drafted) == bool(draft_length)
 
 
 @pytest.mark.parametrize(("others", "victim"), [
