@@ -14,7 +14,6 @@ from qspec.cost_table import CostTable
 from qspec.draft_blocks import Holding, caps_within_blocks
 from qspec.interfaces import Admission, PrefillChunk, Release, Verification, VerifierDescription, VerifyBatch
 from qspec.prefill_share import prefill_rows
-from qspec.prefix_sharing import PrefixSharing
 from qspec.sequence import Sequence as Text
 from qspec.slot_ledger import SlotLedger
 
@@ -31,7 +30,7 @@ class RoundPlan:
     prefill_rows: int
     """Most rows of prompts to enter."""
     spare_blocks: int
-    """KV blocks that are left when every text has what it needs without drafts; below 0 some will lack one."""
+    """KV blocks that are left when every sequence has what it needs without drafts; below 0 some will lack one."""
 
     @classmethod
     def of(
@@ -49,7 +48,7 @@ class RoundPlan:
             max_prefill_s if ready else math.inf)
         return cls(
             about=about, texts=texts, running=len(ledger.running), prefill_rows=rows,
-            spare_blocks=ledger.free_blocks - _blocks_without_drafts(texts, rows, ledger.sharing, about.block_size))
+            spare_blocks=ledger.unclaimed_blocks)
 
     @property
     def drafting(self) -> list[Text]:
@@ -110,23 +109,6 @@ class RoundPlan:
         return PrefillChunk(
             slot=text.slot, lease=text.lease, start=start, token_ids=tuple(text.tokens[start:end]),
             next_token=text.token_behind(end))
-
-
-def _blocks_without_drafts(
-    texts: Sequence[Text], prefill_rows: int, sharing: PrefixSharing, block_size: int
-) -> int:
-    """New KV blocks that a round takes at most, if nobody drafts and so many rows of prompts are entered."""
-    held = sharing.names_held(text for text in texts if text.admitted) if not all(t.admitted for t in texts) else set()
-    blocks = 0
-    for text in texts:
-        entered = min(text.missing, prefill_rows)
-        prefill_rows -= entered
-        if not text.admitted:  # perhaps all of its blocks are there, unused until now
-            blocks += sharing.first_blocks(text, held)
-            continue
-        positions = text.cached_len + entered + (entered == text.missing)
-        blocks += max(-(-positions // block_size) - text.reserved_len // block_size, 0)
-    return blocks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

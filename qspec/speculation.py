@@ -37,10 +37,11 @@ from qspec.interfaces import (
 )
 from qspec.open_round import OpenRound
 from qspec.prefix_sharing import PrefixSharing
+from qspec.room import Room
 from qspec.round_batch import BatchRows, RoundPlan
 from qspec.round_report import RoundReport
 from qspec.sequence import FinishReason, Sequence
-from qspec.slot_ledger import Room, SlotLedger
+from qspec.slot_ledger import SlotLedger
 
 
 @dataclass(frozen=True, slots=True)

@@ -200,6 +200,31 @@ def test_more_texts_run_at_once_where_they_share_blocks() -> None:
     assert together == {True: 4, False: 2}  # 6 blocks each, of which 5 are the same
 
 
+def test_what_running_texts_hold_is_said_anew_only_when_it_has_changed() -> None:
+    loop = attached(PaperVerifier(max_slots=2, num_blocks=12, block_size=4, max_batch_rows=64))
+    loop.add(sequence([*range(9)], max_tokens=9))
+    said = [loop.room.held]
+    while loop.has_work:
+        loop.step()
+        said.append(loop.room.held)
+    assert [len(held) for held in said] == [0, 2, 2, 2, 3, 3, 3, 3, 4, 0, 0]
+    assert all((one is other) == (one == other) for one, other in itertools.pairwise(said))
+    waiting = sequence([*range(9)])
+    loop.add(waiting)
+    assert loop.room.coming == set(waiting.block_names(4)) and not loop.room.held
+
+
+def test_a_prompt_that_is_being_entered_has_a_claim_to_blocks_for_all_of_it() -> None:
+    loop = attached(PaperVerifier(max_slots=3, num_blocks=12, block_size=4, max_batch_rows=8))
+    long = sequence([*range(40)], max_tokens=2)
+    loop.add(long)
+    loop.step()
+    assert loop.free_blocks == 10, "two blocks are entered"
+    assert loop.room.fits(3) and not loop.room.fits(4), "and nine more will be"
+    run(loop, sequence([60, 61, 62, 63, 64], max_tokens=2), sequence([70], max_tokens=2))
+    assert loop.preemptions == 0
+
+
 def test_what_a_preempted_text_had_is_found_again_while_nobody_needs_it() -> None:
     verifier = PaperVerifier(max_slots=2, num_blocks=9, block_size=4, max_batch_rows=64)
     loop = attached(verifier)
