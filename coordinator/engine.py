@@ -19,7 +19,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from coordinator.command_queue import CommandQueue, ThreadEnded
@@ -106,9 +106,12 @@ class Engine:
         """What is held and left; None while nothing can run here."""
         return self._seats.load
 
-    def place(self, stream: Stream) -> bool:
-        """Run a request from the next round on; False when nothing can run here any more."""
-        placed = self._seats.place(stream)
+    def place(self, stream: Stream, names: Sequence[bytes] = ()) -> bool:
+        """Run a request, whose KV blocks have these names, from the next round on.
+
+        False when nothing can run here any more.
+        """
+        placed = self._seats.place(stream, names)
         if placed and not self._wanted:
             self._wanted = True
             self._commands.post(self._look)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qspec.slot_ledger import Room
+from qspec.room import Room
 
 NEIGHBOUR_TOKENS = 64
 """Tokens of prefill that a request avoids computing for one more sequence beside it. One KV block of tokens: a rule of
@@ -27,22 +27,25 @@ class PairLoad:
     """Sequences in slots, queued by the loop, or on their way to it."""
     room: Room
 
-    def with_one_more(self, tokens: int) -> PairLoad:
-        """After a sequence of so many committed tokens was placed here."""
-        return PairLoad(sequences=self.sequences + 1, room=self.room.less(tokens))
+    def with_one_more(self, tokens: int, names: Sequence[bytes] = ()) -> PairLoad:
+        """After a sequence of so many committed tokens, in blocks with these names, was placed here."""
+        return PairLoad(sequences=self.sequences + 1, room=self.room.less(tokens, names))
 
 
-def choose_pair(tokens: int, loads: Sequence[PairLoad | None], cached_tokens: Sequence[int]) -> int | None:
+def choose_pair(
+    tokens: int, loads: Sequence[PairLoad | None], cached_tokens: Sequence[int], names: Sequence[bytes] = ()
+) -> int | None:
     """Index of the pair for a sequence of so many committed tokens; None where it has to wait.
 
     Args:
         tokens: committed tokens, at least 1.
         loads: of each pair; None for one that takes nothing at the moment.
         cached_tokens: leading tokens of the sequence that each pair is likely to have cached.
+        names: what its full blocks are called: those that running sequences hold need no room.
     """
     candidates = [
         (max(tokens - cached, 0) + NEIGHBOUR_TOKENS * load.sequences, -load.room.free_blocks, index)
         for index, (load, cached) in enumerate(zip(loads, cached_tokens, strict=True))
-        if load is not None and load.room.fits(tokens)
+        if load is not None and load.room.fits(tokens, names)
     ]
     return min(candidates)[2] if candidates else None

@@ -227,15 +227,16 @@ class Router:
                 return
 
     def _fits(self, sequence: Sequence) -> bool:
-        return self._choose(sequence, ()) is not None
+        return self._choose(sequence, self._names(sequence)) is not None
 
     def _place(self, stream: Stream) -> bool:
         """Give a request to the best pair that takes it now."""
         sequence = stream.generation.sequence
         names = self._names(sequence)
         while (place := self._choose(sequence, names)) is not None:
-            if place.engine.place(stream):
-                place.prefixes.note(names)
+            if place.engine.place(stream, names):
+                if len(self._places) > 1:
+                    place.prefixes.note(names)
                 return True
         return False
 
@@ -245,13 +246,14 @@ class Router:
             place.prefixes.cached_blocks(names) * (load.room.block_size if load is not None else 0)
             for place, load in zip(self._places, loads, strict=True)
         ]
-        index = choose_pair(len(sequence.tokens), loads, cached)
+        index = choose_pair(len(sequence.tokens), loads, cached, names)
         return None if index is None else self._places[index]
 
-    def _names(self, sequence: Sequence) -> list[bytes]:
-        """Those of the blocks of its tokens; of no use to a single pair."""
-        sizes = [load.room.block_size for place in self._places if (load := place.engine.load) is not None]
-        return sequence.block_names(sizes[0]) if len(self._places) > 1 and sizes and sequence.reuses else []
+    def _names(self, sequence: Sequence) -> tuple[bytes, ...]:
+        """Those of the blocks of its tokens, where they are of use: to share blocks, or to choose among pairs."""
+        rooms = [load.room for place in self._places if (load := place.engine.load) is not None]
+        useful = len(self._places) > 1 or any(room.shares for room in rooms)
+        return tuple(sequence.block_names(rooms[0].block_size)) if useful and rooms and sequence.reuses else ()
 
     def _drop(self, stream: Stream) -> None:
         """A stream that has left admission before its end; wherever it is, and if it is just being handed over."""

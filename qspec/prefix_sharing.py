@@ -9,10 +9,19 @@ text depends on it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from collections.abc import Sequence as ReadOnlySequence
 from dataclasses import dataclass
 
 from qspec.sequence import Sequence
+
+
+def blocks_to_begin(tokens: int, names: ReadOnlySequence[bytes], block_size: int, *held: Collection[bytes]) -> int:
+    """Blocks that a sequence of so many tokens needs for these and one more, beside the first of its ``names`` that are
+    in any of ``held``."""
+    shared = next(
+        (index for index, name in enumerate(names) if not any(name in one for one in held)), len(names))
+    return -(-(tokens + 1) // block_size) - shared
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +41,8 @@ class PrefixSharing:
 
     def first_blocks(self, sequence: Sequence, held: set[bytes]) -> int:
         """Blocks that a sequence needs to begin with, for its tokens and one more, beside those ``held`` by others."""
-        needed = -(-(len(sequence.tokens) + 1) // self.block_size)
-        if not sequence.reuses:
-            return needed
-        names = self.names(sequence)
-        return needed - next((index for index, name in enumerate(names) if name not in held), len(names))
+        names = self.names(sequence) if sequence.reuses else ()
+        return blocks_to_begin(len(sequence.tokens), names, self.block_size, held)
 
     def held_back(self, running: Iterable[Sequence]) -> set[int]:
         """Slots of sequences to be admitted later: one before them in ``running`` is entering what they begin with."""

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from qspec.cost_table import CostTable
+from qspec.draft_blocks import Holding, caps_within_blocks
 from qspec.interfaces import Admission, PrefillChunk, Release, Verification, VerifierDescription, VerifyBatch
 from qspec.prefill_share import prefill_rows
-from qspec.prefix_sharing import PrefixSharing
 from qspec.sequence import Sequence as Text
+from qspec.slot_ledger import SlotLedger
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,30 +30,39 @@ class RoundPlan:
     """Sequences in slots."""
     prefill_rows: int
     """Most rows of prompts to enter."""
+    spare_blocks: int
+    """KV blocks that are left when every sequence has what it needs without drafts; below 0 some will lack one."""
 
     @classmethod
     def of(
-        cls, running: Sequence[Text], sharing: PrefixSharing, about: VerifierDescription, costs: CostTable,
-        max_prefill_s: float,
+        cls, ledger: SlotLedger, about: VerifierDescription, costs: CostTable, max_prefill_s: float
     ) -> RoundPlan:
-        """The plan for sequences in slots, oldest first.
+        """The plan for the sequences in slots.
 
         ``max_prefill_s``: what entering prompts may add to the round, by these ``costs``, where other texts go on.
         """
-        held_back = sharing.held_back(running)
-        texts = tuple(text for text in running if text.slot not in held_back)
+        held_back = ledger.sharing.held_back(ledger.running)
+        texts = tuple(text for text in ledger.running if text.slot not in held_back)
         ready = sum(text.ready for text in texts)
         rows = prefill_rows(
             [(text.cached_len, text.missing) for text in texts if text.missing], about.max_batch_rows - ready, costs,
             max_prefill_s if ready else math.inf)
-        return cls(about=about, texts=texts, running=len(running), prefill_rows=rows)
+        return cls(
+            about=about, texts=texts, running=len(ledger.running), prefill_rows=rows,
+            spare_blocks=ledger.unclaimed_blocks)
 
     @property
     def drafting(self) -> list[Text]:
         """Those that can be drafted for."""
         return [text for text in self.texts if text.admitted and text.ready]
 
-    def draft_cap(self, text: Text) -> int:
+    @property
+    def draft_caps(self) -> list[int]:
+        """Most tokens to draft for each of ``drafting``."""
+        holdings = [Holding(len(text.tokens), text.reserved_len, self._cap(text)) for text in self.drafting]
+        return caps_within_blocks(holdings, self.spare_blocks, self.about.block_size)
+
+    def _cap(self, text: Text) -> int:
         """Most tokens that are worth drafting: a round makes one token anyway; rows and positions are limited.
 
         Every sequence has its share of the rows, so that drafts never keep a prompt from being entered.

@@ -11,33 +11,12 @@ import bisect
 import itertools
 import time
 from collections import deque
-from dataclasses import dataclass, replace
 
 from qspec.errors import ContractViolation
 from qspec.interfaces import Release
-from qspec.prefix_sharing import PrefixSharing
+from qspec.prefix_sharing import PrefixSharing, blocks_to_begin
+from qspec.room import Room
 from qspec.sequence import Sequence
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
-    """What is left for sequences that are queued now, behind those that wait already."""
-
-    free_slots: int
-    free_blocks: int
-    block_size: int
-    idle: bool
-    """Nobody runs, waits or has anything to give back: whatever fits into the cache at all would run."""
-
-    def fits(self, tokens: int) -> bool:
-        """Whether a sequence of so many committed tokens would run in the next round."""
-        return self.free_slots > 0 and (self.idle or _first_blocks(tokens, self.block_size) <= self.free_blocks)
-
-    def less(self, tokens: int) -> Room:
-        """What is left behind a sequence of so many committed tokens."""
-        return replace(
-            self, free_slots=self.free_slots - 1, idle=False,
-            free_blocks=self.free_blocks - _first_blocks(tokens, self.block_size))
 
 
 class SlotLedger:
@@ -51,6 +30,8 @@ class SlotLedger:
         self.preemptions = 0
         """Sequences that had to give way because KV blocks ran out."""
         self.sharing = PrefixSharing(1, enabled=False)
+        self._held: frozenset[bytes] = frozenset()
+        self._held_key: tuple[tuple[int, int], ...] = ()  # what ``_held`` is of
         self._free_slots: list[int] = []
         self._arrivals = itertools.count()
         self._lease = time.time_ns()  # above those of any loop that used the same verifier before
@@ -70,14 +51,41 @@ class SlotLedger:
             self._requeue(sequence)
         self.running.clear()
 
+    @property
+    def unclaimed_blocks(self) -> int:
+        """KV blocks that are free beyond what running sequences need for the tokens that they have; perhaps below 0.
+
+        A prompt that is being entered has a claim to the blocks for the rest of it, though it has none of them yet.
+        """
+        size = self.sharing.block_size
+        entering = [sequence for sequence in self.running if not sequence.admitted]
+        held = self.sharing.names_held(one for one in self.running if one.admitted) if entering else set()
+        claimed = 0
+        for sequence in self.running:
+            if sequence.admitted:  # one that is ready goes on with its tokens alone, others begin with one more
+                needed = blocks_to_begin(len(sequence.tokens) - sequence.ready, (), size)
+                claimed += max(needed - sequence.reserved_len // size, 0)
+        for sequence in entering:
+            claimed += self.sharing.first_blocks(sequence, held)
+            held.update(self.sharing.names(sequence))
+        return self.free_blocks - claimed
+
     def room(self, block_size: int) -> Room:
         """What a sequence that is queued now would find."""
         room = Room(
-            free_slots=len(self._free_slots), free_blocks=self.free_blocks, block_size=block_size,
-            idle=not (self.waiting or self.running or self.releases))
+            free_slots=len(self._free_slots), free_blocks=self.unclaimed_blocks, block_size=block_size,
+            idle=not (self.waiting or self.running or self.releases), held=self._names_held(),
+            shares=self.sharing.enabled)
         for sequence in self.waiting:
-            room = room.less(len(sequence.tokens))
+            room = room.less(len(sequence.tokens), self.sharing.names(sequence) if sequence.reuses else ())
         return room
+
+    def _names_held(self) -> frozenset[bytes]:
+        """What running sequences' blocks are called; the same object as long as it is the same."""
+        key = tuple((sequence.lease, len(self.sharing.names(sequence))) for sequence in self.running)
+        if key != self._held_key:
+            self._held_key, self._held = key, frozenset(self.sharing.names_held(self.running))
+        return self._held
 
     def enqueue(self, sequence: Sequence) -> None:
         """Put a new sequence last in the queue."""
@@ -88,7 +96,7 @@ class SlotLedger:
         """Give free slots to waiting sequences, in order, as long as their tokens fit into free and shared blocks."""
         if not self.waiting or not self._free_slots:
             return
-        free_blocks, held = self.free_blocks, self.sharing.names_held(self.running)
+        free_blocks, held = self.unclaimed_blocks, self.sharing.names_held(self.running)
         while self.waiting and self._free_slots:
             sequence = self.waiting[0]
             needed = self.sharing.first_blocks(sequence, held)
@@ -98,7 +106,7 @@ class SlotLedger:
             held.update(self.sharing.names(sequence))
             self.waiting.popleft()
             sequence.slot, sequence.lease = self._free_slots.pop(), self.new_lease()
-            sequence.admitted, sequence.cached_len = False, 0
+            sequence.admitted, sequence.cached_len, sequence.reserved_len = False, 0, 0
             bisect.insort(self.running, sequence, key=lambda one: one.arrival)
 
     def remove(self, sequence: Sequence) -> None:
@@ -150,8 +158,3 @@ class SlotLedger:
     def _requeue(self, sequence: Sequence) -> None:
         sequence.stats.recomputations += 1
         self.waiting.appendleft(sequence)
-
-
-def _first_blocks(tokens: int, block_size: int) -> int:
-    """Blocks that a sequence needs to begin with: for its tokens and one more."""
-    return -(-(tokens + 1) // block_size)

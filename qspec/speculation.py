@@ -39,10 +39,11 @@ from qspec.interfaces import (
 from qspec.open_round import OpenRound
 from qspec.overlap import AwaitingVerifier, HandingDrafter, Pending, ask_both, with_drafts
 from qspec.prefix_sharing import PrefixSharing
+from qspec.room import Room
 from qspec.round_batch import BatchRows, RoundPlan
 from qspec.round_report import RoundReport
 from qspec.sequence import FinishReason, Sequence
-from qspec.slot_ledger import Room, SlotLedger
+from qspec.slot_ledger import SlotLedger
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +197,7 @@ class SpeculationLoop:
         """
         this = OpenRound(self._next_round(), self.clock())
         self._ledger.admit()
-        plan = RoundPlan.of(
-            self._ledger.running, self._ledger.sharing, self.description, self.policy.costs, self._max_prefill_s)
+        plan = RoundPlan.of(self._ledger, self.description, self.policy.costs, self._max_prefill_s)
         batch, answer = self._ask(this, plan, self._draft_items(plan))
         rows = BatchRows.of(batch)
         self._observe_verify(rows, answer, this.verify_s)
@@ -214,8 +214,8 @@ class SpeculationLoop:
         texts = plan.drafting
         load = Load(rows=plan.prefill_rows, context=sum(text.cached_len for text in texts))
         lengths = self.policy.choose([
-            Candidate(acceptance=text.acceptance, cap=plan.draft_cap(text), draft_length=text.draft_length)
-            for text in texts
+            Candidate(acceptance=text.acceptance, cap=cap, draft_length=text.draft_length)
+            for text, cap in zip(texts, plan.draft_caps, strict=True)
         ], load)
         return tuple(
             DraftItem(
@@ -291,7 +291,7 @@ class SpeculationLoop:
             result = by_slot.get(sequence.slot)
             if result is None or result.lease != sequence.lease:
                 continue
-            sequence.admitted = True
+            sequence.admitted, sequence.reserved_len = True, result.reserved_len
             if result.outcome is SlotOutcome.STALE:
                 self._ledger.recompute(sequence)
             elif result.outcome is SlotOutcome.NO_BLOCKS:

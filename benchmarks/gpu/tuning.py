@@ -27,13 +27,14 @@ CANDIDATES: dict[int, tuple[Tile, ...]] = {
     ),
     64: (
         Tile(rows=64), Tile(rows=64, stages=3), Tile(rows=64, outputs=128, warps=8, stages=3),
-        Tile(rows=64, outputs=128, stages=3), Tile(rows=64, outputs=128, warps=8, stages=3, each_waits=True),
+        Tile(rows=64, outputs=128, stages=3), Tile(rows=64, outputs=256, warps=8, stages=3),
     ),
     128: (
         Tile(rows=128, outputs=128, warps=8, stages=3), Tile(rows=64, outputs=128, warps=8, stages=3),
         Tile(rows=128, outputs=128, warps=8, stages=3, each_waits=True),
         Tile(rows=128, inputs=64, each_waits=True),
         Tile(rows=128, outputs=256, inputs=64, warps=8, stages=4, each_waits=True),
+        Tile(rows=128, outputs=256, warps=8, stages=2, each_waits=True), Tile(rows=128, outputs=256, warps=8, stages=2),
         Tile(rows=128, stages=3, each_waits=True),
     ),
     256: (

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.placed_prefixes import PlacedPrefixes
 from coordinator.placement import NEIGHBOUR_TOKENS, PairLoad, choose_pair
 from qspec.prefix_hash import prefix_hashes
-from qspec.slot_ledger import Room
+from qspec.room import Room
 
 
 def load(sequences: int = 0, *, slots: int = 4, blocks: int = 100, idle: bool | None = None) -> PairLoad:
@@ -66,6 +68,20 @@ def test_a_request_waits_only_where_nothing_fits_and_the_chosen_pair_is_the_chea
 def test_placed_requests_use_room_up() -> None:
     left = load(0, slots=2, blocks=10).with_one_more(31)
     assert (left.sequences, left.room.free_slots, left.room.free_blocks, left.room.idle) == (1, 1, 8, False)
+
+
+def test_blocks_that_others_hold_need_no_room() -> None:
+    names = prefix_hashes(range(100), 16)
+    empty = Room(free_slots=9, free_blocks=8, block_size=16, idle=True, shares=True)
+    room = empty.less(100, names)
+    assert (room.free_blocks, room.fits(100), room.fits(100, names)) == (1, False, True)
+    assert room.less(100, names).free_blocks == 0 and not room.less(100, names).fits(100, names)
+    assert not room.fits(100, prefix_hashes(range(100), 16, "salt"))
+    assert not room.fits(40, prefix_hashes(range(1, 41), 16))
+    running = replace(room, coming=frozenset(), held=frozenset(names[:3]))
+    assert (running.fits(63, names[:3]), running.fits(64, names[:4])) == (True, False)
+    apart = replace(empty, shares=False).less(100, names)
+    assert not apart.fits(100, names) and not apart.coming
 
 
 def test_only_a_common_beginning_of_whole_blocks_counts_as_cached() -> None:

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from qspec.interfaces import Sampling
+from qspec.interfaces import Sampling, SlotOutcome, VerifyAnswer, VerifyBatch
 from qspec.sequence import Sequence
 from qspec.speculation import SpeculationLoop
 from tests.engine.paper_workers import VOCAB_SIZE, PaperDrafter, PaperVerifier
@@ -18,6 +18,26 @@ from tests.toy_model import continue_text
 MOST_ROUNDS = 1000
 BEGINNINGS = tuple(tuple((start * 7 + 3 * index) % VOCAB_SIZE for index in range(24)) for start in range(2))
 SEEDED = Sampling(temperature=1.0, seed=5)
+
+
+class CountingVerifier(PaperVerifier):
+    """Knows whether drafts were to blame when a batch ran out of blocks."""
+
+    def verify(self, batch: VerifyBatch) -> VerifyAnswer:
+        """See ``Verifier``."""
+        before = {slot: len(tenancy.blocks) for slot, tenancy in self.slots._tenancies.items()}
+        answer = super().verify(batch)
+        without = {item.slot: -(-item.committed_len // self.block_size) for item in batch.verifications}
+        drafting = {item.slot for item in batch.verifications if item.draft_tokens}
+        short = [result.slot for result in answer.results if result.outcome is SlotOutcome.NO_BLOCKS]
+        taken = sum(
+            len(self.slots._tenancies[slot].blocks) - max(before[slot], without[slot])
+            for slot in drafting.difference(short))
+        for slot in short:
+            if slot in without:
+                missing = without[slot] - len(self.slots._tenancies[slot].blocks)
+                assert missing > answer.free_blocks + taken, "short of blocks for the sake of drafts"
+        return answer
 
 
 class Scheduling(RuleBasedStateMachine):
@@ -35,7 +55,7 @@ class Scheduling(RuleBasedStateMachine):
 
     def attach(self) -> None:
         """A verifier, and a drafter."""
-        self.verifier = PaperVerifier(num_blocks=14, epoch=next(self.epochs))
+        self.verifier = CountingVerifier(num_blocks=14, epoch=next(self.epochs))
         self.loop.attach_verifier(self.verifier)
         self.loop.attach_drafter(PaperDrafter(self.verifier, self.loop.committed_tokens))
 
@@ -180,6 +200,31 @@ def test_more_texts_run_at_once_where_they_share_blocks() -> None:
     assert together == {True: 4, False: 2}  # 6 blocks each, of which 5 are the same
 
 
+def test_what_running_texts_hold_is_said_anew_only_when_it_has_changed() -> None:
+    loop = attached(PaperVerifier(max_slots=2, num_blocks=12, block_size=4, max_batch_rows=64))
+    loop.add(sequence([*range(9)], max_tokens=9))
+    said = [loop.room.held]
+    while loop.has_work:
+        loop.step()
+        said.append(loop.room.held)
+    assert [len(held) for held in said] == [0, 2, 2, 2, 3, 3, 3, 3, 4, 0, 0]
+    assert all((one is other) == (one == other) for one, other in itertools.pairwise(said))
+    waiting = sequence([*range(9)])
+    loop.add(waiting)
+    assert loop.room.coming == set(waiting.block_names(4)) and not loop.room.held
+
+
+def test_a_prompt_that_is_being_entered_has_a_claim_to_blocks_for_all_of_it() -> None:
+    loop = attached(PaperVerifier(max_slots=3, num_blocks=12, block_size=4, max_batch_rows=8))
+    long = sequence([*range(40)], max_tokens=2)
+    loop.add(long)
+    loop.step()
+    assert loop.free_blocks == 10, "two blocks are entered"
+    assert loop.room.fits(3) and not loop.room.fits(4), "and nine more will be"
+    run(loop, sequence([60, 61, 62, 63, 64], max_tokens=2), sequence([70], max_tokens=2))
+    assert loop.preemptions == 0
+
+
 def test_what_a_preempted_text_had_is_found_again_while_nobody_needs_it() -> None:
     verifier = PaperVerifier(max_slots=2, num_blocks=9, block_size=4, max_batch_rows=64)
     loop = attached(verifier)
@@ -194,6 +239,19 @@ def test_nobody_gives_way_while_blocks_come_back_anyway() -> None:
     long, short = sequence(list(range(10)), max_tokens=8), sequence(list(range(50, 55)), max_tokens=4)
     run(loop, long, short)  # the long one needs a fourth block in the very round in which the short one ends
     assert (long.stats.recomputations, short.stats.recomputations) == (0, 0)
+
+
+def test_nobody_gives_way_for_the_sake_of_drafts() -> None:
+    for draft_length in (0, 8):
+        verifier = CountingVerifier(max_slots=2, num_blocks=6, block_size=4, max_batch_rows=64)
+        loop = attached(verifier)
+        loop.attach_drafter(PaperDrafter(verifier, loop.committed_tokens))
+        wanted = [sequence([start, *range(5)], max_tokens=most) for start, most in ((90, 10), (50, 4))]
+        for one in wanted:
+            one.draft_length = draft_length
+        run(loop, *wanted)  # the first needs its fourth block when the second has given back its third
+        assert [one.stats.recomputations for one in wanted] == [0, 0]
+        assert bool(wanted[0].stats.drafted) == bool(draft_length)
 
 
 @pytest.mark.parametrize(("others", "victim"), [
