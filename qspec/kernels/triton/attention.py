@@ -42,55 +42,55 @@ def _attend(
     PIECE: tl.constexpr, INNER: tl.constexpr, TILE: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One tile over one piece. ``TAIL``: entries of a tail, whose piece is the last one; 0: the blocks hold all."""
-    wait_for_inputs(OVERLAP)
     tile, kv_head, piece = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     first, count, slot = tl.load(tiles + tile * 3), tl.load(tiles + tile * 3 + 1), tl.load(tiles + tile * 3 + 2)
     group: tl.constexpr = HEADS // KV_HEADS
-    if count > 0:
-        start = piece * PIECE
-        if TAIL > 0:
-            length = tl.load(committed + slot)
-            is_tail = piece == tl.num_programs(2) - 1
-            beyond = tl.load(positions + first) + 1 - length  # entries of the tail: one row a tile
-            start, stop = tl.where(is_tail, 0, start), tl.where(is_tail, beyond, tl.minimum(start + PIECE, length))
-        else:
-            stop = tl.minimum(start + PIECE, tl.load(positions + first + count - 1) + 1)
-        if start < stop:
-            member, d = tl.arange(0, TILE), tl.arange(0, HEAD_DIM)
-            inside = member // group < count
-            row = first + tl.minimum(member // group, count - 1)
-            head = kv_head * group + member % group
-            limit = stop + tl.zeros_like(row) if TAIL > 0 else tl.load(positions + row) + 1
-            q = tl.load(queries + (row * HEADS + head)[:, None] * HEAD_DIM + d[None, :])
-            highest = tl.full((TILE,), float("-inf"), tl.float32)
-            total = tl.zeros((TILE,), tl.float32)
-            mixed = tl.zeros((TILE, HEAD_DIM), tl.float32)
-            for k in range(start, stop, INNER):
-                key = k + tl.arange(0, INNER)
-                there = key < stop
-                block = tl.load(block_table + slot * table_stride + key // BLOCK, mask=there, other=0).to(tl.int64)
-                entry = (block * KV_HEADS + kv_head) * BLOCK + key % BLOCK
-                k_from, v_from = keys, values
-                if TAIL > 0:
-                    entry = tl.where(is_tail, (slot.to(tl.int64) * KV_HEADS + kv_head) * TAIL + key, entry)
-                    k_from = tail_keys if is_tail else keys
-                    v_from = tail_values if is_tail else values
-                entry *= HEAD_DIM
-                k_tile = tl.load(k_from + entry[None, :] + d[:, None], mask=there[None, :], other=0.0)
-                v_tile = tl.load(v_from + entry[:, None] + d[None, :], mask=there[:, None], other=0.0)
-                scores = tl.dot(q, k_tile) * scale
-                scores = tl.where(key[None, :] < limit[:, None], scores, float("-inf"))
-                higher = tl.maximum(highest, tl.max(scores, 1))
-                base = tl.where(higher == float("-inf"), 0.0, higher)  # a row that sees none of these keys
-                weights = tl.exp2(scores - base[:, None])
-                kept = tl.exp2(highest - base)
-                total = total * kept + tl.sum(weights, 1)
-                mixed = tl.dot(weights.to(v_tile.dtype), v_tile, mixed * kept[:, None])
-                highest = higher
-            at = (piece.to(tl.int64) * rows + row) * HEADS + head
-            tl.store(maxima + at, highest, mask=inside)
-            tl.store(totals + at, total, mask=inside)
-            tl.store(sums + at[:, None] * HEAD_DIM + d[None, :], mixed, mask=inside[:, None])
+    member, d = tl.arange(0, TILE), tl.arange(0, HEAD_DIM)
+    inside = member // group < count
+    row = first + tl.minimum(member // group, tl.maximum(count - 1, 0))
+    start, is_tail = piece * PIECE, False
+    if TAIL > 0:
+        length = tl.load(committed + slot)
+        is_tail = piece == tl.num_programs(2) - 1
+        beyond = tl.load(positions + first) + 1 - length  # entries of the tail: one row a tile
+        start, stop = tl.where(is_tail, 0, start), tl.where(is_tail, beyond, tl.minimum(start + PIECE, length))
+        limit = stop + tl.zeros_like(row)
+    else:
+        limit = tl.load(positions + row) + 1
+        stop = tl.minimum(start + PIECE, tl.load(positions + first + tl.maximum(count - 1, 0)) + 1)
+    wait_for_inputs(OVERLAP)
+    if (count > 0) & (start < stop):
+        head = kv_head * group + member % group
+        q = tl.load(queries + (row * HEADS + head)[:, None] * HEAD_DIM + d[None, :])
+        highest = tl.full((TILE,), float("-inf"), tl.float32)
+        total = tl.zeros((TILE,), tl.float32)
+        mixed = tl.zeros((TILE, HEAD_DIM), tl.float32)
+        for k in range(start, stop, INNER):
+            key = k + tl.arange(0, INNER)
+            there = key < stop
+            block = tl.load(block_table + slot * table_stride + key // BLOCK, mask=there, other=0).to(tl.int64)
+            entry = (block * KV_HEADS + kv_head) * BLOCK + key % BLOCK
+            k_from, v_from = keys, values
+            if TAIL > 0:
+                entry = tl.where(is_tail, (slot.to(tl.int64) * KV_HEADS + kv_head) * TAIL + key, entry)
+                k_from = tail_keys if is_tail else keys
+                v_from = tail_values if is_tail else values
+            entry *= HEAD_DIM
+            k_tile = tl.load(k_from + entry[None, :] + d[:, None], mask=there[None, :], other=0.0)
+            v_tile = tl.load(v_from + entry[:, None] + d[None, :], mask=there[:, None], other=0.0)
+            scores = tl.dot(q, k_tile) * scale
+            scores = tl.where(key[None, :] < limit[:, None], scores, float("-inf"))
+            higher = tl.maximum(highest, tl.max(scores, 1))
+            base = tl.where(higher == float("-inf"), 0.0, higher)  # a row that sees none of these keys
+            weights = tl.exp2(scores - base[:, None])
+            kept = tl.exp2(highest - base)
+            total = total * kept + tl.sum(weights, 1)
+            mixed = tl.dot(weights.to(v_tile.dtype), v_tile, mixed * kept[:, None])
+            highest = higher
+        at = (piece.to(tl.int64) * rows + row) * HEADS + head
+        tl.store(maxima + at, highest, mask=inside)
+        tl.store(totals + at, total, mask=inside)
+        tl.store(sums + at[:, None] * HEAD_DIM + d[None, :], mixed, mask=inside[:, None])
 
 
 @triton.jit(do_not_specialize=["rows", "pieces"])
@@ -100,11 +100,11 @@ def _merge(
     ARRANGE: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """A row's pieces of one head."""
-    wait_for_inputs(OVERLAP)
     row, head, d = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, HEAD_DIM)
     slot = tl.load(slots + row)
+    length = tl.load(committed + tl.maximum(slot, 0)) if TAIL else tl.load(positions + row) + 1
+    wait_for_inputs(OVERLAP)
     if slot >= 0:
-        length = tl.load(committed + slot) if TAIL else tl.load(positions + row) + 1
         filled = tl.cdiv(length, PIECE)
         highest = tl.full((), float("-inf"), tl.float32)
         total = tl.zeros((), tl.float32)

@@ -48,11 +48,12 @@ def _draw_blocks(
     CHOICE: tl.constexpr, PIECES: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """The winner of each block of the vocabulary, where nothing is filtered."""
-    wait_for_inputs(OVERLAP)
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     token = block * BLOCK + tl.arange(0, BLOCK)
     inside = token < width
-    logits = read_product(pieces, scales, token_scales, row, token, width, M, inside, PIECES, TOKENS)
+    scale = tl.load(scales + token, mask=inside, other=0.0)
+    wait_for_inputs(OVERLAP)
+    logits = read_product(pieces, scale, token_scales, row, token, width, M, inside, PIECES, TOKENS)
     score = logits.to(tl.float64)
     if NOISE:
         mine = draws + row
@@ -74,11 +75,12 @@ def _scale_blocks(
     OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Logits over the temperature, and the largest of each block. ``scaled`` may be the first piece."""
-    wait_for_inputs(OVERLAP)
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     token = block * BLOCK + tl.arange(0, BLOCK)
     inside = token < width
-    logits = read_product(pieces, scales, token_scales, row, token, width, M, inside, PIECES, TOKENS)
+    scale = tl.load(scales + token, mask=inside, other=0.0)
+    wait_for_inputs(OVERLAP)
+    logits = read_product(pieces, scale, token_scales, row, token, width, M, inside, PIECES, TOKENS)
     values = _scaled_logits(logits, tl.load(draws + row + TEMPERATURE * stride).to(tl.float32, bitcast=True))
     tl.store(scaled + row * width + token, values, mask=inside)
     tl.store(maxima + row * tl.num_programs(1) + block, tl.max(tl.where(inside, values, float("-inf")), 0))

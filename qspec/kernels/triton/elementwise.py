@@ -2,7 +2,8 @@
 
 Every kernel reads the fp32 pieces of the product before it (``plane_linear``), adds them up from the first to the last,
 scales them, and writes what the next product reads (``activation_forms``). A row is one program of one shape, and the
-number of rows is no constant of the compiled kernel, so a row has the same bits whatever lies beside it.
+number of rows is no constant of the compiled kernel, so a row has the same bits whatever lies beside it. What no kernel
+of a pass writes (scales, weights of norms, positions) is read before the wait for the product.
 ``qspec.kernels.elementwise``, ``qspec.quant.e4m3`` and ``qspec.quant.int8`` define the operations.
 
 A scale per token needs its whole row. A norm has it in one program anyway; an activation's rows are several times as
@@ -33,14 +34,16 @@ _HEADS_AT_ONCE = 8
 
 @triton.jit
 def read_product(
-    pieces, scales, token_scales, row, column, width, rows, mask, PIECES: tl.constexpr, TOKENS: tl.constexpr
+    pieces, scale, token_scales, row, column, width, rows, mask, PIECES: tl.constexpr, TOKENS: tl.constexpr
 ):  # fmt: skip
-    """Some outputs of a product ``[rows, width]``: its pieces added up from the first to the last, and scaled."""
+    """Some outputs of a product ``[rows, width]``: its pieces added up from the first to the last, and scaled.
+
+    ``scale``: of these outputs. No kernel changes it, so it is read before the product is there.
+    """
     at = row * width + column
     total = tl.load(pieces + at, mask=mask, other=0.0).to(tl.float32)
     for piece in tl.static_range(1, PIECES):
         total += tl.load(pieces + piece * rows.to(tl.int64) * width + at, mask=mask, other=0.0)
-    scale = tl.load(scales + column, mask=mask, other=0.0)
     if TOKENS:
         scale *= tl.load(token_scales + row) * _PLANE_SCALE
     return total * scale
@@ -52,14 +55,16 @@ def norm_kernel(
     PIECES: tl.constexpr, TOKENS: tl.constexpr, FORM: tl.constexpr, BLOCK: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    wait_for_inputs(OVERLAP)
     row, at = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     mask = at < width
+    gain = tl.load(weight + at, mask=mask, other=0.0)
+    scale = tl.load(scales + at, mask=mask, other=0.0) if PIECES > 0 else gain
+    wait_for_inputs(OVERLAP)
     x = tl.load(residual + row * width + at, mask=mask, other=0.0).to(tl.float32)
     if PIECES > 0:
-        x += read_product(pieces, scales, token_scales, row, at, width, M, mask, PIECES, TOKENS)
+        x += read_product(pieces, scale, token_scales, row, at, width, M, mask, PIECES, TOKENS)
         tl.store(residual + row * width + at, x, mask=mask)
-    y = x * tl.rsqrt(tl.sum(x * x, 0) / width + eps) * tl.load(weight + at, mask=mask, other=0.0)
+    y = x * tl.rsqrt(tl.sum(x * x, 0) / width + eps) * gain
     if FORM > 0:
         codes, scale = quantise(y, tl.max(tl.abs(y), 0), mask, FORM)
         tl.store(out + row * width + (arranged(at) if FORM == 3 else at), codes, mask=mask)
@@ -75,11 +80,13 @@ def _silu_kernel(
     OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """``QUANTISE``: numbers as they are and in the usual order, beside the largest magnitude of each block."""
-    wait_for_inputs(OVERLAP)
     row, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = at < width
-    gate = read_product(pieces, scales, token_scales, row, at, 2 * width, M, mask, PIECES, TOKENS)
-    up = read_product(pieces, scales, token_scales, row, at + width, 2 * width, M, mask, PIECES, TOKENS)
+    gate_scale = tl.load(scales + at, mask=mask, other=0.0)
+    up_scale = tl.load(scales + at + width, mask=mask, other=0.0)
+    wait_for_inputs(OVERLAP)
+    gate = read_product(pieces, gate_scale, token_scales, row, at, 2 * width, M, mask, PIECES, TOKENS)
+    up = read_product(pieces, up_scale, token_scales, row, at + width, 2 * width, M, mask, PIECES, TOKENS)
     y = gate / (1.0 + tl.exp(-gate)) * up
     if QUANTISE:
         tl.store(out + row * width + at, y, mask=mask)
@@ -112,7 +119,6 @@ def _rotary_kernel(
     OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """``AT_ONCE`` heads of one row. ``BLOCK``: entries in a KV block, or with ``TAIL`` in a tail."""
-    wait_for_inputs(OVERLAP)
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1) * AT_ONCE + tl.arange(0, AT_ONCE)
     half: tl.constexpr = HEAD_DIM // 2
     heads: tl.constexpr = HEADS + 2 * KV_HEADS
@@ -120,34 +126,45 @@ def _rotary_kernel(
     d = tl.arange(0, half)
     column = head[:, None] * HEAD_DIM + d[None, :]
     there = column < width
-    first = read_product(pieces, scales, token_scales, row, column, width, M, there, PIECES, TOKENS)
-    second = read_product(pieces, scales, token_scales, row, column + half, width, M, there, PIECES, TOKENS)
-    if BIASED:
-        first += tl.load(bias + column, mask=there, other=0.0)
-        second += tl.load(bias + column + half, mask=there, other=0.0)
-    position = tl.load(positions + row)
+    first_scale = tl.load(scales + column, mask=there, other=0.0)
+    second_scale = tl.load(scales + column + half, mask=there, other=0.0)
+    position, slot = tl.load(positions + row), tl.load(slots + row).to(tl.int64)
+    angle = position.to(tl.int64) * HEAD_DIM + d
+    first_cos, first_sin = tl.load(cos + angle)[None, :], tl.load(sin + angle)[None, :]
+    second_cos, second_sin = tl.load(cos + angle + half)[None, :], tl.load(sin + angle + half)[None, :]
     turned = (head < HEADS + KV_HEADS)[:, None]
+    block, entry = slot, position
+    if slot >= 0:
+        if TAIL:
+            entry = position - tl.load(committed + slot)
+        else:
+            block = tl.load(block_table + slot * table_stride + position // BLOCK).to(tl.int64)
+            entry = position % BLOCK
+    if BIASED:
+        first_bias = tl.load(bias + column, mask=there, other=0.0)
+        second_bias = tl.load(bias + column + half, mask=there, other=0.0)
     if NORMED:  # a weight per head, queries' then keys'
+        of_head = turned & there
+        first_weight = tl.load(head_norms + column, mask=of_head, other=0.0)
+        second_weight = tl.load(head_norms + column + half, mask=of_head, other=0.0)
+    wait_for_inputs(OVERLAP)
+    first = read_product(pieces, first_scale, token_scales, row, column, width, M, there, PIECES, TOKENS)
+    second = read_product(pieces, second_scale, token_scales, row, column + half, width, M, there, PIECES, TOKENS)
+    if BIASED:
+        first += first_bias
+        second += second_bias
+    if NORMED:
         mean = (tl.sum(first * first, 1) + tl.sum(second * second, 1)) / HEAD_DIM
         inverse = tl.rsqrt(mean + eps)[:, None]
-        weights = head_norms + column
-        of_head = turned & there
-        first = tl.where(turned, first * inverse * tl.load(weights, mask=of_head, other=0.0), first)
-        second = tl.where(turned, second * inverse * tl.load(weights + half, mask=of_head, other=0.0), second)
-    angle = position.to(tl.int64) * HEAD_DIM + d
-    rotated = first * tl.load(cos + angle)[None, :] + second * tl.load(sin + angle)[None, :]
-    other = second * tl.load(cos + angle + half)[None, :] + first * tl.load(sin + angle + half)[None, :]
+        first = tl.where(turned, first * inverse * first_weight, first)
+        second = tl.where(turned, second * inverse * second_weight, second)
+    rotated = first * first_cos + second * first_sin
+    other = second * second_cos + first * second_sin
     first, second = tl.where(turned, rotated, first), tl.where(turned, other, second)
     to, is_query = queries + row * HEADS * HEAD_DIM + column, (head < HEADS)[:, None] & there
     tl.store(to, first.to(queries.dtype.element_ty), mask=is_query)
     tl.store(to + half, second.to(queries.dtype.element_ty), mask=is_query)
-    slot = tl.load(slots + row).to(tl.int64)
     if slot >= 0:
-        if TAIL:
-            block, entry = slot, position - tl.load(committed + slot)
-        else:
-            block = tl.load(block_table + slot * table_stride + position // BLOCK).to(tl.int64)
-            entry = position % BLOCK
         kept = there & (head >= HEADS)[:, None]
         kv_head = (head - HEADS) % KV_HEADS
         at = ((block * KV_HEADS + kv_head) * BLOCK + entry)[:, None] * HEAD_DIM + d[None, :]

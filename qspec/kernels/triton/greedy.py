@@ -22,11 +22,12 @@ def _largest_of_blocks(
     pieces, scales, token_scales, largest, tokens, M, width,
     PIECES: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    wait_for_inputs(OVERLAP)
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     token = block * BLOCK + tl.arange(0, BLOCK)
     inside = token < width
-    logits = read_product(pieces, scales, token_scales, row, token, width, M, inside, PIECES, TOKENS)
+    scale = tl.load(scales + token, mask=inside, other=0.0)
+    wait_for_inputs(OVERLAP)
+    logits = read_product(pieces, scale, token_scales, row, token, width, M, inside, PIECES, TOKENS)
     logits = tl.where(inside, logits, float("-inf"))
     to = row * tl.num_programs(1) + block
     tl.store(largest + to, tl.max(logits, 0))
