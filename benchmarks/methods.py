@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prompts=args.prompts.name,
         num_prompts=len(prompts),
         answer_tokens=args.answer_tokens,
-        text=args.text.name,
+        text=str(args.text.relative_to(ROOT)) if args.text.is_relative_to(ROOT) else args.text.name,
         misfits={full_name(choice): why for choice in all_choices() if (why := scored.misfit(choice.variant.weights))},
     ))
     try:

@@ -34,6 +34,7 @@ from qspec.client import (
 )
 from qspec.interfaces import Sampling
 from qspec.v1 import generation_pb2 as pb
+from tests.clients.scripted_server import scripted_server
 from tests.coordinator.test_service import run, served, until
 from tests.fakes import FakeDrafter, FakeVerifier
 from tests.toy_model import continue_text
@@ -74,6 +75,26 @@ def test_both_clients_stream_the_same_deltas(tmp_path: Path) -> None:
             assert finish.reason is FinishReason.LENGTH and finish.usage.completion_tokens == 12
             assert sum(finish.speculation.accepted_per_position) == finish.speculation.accepted > 0
     run(test)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_server_that_dies_amid_a_text_is_one_error_and_asked_no_second_time(asynchronous: bool) -> None:
+    texts: list[str] = []
+
+    async def read(address: str) -> None:
+        async with AsyncClient(address) as client:
+            async for delta in client.generate("die"):
+                texts.append(delta.text)
+
+    with scripted_server() as address, pytest.raises(WorkerLost) as caught:
+        if asynchronous:
+            asyncio.run(read(address))
+        else:
+            with Client(address) as client:
+                for delta in client.generate("die"):
+                    texts.append(delta.text)
+    assert texts == ["PIECE"]
+    assert address in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_whole_texts(tmp_path: Path) -> None:

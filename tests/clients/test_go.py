@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,24 @@ import pytest
 from tests.clients.generated import contents, generate, versions
 from tests.clients.go import DIRECTORY, MODULE, GoModule, go_module
 from tests.clients.tools import require_tool, run
+
+IMPORTS = f"""package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"{MODULE}"
+	qspecv1 "{MODULE}/v1"
+)
+
+"""
+"""What the example of the README leaves out."""
 
 
 @pytest.fixture
@@ -31,6 +50,15 @@ def test_generated_code_is_what_the_protos_give(tmp_path: Path) -> None:
 def test_code_is_formatted_and_vetted(module: GoModule) -> None:
     assert run([require_tool("gofmt"), "-l", "."], DIRECTORY) == ""
     module.run("go", "vet", MODULE, f"{MODULE}/examples/generate")
+
+
+def test_example_of_the_readme_builds(module: GoModule, tmp_path: Path) -> None:
+    (body,) = re.findall(r"^```go\n(.*?)^```$", (DIRECTORY / "README.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    package = tmp_path / "gopath" / "src" / "hello"
+    package.mkdir(parents=True)
+    program = f"{IMPORTS}func hello() error {{\n{body}}}\n\nfunc main() {{ _ = hello() }}\n"
+    (package / "main.go").write_text(program, "utf-8")
+    module.run("go", "vet", "hello")
 
 
 def test_golden_vectors(module: GoModule) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import socket
 from collections.abc import Iterator
+from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import pytest
 
 from tests.certificates import Authority, Pair
@@ -44,6 +48,28 @@ def test_full_queue_says_when_to_try_again(example: Example, scripted: str) -> N
 def test_fields_come_from_the_details(example: Example, scripted: str) -> None:
     done = example.run("--address", scripted, *RAW, "fields")
     assert refused(done, code=2) == "error: INVALID_ARGUMENT: größe: is 世界; stop[0]: is empty"
+
+
+def test_older_server_does_not_know_the_call(example: Example) -> None:
+    server = grpc.server(futures.ThreadPoolExecutor(max_workers=1))
+    port = server.add_insecure_port("localhost:0")
+    server.start()
+    try:
+        done = example.run("--address", f"localhost:{port}", *RAW, "x")
+    finally:
+        server.stop(None).wait()
+    assert refused(done, code=1) == "error: UNIMPLEMENTED: Method not found!"
+
+
+def test_interrupt_while_connecting(example: Example) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # takes connections and says nothing
+        mute.settimeout(20)
+        with example.started("--address", f"127.0.0.1:{mute.getsockname()[1]}", *RAW, "x") as process:
+            connection, _ = mute.accept()
+            with connection:
+                process.send_signal(signal.SIGINT)
+                _, errors = process.communicate(timeout=10)
+    assert (process.returncode, errors) == (130, b"interrupted\n")
 
 
 def test_reason_of_a_newer_server(example: Example, scripted: str) -> None:

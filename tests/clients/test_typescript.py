@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from tests.clients.generated import contents, generate
-from tests.clients.tools import require_path, require_tool
+from tests.clients.tools import require_path, require_tool, run
 from tests.clients.typescript import DIRECTORY, npm
 
 
@@ -18,6 +18,23 @@ def test_generated_code_is_what_the_protos_give(tmp_path: Path) -> None:
     generated = Path("src") / "generated"
     assert contents(DIRECTORY / generated) == contents(tmp_path / generated), (
         "run 'make client-protos' and check the result in")
+
+
+def test_example_of_the_readme_compiles(tmp_path: Path) -> None:
+    require_tool("node")
+    compiler = DIRECTORY / "node_modules" / ".bin" / "tsc"
+    require_path(compiler, "the TypeScript compiler")
+    (body,) = re.findall(r"^```ts\n(.*?)^```$", (DIRECTORY / "README.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    (tmp_path / "hello.mts").write_text(body, "utf-8")
+    project = {
+        "extends": str(DIRECTORY / "tsconfig.json"), "files": ["hello.mts"], "include": [],
+        "compilerOptions": {
+            "noEmit": True, "incremental": False, "skipLibCheck": True, "rootDir": "/",
+            "paths": {"@qspec/client": [str(DIRECTORY / "src" / "index.ts")]},
+            "typeRoots": [str(DIRECTORY / "node_modules" / "@types")], "types": ["node"]},
+    }
+    (tmp_path / "tsconfig.json").write_text(json.dumps(project), "utf-8")
+    run([str(compiler), "--project", str(tmp_path)], tmp_path)
 
 
 def test_golden_vectors() -> None:

@@ -12,27 +12,38 @@ import pytest
 
 from tools.check_imports import ROOT
 
-DOCUMENTS = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "clients/README.md"]
-FOLDERS = "docs|clients|qspec|drafter|verifier|coordinator|protos|benchmarks|tools|tests|\\.ci"
-PATH = re.compile(rf"(?:{FOLDERS})/[\w./-]*|[\w.-]+\.(?:md|toml|txt)")
+DOCUMENTS = [
+    "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "deploy/README.md", "clients/README.md",
+    *sorted(str(path.relative_to(ROOT)) for each in ("docs/*.md", "clients/*/README.md") for path in ROOT.glob(each)),
+]
+FOLDERS = "deploy|docs|clients|qspec|drafter|verifier|coordinator|protos|benchmarks|tools|tests|\\.ci"
+PATH = re.compile(rf"(?:{FOLDERS}|src|examples)/[\w./-]*|[\w.-]+\.(?:md|toml|txt)")
+ELSEWHERE = {"keys.txt"}
+"""Files of users that documents name."""
 
 
 def find_paths(text: str) -> set[str]:
-    """Every path of this repository that stands in backticks or is linked."""
-    marked = re.findall(r"`([^`\n]+)`|\]\(([^)\s]+)\)", text)
-    return {part for pair in marked for part in pair if part and PATH.fullmatch(part)}
+    """Every path of this repository that stands in backticks."""
+    return {path for path in re.findall(r"`([^`\n]+)`", text) if PATH.fullmatch(path)} - ELSEWHERE
+
+
+def find_links(text: str) -> set[str]:
+    """Where links lead that stay in this repository, without their anchors."""
+    return {link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link} - {""}
 
 
 def test_paths_are_recognised() -> None:
-    text = "`qspec/a.py`, `tests/contract`, [x](OTHER.md), `make run`, `org/name`"
-    assert find_paths(text) == {"qspec/a.py", "tests/contract", "OTHER.md"}
+    text = "`qspec/a.py`, `tests/contract`, [x](OTHER.md#there), `make run`, `org/name`, [y](https://example.org/a)"
+    assert (find_paths(text), find_links(text)) == ({"qspec/a.py", "tests/contract"}, {"OTHER.md"})
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_named_paths_exist(document: str) -> None:
-    paths = find_paths((ROOT / document).read_text(encoding="utf-8"))
-    assert paths
-    assert {path for path in paths if not (ROOT / path).exists()} == set()
+    text, folder = (ROOT / document).read_text(encoding="utf-8"), (ROOT / document).parent
+    paths = find_paths(text)
+    assert paths or folder != ROOT
+    assert {path for path in paths if not ((ROOT / path).exists() or (folder / path).exists())} == set()
+    assert {link for link in find_links(text) if not (folder / link).exists()} == set()
 
 
 def test_named_targets_exist() -> None:

@@ -1,4 +1,5 @@
-// Private: a call of Generate that runs.
+// Private: a call of Generate. The first next() begins it, because beginning waits for the connection, and a stream that
+// waits can be cancelled.
 #pragma once
 
 #include <memory>
@@ -13,7 +14,9 @@ namespace qspec {
 
 struct Stream::Call {
   grpc::ClientContext context;
-  std::unique_ptr<grpc::ClientReader<v1::GenerateResponse>> pieces;
+  std::shared_ptr<v1::GenerationService::Stub> service;
+  v1::GenerateRequest request;
+  std::unique_ptr<grpc::ClientReader<v1::GenerateResponse>> pieces;  // Nothing before it has begun.
   std::uint32_t unfinished = 1;  // Choices whose last piece is still to come.
   bool ended = false;
 };

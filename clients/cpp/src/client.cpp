@@ -13,7 +13,7 @@ namespace qspec {
 
 struct Client::Connection {
   ConnectionOptions options;
-  std::unique_ptr<v1::GenerationService::Stub> service;
+  std::shared_ptr<v1::GenerationService::Stub> service;
 };
 
 Client::Client(const std::string& address, ConnectionOptions options) {
@@ -29,7 +29,8 @@ Stream Client::generate(const v1::GenerateRequest& request, Timeout timeout) con
   auto call = std::make_unique<Stream::Call>();
   prepare(call->context, connection_->options, timeout);
   call->unfinished = request.has_n() ? request.n() : 1;
-  call->pieces = connection_->service->Generate(&call->context, request);
+  call->service = connection_->service;
+  call->request = request;
   return Stream(std::move(call));
 }
 

@@ -16,7 +16,7 @@ Stream& Stream::operator=(Stream&& other) noexcept {
 }
 
 Stream::~Stream() {
-  if (!call_ || call_->ended) {
+  if (!call_ || call_->ended || !call_->pieces) {
     return;
   }
   cancel();
@@ -29,6 +29,9 @@ Stream::~Stream() {
 std::optional<v1::GenerateResponse> Stream::next() {
   if (call_->ended) {
     return std::nullopt;
+  }
+  if (!call_->pieces) {
+    call_->pieces = call_->service->Generate(&call_->context, call_->request);
   }
   v1::GenerateResponse piece;
   if (call_->pieces->Read(&piece)) {

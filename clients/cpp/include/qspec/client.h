@@ -26,7 +26,8 @@ class Client {
   explicit Client(const std::string& address, ConnectionOptions options = {});
   ~Client();
 
-  // Generates. What is wrong with the request is told by the stream's first next().
+  // Generates, from the stream's first next() on, which also tells what is wrong with the request; the timeout runs from
+  // now on. The stream may outlive the client.
   Stream generate(const v1::GenerateRequest& request, Timeout timeout = {}) const;
 
   // What runs on the server; answers while the model is being loaded, too. Throws Error.
