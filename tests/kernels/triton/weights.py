@@ -20,3 +20,13 @@ def random_planes(
     assert torch.equal(merge_fp16(high, low).view(torch.int16), scaled.rows.view(torch.int16))
     scales = scaled.scales.squeeze(1).to(device)
     return PlaneWeight(high.view(torch.uint8).to(device), low.to(device), scales), scaled.rows.double() * scaled.scales
+
+
+def assert_same_row(one: Tensor, other: Tensor) -> None:
+    """That two rows have the same bits; in the interpreter, whose products are NumPy's, that they are the same numbers:
+    some BLAS add a row up by its place among others.
+    """
+    if one.is_cuda:
+        assert torch.equal(one, other)
+    else:
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
