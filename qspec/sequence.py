@@ -95,6 +95,8 @@ class Sequence:
     admitted: bool = field(init=False, default=False)
     """Whether the verifier knows of the tenancy."""
     cached_len: int = field(init=False, default=0)
+    undecided: bool = field(init=False, default=False)
+    """Whether the verifier was asked last and has not decided yet: until it does, drafts are of no use."""
     arrival: int = field(init=False, default=0)
     """Place in the order in which sequences came."""
     cached_prompt_tokens: int | None = field(init=False, default=None)

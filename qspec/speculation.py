@@ -210,7 +210,7 @@ class SpeculationLoop:
         answer = self._call_verifier(batch)
         verify_s = self.clock() - called
         this.rpc_s += verify_s - answer.timings.total_ns * 1e-9
-        self._observe_verify(batch, verify_s)
+        self._observe_verify(batch, answer, verify_s)
         self._ledger.confirm(batch.releases, answer.free_blocks)
         self.prefill_rows += answer.prefill_rows
         commits = self._apply(this, answer, verify_s)
@@ -221,7 +221,10 @@ class SpeculationLoop:
         """Draft length by slot, for the sequences that are ready and get at least one draft."""
         if self._drafter is None:
             return {}
-        ready = [sequence for sequence in self._ledger.running if sequence.admitted and sequence.ready]
+        ready = [
+            sequence for sequence in self._ledger.running
+            if sequence.admitted and sequence.ready and not sequence.undecided
+        ]
         prefill = sum(len(sequence.tokens) - sequence.cached_len for sequence in self._ledger.running) - len(ready)
         load = Load(
             rows=min(prefill, max(self.description.max_batch_rows - len(ready), 0)),
@@ -370,8 +373,9 @@ class SpeculationLoop:
         """One sequence's new tokens, if it was decided on."""
         sequence.note_reused(result.reused_len)
         sequence.note_prompt_logprobs(sequence.cached_len, result.prompt_logprobs)
-        sequence.cached_len = result.cached_len
+        asked, sequence.cached_len = sequence.ready, result.cached_len
         dead_end = result.outcome is SlotOutcome.DEAD_END
+        sequence.undecided = asked and not result.token_ids and not dead_end
         if not result.token_ids and not dead_end:
             return []
         drafted = len(this.drafts.get(sequence.slot, ()))
@@ -413,8 +417,10 @@ class SpeculationLoop:
     def _costs(self) -> CostObserver:
         return self.policy.costs if self.cost_recorder is None else self.cost_recorder
 
-    def _observe_verify(self, batch: VerifyBatch, seconds: float) -> None:
-        if batch.verifications and not batch.prefill_chunks:
+    def _observe_verify(self, batch: VerifyBatch, answer: VerifyAnswer, seconds: float) -> None:
+        """Of a batch that only decided, and on everyone: nothing else says what deciding costs."""
+        decided = all(result.token_ids for result in answer.results)
+        if batch.verifications and not batch.prefill_chunks and decided:
             rows = sum(1 + len(verification.draft_tokens) for verification in batch.verifications)
             context = sum(verification.committed_len - 1 for verification in batch.verifications)
             self._costs.observe_verify(rows, context, seconds)

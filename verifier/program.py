@@ -25,6 +25,7 @@ async def serve_verifier(process: WorkerProcess, *, epoch: int) -> None:
 
         verifier = LocalVerifier.load(process.config, progress=process.status.stage, epoch=epoch)
         fd_servers.append(FdServer(socket_path, *verifier.arena_fds))
+        verifier.prepare_constraints()  # beside whatever the coordinator still waits for
         return verifier
 
     engine = EngineThread(load, name="verifier-engine")
