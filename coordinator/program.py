@@ -27,18 +27,16 @@ from coordinator.service import GenerationService
 from coordinator.serving import ServerState, Serving
 from coordinator.stack import Stack
 from coordinator.telemetry import Telemetry
+from coordinator.tokenizer_loader import TokenizerLoader
 from coordinator.tracing.settings import make_tracer
 from qspec.config import StackConfig
 from qspec.device import configured_backend
 from qspec.errors import InvalidInput
-from qspec.grammar import Grammars
 from qspec.interfaces import VerifierDescription
 from qspec.lifeline import watch_lifeline
 from qspec.memory.budget import budget_table
 from qspec.models.arrival import model_arrival
-from qspec.models.converted import prepare_tokenizer
 from qspec.models.text_stream import TextStream
-from qspec.models.tokenizer import Tokenizer
 from qspec.quant.method_plan import check_methods
 from qspec.quant.methods import Role
 from qspec.rpc.server import Service, serve
@@ -111,7 +109,7 @@ async def serve_coordinator(options: Options, status: Status) -> None:
 
 async def _serve(options: Options, directory: Path, status: Status, serving: Serving) -> None:
     config, event_loop = options.config, asyncio.get_running_loop()
-    stop, making = asyncio.Event(), threading.Lock()
+    stop, making, loader = asyncio.Event(), threading.Lock(), TokenizerLoader(config.model)
     failures: list[BaseException] = []
 
     def tell(text: str, fraction: float) -> None:
@@ -119,14 +117,12 @@ async def _serve(options: Options, directory: Path, status: Status, serving: Ser
         status.stage(text, fraction)
 
     def make_router(description: VerifierDescription) -> Router:
-        tokenizer = Tokenizer.load(prepare_tokenizer(config.model))
+        tokenizer, constraints = loader.wait()
         if tokenizer.vocab_fingerprint != description.vocab_fingerprint:
             raise InvalidInput.field(
                 "model", f"the verifier's model ({description.model}) has another vocabulary than {config.model}; give "
                          "coordinator and verifier the same --model")
-        tokenizer.prepare()
-        serving.tokenizer = tokenizer
-        serving.constraints = Grammars(lambda: tokenizer, vocab_size=description.vocab_size)
+        serving.tokenizer, serving.constraints = tokenizer, constraints
         router = Router(
             eos_token_ids=tokenizer.eos_token_ids, text_source=lambda: TextStream(tokenizer),
             max_waiting=options.max_waiting, max_buffered_tokens=options.max_buffered_tokens,

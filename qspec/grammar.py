@@ -7,10 +7,11 @@ serves Python 3.10 and later. Both roll back and take token by token. What decid
 lazily, over the trie of the vocabulary, so that a usual schema compiles within a millisecond; and its limits are counts
 of work, not seconds, so that coordinator and verifier refuse the same constraints on any machine.
 
-Measured for a vocabulary of 49,152 tokens on one core: 0.3 s to read the vocabulary, once, when the first constraint
-comes, and under the interpreter's lock; 1 ms to compile a usual schema; 1 to 100 µs for the library's usual mask, 6 ms
-for the worst ones; for five rows of a schema 0.24 ms to find the masks and 0.85 ms to apply them. What blows up is
-refused within 0.3 s.
+Measured for a vocabulary of 49,152 tokens on one core: 1 s to read the vocabulary, once, most of it in one piece under
+the interpreter's lock, so servers do it while they load (``prepare``); 1 ms to compile a usual schema; 1 to 100 µs for
+the library's usual mask, 6 ms for the worst ones; for five rows of a schema 0.24 ms to find the masks and 0.85 ms to
+apply them. Compiling gives the lock up, and the limits end it within 0.3 s where it blows up, and within 0.6 s for the
+largest grammars that they let through; what takes five seconds all the same, on a slow machine, is refused, too.
 
 JSON schemas are taken at their word: a keyword that is not implemented is an error. Grammars are llguidance's Lark.
 Where the grammar leaves a single text, the library allows the tokens that the tokenizer makes of it, and no others.
@@ -18,6 +19,7 @@ Where the grammar leaves a single text, the library allows the tokens that the t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections import OrderedDict
@@ -29,6 +31,7 @@ from qspec.constraint import Constraint, ConstraintKind
 from qspec.errors import InvalidInput, ModelError
 from qspec.grammar_matcher import GrammarMatcher
 from qspec.models.tokenizer import Tokenizer
+from qspec.time_limit import within
 
 if TYPE_CHECKING:
     import llguidance
@@ -45,6 +48,8 @@ MAX_ROW_ITEMS = 2_000
 """Parser items of one byte: how ambiguous a grammar may be."""
 MAX_LEXER_STATES = 20_000
 """States of one text's lexer, about 1.5 kB each."""
+LONGEST_COMPILATION_S = 5.0
+"""Seconds that ``check`` gives a constraint."""
 _KEPT = 16
 _PROBED_TOKENS = 4
 _LONGEST_REASON = 300
@@ -61,37 +66,47 @@ class _Vocabulary:
 class Grammars:
     """Constraints over one model's vocabulary. May be used by several threads."""
 
-    def __init__(self, load_tokenizer: Callable[[], Tokenizer], *, vocab_size: int) -> None:
+    def __init__(
+        self, load_tokenizer: Callable[[], Tokenizer], *, vocab_size: int, longest_s: float = LONGEST_COMPILATION_S
+    ) -> None:
         """
         Args:
-            load_tokenizer: the model's; called once, when the first constraint comes.
+            load_tokenizer: the model's; called once, by ``prepare`` or when the first constraint comes.
             vocab_size: columns of the model's logits, at least the tokenizer's tokens; the rest is never allowed.
+            longest_s: bounds ``check``.
         """
-        self._load_tokenizer, self._vocab_size = load_tokenizer, vocab_size
+        self._load_tokenizer, self._vocab_size, self._longest_s = load_tokenizer, vocab_size, longest_s
         self._lock = threading.Lock()
-        self._vocabulary: _Vocabulary | None = None
+        self._vocabulary: _Vocabulary | ModelError | None = None  # the error: why there is none
         self._compiled: OrderedDict[Constraint, llguidance.LLMatcher] = OrderedDict()
 
+    def prepare(self) -> None:
+        """Read the vocabulary now. What keeps it from being read, ``check`` and ``matcher`` tell."""
+        with contextlib.suppress(ModelError):
+            self._load_vocabulary()
+
     def check(self, constraint: Constraint) -> str | None:
-        """Why a text cannot be held to ``constraint``, if so."""
+        """Why a text cannot be held to ``constraint``, if so; returns in time, whatever is wrong with it."""
+        self.prepare()  # not a matter of the constraint
         try:
-            self._compile(constraint)
-        except ValueError as error:
-            return _one_line(str(error))
-        except ModelError as error:
-            return str(error)
+            within(self._longest_s, lambda: self._compile(constraint))
+        except TimeoutError:
+            return f"takes longer than {self._longest_s:g} s to compile: make it smaller"
+        except (ValueError, ModelError) as error:
+            return _reason(error)
         return None
 
     def matcher(self, constraint: Constraint) -> GrammarMatcher:
-        """Follows one text; ``InvalidInput`` naming the constraint's field where ``check`` has an objection.
+        """Follows one text; ``InvalidInput`` naming the constraint's field for what cannot be compiled.
 
         The last few constraints stay compiled: choices of one request, and requests alike, share the work.
         """
         compiled = self._compiled.get(constraint)
         if compiled is None:
-            if reason := self.check(constraint):
-                raise InvalidInput.field(constraint.kind.value, reason)
-            compiled = self._compile(constraint)
+            try:
+                compiled = self._compile(constraint)
+            except (ValueError, ModelError) as error:
+                raise InvalidInput.field(constraint.kind.value, _reason(error)) from error
         self._compiled[constraint] = compiled
         self._compiled.move_to_end(constraint)
         while len(self._compiled) > _KEPT:
@@ -128,9 +143,15 @@ class Grammars:
             generated.append(int(masks.allowed[0].argmax()))
 
     def _load_vocabulary(self) -> _Vocabulary:
+        """Once; ``ModelError``, the same every time."""
         with self._lock:
             if self._vocabulary is None:
-                self._vocabulary = _read_vocabulary(self._load_tokenizer(), self._vocab_size)
+                try:
+                    self._vocabulary = _read_vocabulary(self._load_tokenizer(), self._vocab_size)
+                except ModelError as error:
+                    self._vocabulary = error
+            if isinstance(self._vocabulary, ModelError):
+                raise self._vocabulary
             return self._vocabulary
 
 
@@ -142,7 +163,8 @@ def _read_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> _Vocabulary:
     if not endings:
         raise ModelError("this model has no end-of-sequence token, by which a constrained text ends")
     try:
-        tokens = llguidance.LLTokenizer(tokenizer.definition, n_vocab=vocab_size, eos_token=min(endings))
+        tokens = llguidance.LLTokenizer(
+            tokenizer.definition, n_vocab=max(vocab_size, tokenizer.vocab_size), eos_token=min(endings))
     except ValueError as error:
         reason = _one_line(str(error))
         raise ModelError(f"texts cannot be constrained with this model's tokenizer ({reason})") from error
@@ -173,6 +195,10 @@ def _schema(text: str) -> dict[str, Any]:
     if not isinstance(schema, dict):
         raise ValueError("must be an object, true or false")
     return schema
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, ModelError) else _one_line(str(error))
 
 
 def _one_line(reason: str) -> str:

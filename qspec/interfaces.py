@@ -181,7 +181,11 @@ class PrefillChunk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """A sequence to decide on; positions ``0..committed_len-2`` must be cached, or become so in the same batch."""
+    """A sequence to decide on; positions ``0..committed_len-2`` must be cached, or become so in the same batch.
+
+    A verifier may leave it undecided (``OK`` and no tokens) while it prepares for the tenancy's constraint; it is asked
+    again then, with the same committed length.
+    """
 
     slot: int
     lease: int

@@ -54,7 +54,7 @@ class RoundPlan:
     @property
     def drafting(self) -> list[Text]:
         """Those that can be drafted for."""
-        return [text for text in self.texts if text.admitted and text.ready]
+        return [text for text in self.texts if text.admitted and text.ready and not text.undecided]
 
     @property
     def draft_caps(self) -> list[int]:

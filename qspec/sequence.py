@@ -97,6 +97,8 @@ class Sequence:
     cached_len: int = field(init=False, default=0)
     reserved_len: int = field(init=False, default=0)
     """Positions that the verifier has KV blocks for."""
+    undecided: bool = field(init=False, default=False)
+    """Whether the verifier was asked last and has not decided yet: until it does, drafts are of no use."""
     arrival: int = field(init=False, default=0)
     """Place in the order in which sequences came."""
     cached_prompt_tokens: int | None = field(init=False, default=None)

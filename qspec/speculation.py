@@ -200,7 +200,7 @@ class SpeculationLoop:
         plan = RoundPlan.of(self._ledger, self.description, self.policy.costs, self._max_prefill_s)
         batch, answer = self._ask(this, plan, self._draft_items(plan))
         rows = BatchRows.of(batch)
-        self._observe_verify(rows, answer, this.verify_s)
+        self._observe_verify(batch, rows, answer, this.verify_s)
         self._ledger.confirm(batch.releases, answer.free_blocks)
         self.prefill_rows += answer.prefill_rows
         commits = self._apply(this, answer)
@@ -310,8 +310,9 @@ class SpeculationLoop:
         """One sequence's new tokens, if it was decided on."""
         sequence.note_reused(result.reused_len)
         sequence.note_prompt_logprobs(sequence.cached_len, result.prompt_logprobs)
-        sequence.cached_len = result.cached_len
+        asked, sequence.cached_len = sequence.ready, result.cached_len
         dead_end = result.outcome is SlotOutcome.DEAD_END
+        sequence.undecided = asked and not result.token_ids and not dead_end
         if not result.token_ids and not dead_end:
             return []
         sequence.stats.record(result.drafted, result.accepted)
@@ -327,9 +328,13 @@ class SpeculationLoop:
             self._ledger.vacate(sequence)
         return [Commit(sequence, taken, result.logprobs[: len(taken)])]
 
-    def _observe_verify(self, rows: BatchRows, answer: VerifyAnswer, seconds: float) -> None:
-        """Learn what rows cost, if the verifier computed just those that it was asked for."""
-        done = all(result.outcome in (SlotOutcome.OK, SlotOutcome.DEAD_END) for result in answer.results)
+    def _observe_verify(self, batch: VerifyBatch, rows: BatchRows, answer: VerifyAnswer, seconds: float) -> None:
+        """Learn what rows cost, if the verifier computed just those that it was asked for, and decided on them."""
+        asked = {verification.slot for verification in batch.verifications}
+        done = all(
+            result.outcome is SlotOutcome.DEAD_END or (
+                result.outcome is SlotOutcome.OK and (bool(result.token_ids) or result.slot not in asked))
+            for result in answer.results)
         if not rows.decided or not done or answer.prefill_rows != rows.entered:
             return
         if rows.entered:

@@ -108,6 +108,8 @@ class _Slot:
     salt: str = ""
     reused: int = 0
     blocks: int = 0
+    undecided: int = 0
+    """How often it is still left undecided."""
     answered_len: int = 0
     answer: VerifyResult | None = None
 
@@ -119,13 +121,16 @@ class FakeVerifier:
         self, *, vocab_size: int = 97, num_blocks: int = 64, max_slots: int = 4, block_size: int = 4,
         max_model_len: int = 256, max_draft_length: int = 8, max_batch_rows: int = 64, epoch: int | None = None,
         delay_s: float = 0.0, methods: tuple[str, str] = ("toy", "toy"), prefix_cache: bool = False,
+        slow_constraints: int = 0,
     ) -> None:
         """``methods``: what it says of the drafter's and its own. ``prefix_cache``: it knows every text that it was
-        ever told, in full blocks; each sequence has blocks of its own for it all the same."""
+        ever told, in full blocks; each sequence has blocks of its own for it all the same. ``slow_constraints``: how
+        often it leaves a constrained sequence undecided at first; constraints make no other difference."""
         self._arena_fd = os.memfd_create("fake-arena")
         os.ftruncate(self._arena_fd, FakeArena.size(max_slots, max_model_len))
         self.delay_s = delay_s
         self.batches: list[VerifyBatch] = []
+        self._slow_constraints = slow_constraints
         self._arena = FakeArena(self._arena_fd, max_slots, max_model_len)
         self._slots = [_Slot() for _ in range(max_slots)]
         self._free_blocks = num_blocks
@@ -237,7 +242,8 @@ class FakeVerifier:
                 return self._result(admission.slot, admission.lease, SlotOutcome.STALE)
             self._release(Release(slot=admission.slot, lease=slot.lease))
             self._slots[admission.slot] = _Slot(
-                lease=admission.lease, held=True, sampling=admission.sampling, prompt_len=admission.prompt_len)
+                lease=admission.lease, held=True, sampling=admission.sampling, prompt_len=admission.prompt_len,
+                undecided=0 if admission.constraint is None else self._slow_constraints)
             self._reuse(admission)
         return self._result(admission.slot, admission.lease, SlotOutcome.OK)
 
@@ -286,6 +292,9 @@ class FakeVerifier:
             return self._result(item.slot, item.lease, SlotOutcome.STALE)
         if not self._reserve(slot, item.committed_len + len(item.draft_tokens)):
             return self._result(item.slot, item.lease, SlotOutcome.NO_BLOCKS)
+        if slot.undecided:
+            slot.undecided -= 1
+            return self._result(item.slot, item.lease, SlotOutcome.OK)
         text = [*slot.cached, item.pending_token]
         accepted = 0
         for draft in item.draft_tokens:

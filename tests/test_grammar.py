@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from typing import Any
 
@@ -196,6 +197,51 @@ def test_a_text_that_becomes_too_costly_ends_where_a_fresh_matcher_would() -> No
         here = plain.masks(tokens[:length], ())
         assert (ahead.dead_row == 0) == (here.dead_row == 0)
         np.testing.assert_array_equal(ahead.allowed[0], here.allowed[0])
+
+
+def test_what_takes_too_long_is_refused_whatever_its_size() -> None:
+    grammars = Grammars(lambda: TOKENIZER, vocab_size=VOCAB_SIZE, longest_s=0.005)
+    started = time.monotonic()
+    reason = grammars.check(BLOW_UPS["long list"])
+    assert reason == "takes longer than 0.005 s to compile: make it smaller"
+    assert time.monotonic() - started < 2
+    assert grammars.matcher(regex("a")), "whoever compiles beside others has the time"
+
+
+def test_compiling_leaves_the_interpreter_to_others() -> None:
+    turns, compiled = 0, threading.Event()
+
+    def take_turns() -> None:
+        nonlocal turns
+        while not compiled.is_set():
+            turns += 1
+            time.sleep(0.0005)
+
+    other = threading.Thread(target=take_turns)
+    other.start()
+    assert GRAMMARS.check(BLOW_UPS["long list"]) is None
+    compiled.set()
+    other.join()
+    assert turns > 10
+
+
+def test_a_vocabulary_is_read_once_and_beforehand() -> None:
+    loaded: list[Tokenizer] = []
+    grammars = Grammars(lambda: loaded.append(TOKENIZER) or TOKENIZER, vocab_size=VOCAB_SIZE)
+    for _ in range(2):
+        grammars.prepare()
+    assert grammars.check(regex("a")) is None and grammars.matcher(regex("a"))
+    assert len(loaded) == 1
+
+
+@pytest.mark.parametrize("vocab_size", [290, 300, 331])
+def test_a_vocabulary_may_have_fewer_or_more_tokens_than_logits_have_columns(vocab_size: int) -> None:
+    allowed = Grammars(lambda: TOKENIZER, vocab_size=vocab_size).matcher(regex("[ab]+")).masks((), ()).allowed
+    assert allowed.shape == (1, vocab_size)
+    same = min(vocab_size, VOCAB_SIZE)
+    np.testing.assert_array_equal(
+        allowed[0, :same], GRAMMARS.matcher(regex("[ab]+")).masks((), ()).allowed[0, :same])
+    assert not allowed[0, VOCAB_SIZE:].any()
 
 
 def test_a_model_without_an_end_is_refused() -> None:

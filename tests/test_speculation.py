@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from qspec.cost_calibration import calibrate
+from qspec.constraint import Constraint, ConstraintKind
+from qspec.cost_calibration import CostRecorder, calibrate
 from qspec.cost_table import CalibratedCosts, CostTable
 from qspec.errors import ContractViolation, WorkerLost
 from qspec.interfaces import DraftAnswer, DraftBatch, Sampling, VerifyAnswer, VerifyBatch
@@ -314,6 +315,38 @@ def test_no_confidence_is_asked_for_by_default() -> None:
     drafter = FakeDrafter(wrong_every=4)
     run(attached(FakeVerifier(), drafter=drafter), sequence(max_tokens=60, draft_length=None))
     assert {item.early_stop for batch in drafter.batches for item in batch.items} == {None}
+
+
+def test_nobody_waits_for_a_constraint_and_nothing_is_drafted_for_it_in_vain() -> None:
+    """The first question is asked with drafts, the others are not, and what was decided before does not count."""
+    verifier = FakeVerifier(slow_constraints=6)
+    loop = attached(verifier)
+    constrained, free = sequence(start=2, max_tokens=12), sequence(max_tokens=60)
+    constrained.constraint = Constraint(ConstraintKind.REGEX, "a*")
+    for one in (free, constrained):
+        loop.add(one)
+    for _ in range(6):
+        assert [commit.sequence for commit in loop.step()] == [free]
+    asked = [
+        verification.draft_tokens
+        for batch in verifier.batches for verification in batch.verifications if verification.lease == constrained.lease
+    ]
+    assert len(asked) == 6 and sum(map(bool, asked)) <= 1
+    assert constrained.stats.rounds == 0 and constrained.stats.drafted == 0
+    run(loop)
+    assert constrained.generated == text_of(constrained, 12) and free.generated == text_of(free, 60)
+    assert constrained.stats.drafted > 0
+    assert loop.free_blocks == 64
+
+
+def test_a_round_that_decides_on_nobody_costs_nothing() -> None:
+    verifier = FakeVerifier(slow_constraints=5, delay_s=0.002)
+    loop = attached(verifier)
+    loop.cost_recorder = recorder = CostRecorder()
+    one = sequence(length=1, max_tokens=1, draft_length=0)
+    one.constraint = Constraint(ConstraintKind.REGEX, "a*")
+    run(loop, one)
+    assert len(recorder.verify) == 1 and len(verifier.batches) == 7  # the last one releases
 
 
 def test_room_is_a_free_slot_and_free_blocks_for_all_that_wait() -> None:

@@ -37,6 +37,7 @@ async def serve_verifier(
     def load() -> Verifier:
         verifier = load_engine(process, epoch)
         fd_servers.append(FdServer(socket_path, *verifier.arena_fds))
+        verifier.prepare_constraints()  # beside whatever the coordinator still waits for
         return verifier
 
     engine = EngineThread(load, name="verifier-engine")

@@ -7,6 +7,7 @@ them already (``qspec.memory.prefix_blocks``). The drafter reads block tables, s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import torch
@@ -30,8 +31,8 @@ class Tenancy:
     sampling: Sampling
     prompt_len: int = 0
     constraint: Constraint | None = None
-    matcher: GrammarMatcher | None = None
-    """Follows the generated tokens, once it was needed."""
+    compilation: Future[GrammarMatcher | None] | None = None
+    """What becomes of the constraint."""
     blocks: list[int] = field(default_factory=list)
     block_names: list[bytes] = field(default_factory=list)
     """Of the first of them: the full ones."""
@@ -47,6 +48,16 @@ class Tenancy:
     answered_len: int = 0
     """Committed length that ``answer`` was given for."""
     answer: VerifyResult | None = None
+
+    @property
+    def awaits_constraint(self) -> bool:
+        """Whether nothing can be decided on yet, because the constraint is being compiled."""
+        return self.compilation is not None and not self.compilation.done()
+
+    @property
+    def matcher(self) -> GrammarMatcher | None:
+        """Follows the generated tokens, once nothing is awaited; None where the constraint cannot be followed."""
+        return self.compilation.result() if self.compilation is not None else None
 
     @property
     def plain_greedy(self) -> bool:
@@ -106,6 +117,8 @@ class SlotTable:
         tenancy = self.get(release.slot, release.lease)
         if tenancy is None:
             return
+        if tenancy.compilation is not None:
+            tenancy.compilation.cancel()
         self._blocks.release(tenancy.blocks)
         del self._tenancies[release.slot]
         # The negative lease remembers the last tenancy and matches no batch.

@@ -8,7 +8,6 @@ a stream lost after a commit loses nothing.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Mapping, Sequence
 
@@ -21,6 +20,7 @@ from qspec.engine.auto_methods import resolve_methods
 from qspec.engine.backend import check_machine, choose_backend, tell_fallback
 from qspec.engine.batch_plan import BatchLimits, BatchPlanner, Work
 from qspec.engine.cached_decoder import CachedDecoder
+from qspec.engine.constraint_compiler import ConstraintCompiler
 from qspec.engine.draft_handover import DraftHandover
 from qspec.engine.forward import DecidingForward, Forward
 from qspec.engine.linears import is_plain, kernel_names
@@ -33,7 +33,7 @@ from qspec.engine.regions import (
     KV_VALUES,
 )
 from qspec.engine.row_decision import decide_by_verdicts, decide_rows, decided_rows, row_draws
-from qspec.engine.slots import SlotTable, Tenancy
+from qspec.engine.slots import SlotTable
 from qspec.engine.stores import gpu_turn, open_store
 from qspec.engine.worker_forward import verifier_forward
 from qspec.errors import EpochMismatch, InvalidInput
@@ -80,8 +80,8 @@ class LocalVerifier:
         self._keys, self._values = self.arena.tensor(KV_KEYS), self.arena.tensor(KV_VALUES)
         self._draft_probs = self.arena.tensor(DRAFT_PROBS)
         self._handover = DraftHandover(self.arena, model.config.vocab_size)
-        self._grammars = Grammars(
-            lambda: Tokenizer.load(model.tokenizer_directory), vocab_size=model.config.vocab_size)
+        self._constraints = ConstraintCompiler(Grammars(
+            lambda: Tokenizer.load(model.tokenizer_directory), vocab_size=model.config.vocab_size))
         self._slots = SlotTable(
             self.arena, config.kv_tokens // config.block_size, config.block_size, prefix_cache=config.prefix_cache)
         self._planner = BatchPlanner(self._slots, self.arena.tensor(DRAFT_ROUNDS), BatchLimits(
@@ -170,6 +170,7 @@ class LocalVerifier:
         batch, waited_ns = self._with_drafts(batch)
         started = time.perf_counter_ns()
         works = self._planner.plan(batch)
+        self._constraints.begin(work.tenancy for work in works)
         computed = [work for work in works if work.token_ids]
         decided = [work for work in computed if work.verification is not None]
         prepared = forwarded = time.perf_counter_ns()
@@ -206,8 +207,13 @@ class LocalVerifier:
         drafts = self._handover.take(batch.round, awaiting)
         return with_drafts(batch, drafts), time.perf_counter_ns() - asked
 
+    def prepare_constraints(self) -> None:
+        """Begin to read the vocabulary as constraints need it; the first would wait for that otherwise."""
+        self._constraints.prepare()
+
     def close(self) -> None:
         """Let go of the arena."""
+        self._constraints.close()
         self.arena.close()
 
     def _run(self, works: list[Work]) -> tuple[Tensor, dict[int, list[RowVerdict]]]:
@@ -248,7 +254,10 @@ class LocalVerifier:
     def _decide(
         self, works: list[Work], targets: list[int] | Tensor, verdicts: Mapping[int, Sequence[RowVerdict]]
     ) -> None:
-        """Accept or reject; commits. ``targets``: of the rows of all ``works`` without ``verdicts``, in order."""
+        """Accept or reject; commits. ``targets``: of the rows of all ``works`` without ``verdicts``, in order.
+
+        Whose constraint is being compiled is not decided on, and asks again: nobody waits for that.
+        """
         first = 0
         for work in works:
             verification, tenancy = work.verification, work.tenancy
@@ -260,8 +269,10 @@ class LocalVerifier:
             else:
                 rows = targets[first : first + len(drafts) + 1]
                 first += len(drafts) + 1
+                if tenancy.awaits_constraint:
+                    self._slots.set_cached(work.slot, tenancy, length - 1)
+                    continue
                 history = self._slots.history(work.slot, length + len(drafts))
-                self._compile_constraint(tenancy)
                 draft_probs = self._draft_probs[work.slot]
                 draft_probs = draft_probs.cpu() if tenancy.sampling.needs_draft_probs else draft_probs
                 decision = decide_rows(verification, tenancy, history, draft_probs, rows)
@@ -280,12 +291,6 @@ class LocalVerifier:
                 drafted=len(drafts),
             )
             tenancy.answered_len, tenancy.answer = length, work.result
-
-    def _compile_constraint(self, tenancy: Tenancy) -> None:
-        """Make the matcher that a tenancy needs; without one, which admission refuses already, it is at a dead end."""
-        if tenancy.constraint is not None and tenancy.matcher is None:
-            with contextlib.suppress(InvalidInput):
-                tenancy.matcher = self._grammars.matcher(tenancy.constraint)
 
     def _result(self, work: Work) -> VerifyResult:
         """The result of a slot on which nothing was decided."""

@@ -175,13 +175,9 @@ def prepare_tokenizer(name: str) -> Path:
     Torch-free when either is cached. Raises as ``prepare``.
     """
     source = resolve(name)
-    if source.kind is SourceKind.CONVERTED:
-        return open_converted(source.path).tokenizer_directory
-    directory = _directory(source)
-    alone = directory.with_name(f"{directory.name}-{TOKENIZER_DIRECTORY}")
-    for cached in (directory / TOKENIZER_DIRECTORY, alone):
-        if (cached / SETTINGS_FILE).is_file():
-            return cached
+    if (cached := _cached_tokenizer(source)) is not None:
+        return cached
+    alone = _alone(source)
     with locked(alone, lambda _text, _share: None, work="converts the tokenizer"):
         if not (alone / SETTINGS_FILE).is_file():
             from qspec.models.tokenizer_files import write_tokenizer
@@ -189,6 +185,27 @@ def prepare_tokenizer(name: str) -> Path:
             with _replacing(alone) as partial:
                 write_tokenizer(source, partial)
     return alone
+
+
+def cached_tokenizer(name: str) -> Path | None:
+    """What ``prepare_tokenizer`` gives, where it need not download or convert anything for that; None elsewhere."""
+    try:
+        return _cached_tokenizer(resolve(name, fetch=False))
+    except ModelError:
+        return None
+
+
+def _cached_tokenizer(source: ModelSource) -> Path | None:
+    if source.kind is SourceKind.CONVERTED:
+        return open_converted(source.path).tokenizer_directory
+    directories = (_directory(source) / TOKENIZER_DIRECTORY, _alone(source))
+    return next((directory for directory in directories if (directory / SETTINGS_FILE).is_file()), None)
+
+
+def _alone(source: ModelSource) -> Path:
+    """Where a tokenizer is that was converted without its model."""
+    directory = _directory(source)
+    return directory.with_name(f"{directory.name}-{TOKENIZER_DIRECTORY}")
 
 
 def _directory(source: ModelSource) -> Path:

@@ -58,12 +58,15 @@ class ModelSource:
     """The hub's commit or the package's version; empty for local files."""
 
 
-def resolve(name: str) -> ModelSource:
-    """Find the files of model ``name``; ``ModelError`` names the remedy when there are none."""
+def resolve(name: str, *, fetch: bool = True) -> ModelSource:
+    """Find the files of model ``name``; ``ModelError`` names the remedy when there are none.
+
+    Without ``fetch`` nothing is downloaded: what is not on this machine is not there.
+    """
     if not name.strip():
         raise ModelError("the name is empty; give an alias (smollm2), a directory, a GGUF file or a hub id")
     if name == SMOLLM2_ALIAS:
-        return _resolve_smollm2()
+        return _resolve_smollm2(fetch)
     path = Path(name).expanduser()
     try:
         if found := _local(name, path):
@@ -72,7 +75,7 @@ def resolve(name: str) -> ModelSource:
         raise ModelError(f"{name} cannot be read by uid {os.geteuid()}: {error.strerror}") from error
     if path.suffix.lower() == ".gguf" or not _HUB_ID.fullmatch(name):
         raise ModelError(f"{name} does not exist; give a directory, a GGUF file, a hub id (org/name) or smollm2")
-    return _from_hub(name, name)
+    return _from_hub(name, name, fetch)
 
 
 def _local(name: str, path: Path) -> ModelSource | None:
@@ -93,11 +96,11 @@ def _directory(name: str, path: Path) -> ModelSource:
     return ModelSource(name=name, kind=SourceKind.DIRECTORY, path=path.resolve())
 
 
-def _resolve_smollm2() -> ModelSource:
+def _resolve_smollm2(fetch: bool) -> ModelSource:
     if source := _installed_smollm2():
         return source
     try:
-        return _from_hub(SMOLLM2_ALIAS, SMOLLM2_HUB_ID)
+        return _from_hub(SMOLLM2_ALIAS, SMOLLM2_HUB_ID, fetch)
     except ModelError as error:
         raise ModelError(
             f"{SMOLLM2_ALIAS} is not installed and the hub does not answer; run: {SMOLLM2_REMEDY}"
@@ -118,7 +121,7 @@ def _installed_smollm2() -> ModelSource | None:
     return None
 
 
-def _from_hub(name: str, hub_id: str) -> ModelSource:
+def _from_hub(name: str, hub_id: str, fetch: bool) -> ModelSource:
     """A snapshot of the hub: the one in the local cache when it is complete, else downloaded.
 
     A complete local snapshot is taken without asking the hub, so that a start needs no network and stays fast.
@@ -133,6 +136,8 @@ def _from_hub(name: str, hub_id: str) -> ModelSource:
             return ModelSource(name=name, kind=SourceKind.DIRECTORY, path=local, revision=local.name)
     except Exception:  # noqa: BLE001  (not in the cache: the client has many ways to say so; the download decides)
         pass
+    if not fetch:
+        raise ModelError(f"{name} was not downloaded")
     try:
         # Asked first because snapshot_download itself waits for this answer without a limit.
         revision = HfApi().model_info(hub_id, timeout=HUB_TIMEOUT_S).sha

@@ -126,7 +126,7 @@ class Tokenizer:
 
     def prepare(self) -> None:
         """Find out now what the first text would wait for, and others with it: a tenth of a second, or several."""
-        _ = self.most_bytes_per_token
+        _ = self.most_bytes_per_token, self.vocab_fingerprint
         with contextlib.suppress(InvalidInput):  # no template, or a broken one: an error of whoever asks for it
             _ = self._chat_template
 

@@ -53,7 +53,7 @@ def fake_source() -> Source:
     return Source(
         lambda: FakeVerifier(
             max_slots=MAX_SLOTS, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, max_draft_length=MAX_DRAFT_LENGTH,
-            max_batch_rows=MAX_BATCH_ROWS, epoch=EPOCH, prefix_cache=True,
+            max_batch_rows=MAX_BATCH_ROWS, epoch=EPOCH, prefix_cache=True, slow_constraints=2,
         ),
         FakeDrafter,
     )

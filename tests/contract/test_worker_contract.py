@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import replace
 
 import pytest
 
+from qspec.constraint import Constraint, ConstraintKind
 from qspec.errors import ContractViolation, EpochMismatch
+from qspec.grammar import Grammars
+from qspec.grammar_matcher import GrammarMatcher
 from qspec.interfaces import AcceptanceRule, DraftBatch, EarlyStop, Sampling, SlotOutcome, TokenLogprobs, VerifyBatch
 from tests.contract.sequences import Sequence, decode, draft, only, verify_batch
 from tests.contract.sources import BLOCK_SIZE, EPOCH, MAX_BATCH_ROWS, MAX_DRAFT_LENGTH, MAX_SLOTS, NUM_BLOCKS, Workers
@@ -210,6 +215,39 @@ def test_contract_violations_are_told_and_survived(workers: Workers) -> None:
         with pytest.raises(ContractViolation):
             workers.verifier.verify(bad)
     assert decode(workers, sequence, rounds=1, draft_length=1, first_round=3)
+
+
+def test_a_constrained_sequence_is_left_undecided_until_its_constraint_is_there(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled, ready = Grammars.matcher, threading.Event()
+
+    def slow(grammars: Grammars, constraint: Constraint) -> GrammarMatcher:
+        ready.wait(20)
+        return compiled(grammars, constraint)
+
+    monkeypatch.setattr(Grammars, "matcher", slow)
+    sequence = Sequence(0, 1, list(PROMPT))
+    admission = replace(sequence.admission(), prompt_len=len(PROMPT), constraint=Constraint(
+        ConstraintKind.REGEX, "[a-z]{4}"))
+    batch = replace(sequence.prefill_batch(1), admissions=(admission,), verifications=(sequence.verification(),))
+    for number in (1, 2):
+        if number == 2:
+            batch = verify_batch(2, sequence.verification(draft(workers, 2, sequence.draft_item(3))[0]))
+        result = only(workers.verifier.verify(batch).results)
+        assert (result.outcome, result.accepted, result.token_ids) == (SlotOutcome.OK, 0, ())
+        assert result.cached_len == len(PROMPT) - 1
+    other = started(workers, 1)
+    assert decode(workers, other, rounds=2, draft_length=2, first_round=3), "nobody else waits"
+    ready.set()
+    for number in range(5, 500):
+        drafts = draft(workers, number, sequence.draft_item(2))[0]
+        result = only(workers.verifier.verify(verify_batch(number, sequence.verification(drafts))).results)
+        if result.token_ids:
+            break
+        time.sleep(0.01)
+    assert result.token_ids[:-1] == drafts[: result.accepted]
+    assert result.cached_len == len(PROMPT) + result.accepted
 
 
 def test_detached_drafter_refuses_and_attaches_again(workers: Workers) -> None:

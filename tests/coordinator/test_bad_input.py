@@ -13,6 +13,7 @@ import grpc
 import pytest
 
 from qspec.errors import InvalidInput
+from qspec.grammar import Grammars
 from qspec.interfaces import Sampling
 from qspec.models.converted import prepare_tokenizer
 from qspec.models.tokenizer import Tokenizer
@@ -34,13 +35,17 @@ for _request, _field in REFUSED:
 
 
 @contextlib.asynccontextmanager
-async def serving(directory: Path, tokenizer: Any = None, **limits: int) -> AsyncIterator[Any]:
-    """A server with the limits of ``LIMITS``, and whatever tokenizer; None: one of bytes."""
+async def serving(
+    directory: Path, tokenizer: Any = None, constraints: Grammars | None = None, **limits: int
+) -> AsyncIterator[Any]:
+    """A server with the limits of ``LIMITS``, and whatever tokenizer (None: one of bytes) and constraints (a fake's).
+    """
     verifier = FakeVerifier(**{
         "vocab_size": LIMITS.vocab_size, "max_model_len": LIMITS.max_model_len, "num_blocks": 512, **limits},
         delay_s=0.004)  # type: ignore[arg-type]
     async with served(directory, verifier) as (stub, state, _):
         state.tokenizer = tokenizer or ByteTokenizer()
+        state.constraints = constraints or state.constraints
         yield stub, state
 
 
@@ -143,6 +148,40 @@ def test_a_prompt_that_has_to_be_tokenised_to_know_it_delays_nobody(smollm2: Tok
     async def test() -> None:
         async with serving(tmp_path, smollm2, max_model_len=positions, num_blocks=positions) as (stub, _):
             await assert_refused(stub, [(generate(pb.GenerateRequest(text=text)), "text")])
+    run(test)
+
+
+@pytest.fixture(scope="module")
+def constraints(smollm2: Tokenizer) -> Grammars:
+    grammars = Grammars(lambda: smollm2, vocab_size=smollm2.vocab_size)
+    grammars.prepare()
+    return grammars
+
+
+UNFOLLOWABLE = {
+    "regex": ["(", "(a{1000}){1000}", "(" * MILLION],
+    "grammar": ["start: nowhere", "x" * MILLION, "start: A\nA: /(.*a.{20})/ & ~/(.*b.{20})/"],
+    "json_schema": ['{"type": "nothing"}', "[" * 60_000, " " * MILLION, "{", '{"$ref": "http://127.0.0.1/x"}'],
+}
+
+
+@pytest.mark.parametrize("field", UNFOLLOWABLE)
+def test_a_constraint_that_cannot_be_followed_is_refused_and_others_go_on(
+    field: str, constraints: Grammars, tmp_path: Path
+) -> None:
+    async def test() -> None:
+        async with serving(tmp_path, constraints=constraints) as (stub, _):
+            await assert_refused(stub, [
+                (generate(pb.GenerateRequest(text="a", **{field: text})), field)  # type: ignore[arg-type]
+                for text in UNFOLLOWABLE[field]])
+    run(test)
+
+
+def test_a_constraint_contradicts_a_text_without_end(constraints: Grammars, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with serving(tmp_path, constraints=constraints) as (stub, _):
+            request = pb.GenerateRequest(text="a", regex="a", ignore_eos=True)
+            await assert_refused(stub, [(generate(request), "ignore_eos")])
     run(test)
 
 

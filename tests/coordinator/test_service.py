@@ -18,9 +18,7 @@ from coordinator.pair import Pair, PairState
 from coordinator.service import GenerationService
 from coordinator.serving import ServerState, Serving
 from qspec.errors import InvalidInput
-from qspec.grammar import Grammars
 from qspec.interfaces import Sampling
-from qspec.models.tokenizer import Tokenizer
 from qspec.rpc.errors import from_rpc_error
 from qspec.rpc.server import RpcServer, Service
 from qspec.v1 import generation_pb2 as pb
@@ -28,7 +26,6 @@ from qspec.v1 import generation_pb2_grpc as pb_grpc
 from tests.coordinator.fake_constraints import FakeConstraints
 from tests.coordinator.stack_in_memory import OnePair, running_engine
 from tests.fakes import FakeDrafter, FakeVerifier
-from tests.tiny_models import build_tiny_tokenizer
 from tests.toy_model import continue_text
 
 
@@ -144,31 +141,6 @@ def test_bad_request_names_every_field_and_the_server_goes_on(tmp_path: Path) ->
             assert engine.active == 0
             good = pb.GenerateRequest(text="1", max_tokens=3)
             assert sum(len(piece.token_ids) for piece in [p async for p in stub.Generate(good)]) == 3
-    run(test)
-
-
-@pytest.mark.parametrize(("field", "text"), [
-    ("regex", "("), ("regex", "(a{1000}){1000}"), ("grammar", "start: nowhere"), ("json_schema", '{"type": "nothing"}'),
-    ("json_schema", "[" * 60_000), ("json_schema", " " * 2**20), ("grammar", "x" * 2**20), ("regex", "(" * 2**20),
-])
-def test_a_constraint_that_cannot_be_followed_is_refused_and_others_go_on(
-    field: str, text: str, tmp_path: Path
-) -> None:
-    tokenizer = Tokenizer(
-        build_tiny_tokenizer().backend_tokenizer, eos_token_ids=frozenset({2}), special_tokens={}, chat_template=None)
-
-    async def test() -> None:
-        async with served(tmp_path, FakeVerifier(delay_s=0.005)) as (stub, serving, engine):
-            serving.constraints = Grammars(lambda: tokenizer, vocab_size=tokenizer.vocab_size)
-            running = aiter(stub.Generate(pb.GenerateRequest(text="1 2 3", max_tokens=200)))
-            made = len((await anext(running)).token_ids)
-            with pytest.raises(grpc.aio.AioRpcError) as raised:
-                await stub.Generate(pb.GenerateRequest(text="1", **{field: text})).read()
-            error = from_rpc_error(raised.value)
-            assert isinstance(error, InvalidInput)
-            assert [violation.field for violation in error.violations] == [field]
-            assert len(str(error)) < 500 and engine.active == 1
-            assert made + sum(len(piece.token_ids) for piece in [p async for p in running]) == 200
     run(test)
 
 

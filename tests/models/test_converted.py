@@ -11,7 +11,7 @@ import torch
 
 from qspec.errors import ModelError
 from qspec.models import converted
-from qspec.models.converted import prepare, prepare_tokenizer
+from qspec.models.converted import cached_tokenizer, prepare, prepare_tokenizer
 from tests.models.quiet import prepare_quietly
 from tests.tiny_models import edit_config, write_tiny_model
 
@@ -145,11 +145,14 @@ def test_a_cache_that_cannot_be_written(tiny: Path, tmp_path: Path, monkeypatch:
 
 
 def test_the_tokenizer_alone_then_with_the_model(tiny: Path, cache: Path) -> None:
+    assert cached_tokenizer(str(tiny)) is None and not cache.exists()
     alone = prepare_tokenizer(str(tiny))
-    assert prepare_tokenizer(str(tiny)) == alone
+    assert prepare_tokenizer(str(tiny)) == cached_tokenizer(str(tiny)) == alone
     assert alone.name.endswith("-tokenizer")
     model = prepare_quietly(tiny)
-    assert prepare_tokenizer(str(tiny)) == model.tokenizer_directory
+    assert prepare_tokenizer(str(tiny)) == cached_tokenizer(str(tiny)) == model.tokenizer_directory
+    assert cached_tokenizer(str(model.directory)) == model.tokenizer_directory
+    assert cached_tokenizer(str(tiny / "absent.gguf")) is None
     assert (alone / "tokenizer.json").read_bytes() == (model.tokenizer_directory / "tokenizer.json").read_bytes()
 
 

@@ -29,7 +29,7 @@ def test_the_alias_falls_back_to_the_hub_then_to_a_command(monkeypatch: pytest.M
 
     asked: list[str] = []
 
-    def from_hub(name: str, hub_id: str) -> ModelSource:
+    def from_hub(name: str, hub_id: str, fetch: bool) -> ModelSource:
         asked.append(hub_id)
         if len(asked) > 1:
             raise ModelError("no network")
@@ -115,8 +115,11 @@ def test_a_cached_snapshot_needs_no_network(tmp_path: Path, monkeypatch: pytest.
         "snapshot_download",
         functools.partial(huggingface_hub.snapshot_download, cache_dir=tmp_path / "hub"),
     )
-    source = resolve("some/model")
-    assert (source.path, source.revision, source.kind) == (snapshot, snapshot.name, SourceKind.DIRECTORY)
+    for fetch in (True, False):
+        source = resolve("some/model", fetch=fetch)
+        assert (source.path, source.revision, source.kind) == (snapshot, snapshot.name, SourceKind.DIRECTORY)
+    with pytest.raises(ModelError, match="some/other was not downloaded"):
+        resolve("some/other", fetch=False)
 
 
 def test_completeness(tmp_path: Path) -> None:
