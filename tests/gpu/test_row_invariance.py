@@ -81,11 +81,12 @@ def test_norm_and_activation(device: torch.device) -> None:
             assert torch.equal(function(slice(start, stop)), together[start:stop])
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(32, 8, 128), (63, 21, 64)])
-def test_attention(heads: int, kv_heads: int, head_dim: int, device: torch.device) -> None:
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim", "block"), [(32, 8, 128, 16), (32, 8, 128, 64), (63, 21, 64, 64)])
+def test_attention(heads: int, kv_heads: int, head_dim: int, block: int, device: torch.device) -> None:
     """Rows of a prefill chunk, of a verify pass and decoded one by one, alone and beside another sequence."""
-    lengths, blocks = (700, 300), 64
-    keys, values = torch.randn(2, 2 * blocks, kv_heads, 16, head_dim, device=device).half()
+    lengths, blocks = (700, 300), 1024 // block
+    keys, values = torch.randn(2, 2 * blocks, kv_heads, block, head_dim, device=device).half()
     table = torch.randperm(2 * blocks, device=device).int().view(2, blocks)
     q = torch.randn(2, max(lengths), heads, head_dim, device=device).half()
 

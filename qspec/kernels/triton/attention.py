@@ -5,7 +5,9 @@ sequence, with all queries of one key/value head, over one piece; a second kerne
 to the last. In each program a warp has 16 rows to itself (64 rows, four warps, one kind of matrix instruction), so the
 sums along a row are made by the same four threads in the same order wherever it lies; keys behind a row's own position
 contribute exact zeros. So a row's bits depend on its query and its keys alone, and a prefill chunk's rows have those
-that decoding them one by one gives. Decoding wastes 60 of the 64 rows: the keys' bytes are what it waits for.
+that decoding them one by one gives. Decoding wastes 60 of the 64 rows: the keys' bytes are what it waits for. Those of
+the next steps are on their way meanwhile, as long as KV blocks are cut as steps are (``block_size`` a multiple of 64
+that divides a piece): a block's number that has to be read first comes too late for that.
 
 ``qspec.kernels.reference.attention`` is the definition.
 """
@@ -32,6 +34,7 @@ PIECE = 256
 TILE = 64
 """Rows times queries per key/value head in a tile, at most."""
 _INNER = 64
+_NARROW_HEAD = 64
 _MERGED_AT_ONCE = 16
 
 
@@ -59,6 +62,11 @@ def _attend(
     else:
         limit = tl.load(positions + row) + 1
         stop = tl.minimum(start + PIECE, tl.load(positions + first + tl.maximum(count - 1, 0)) + 1)
+    WHOLE: tl.constexpr = BLOCK % INNER == 0 and PIECE % BLOCK == 0
+    if WHOLE:  # the blocks' numbers are there, so that keys can be asked for while those before them are multiplied
+        of_piece = tl.arange(0, PIECE // BLOCK)
+        entries = block_table + slot * table_stride + start // BLOCK + of_piece
+        blocks = tl.load(entries, mask=start + of_piece * BLOCK < stop, other=0)
     wait_for_inputs(OVERLAP)
     if (count > 0) & (start < stop):
         head = kv_head * group + member % group
@@ -69,7 +77,10 @@ def _attend(
         for k in range(start, stop, INNER):
             key = k + tl.arange(0, INNER)
             there = key < stop
-            block = tl.load(block_table + slot * table_stride + key // BLOCK, mask=there, other=0).to(tl.int64)
+            if WHOLE:
+                block = tl.sum(tl.where(of_piece == (k - start) // BLOCK, blocks, 0), 0).to(tl.int64)
+            else:
+                block = tl.load(block_table + slot * table_stride + key // BLOCK, mask=there, other=0).to(tl.int64)
             entry = (block * KV_HEADS + kv_head) * BLOCK + key % BLOCK
             k_from, v_from = keys, values
             if TAIL > 0:
@@ -218,9 +229,10 @@ def plan_tiles(counts: Sequence[tuple[int, int]], group: int, length: int) -> Te
 
 
 def stages_of(head_dim: int, limits: DeviceLimits) -> int:
-    """Keys and values of three steps in flight, where there is room beside the queries."""
+    """Keys and values of two steps in flight, or of one where heads are wide, so that two programs fit."""
     tile = TILE * head_dim * 2
-    return max(replace(limits, shared_bytes=limits.shared_bytes - tile).stages(3, 2 * tile), 2)
+    wanted = 3 if head_dim <= _NARROW_HEAD else 2
+    return max(replace(limits, shared_bytes=limits.shared_bytes - tile).stages(wanted, 2 * tile), 2)
 
 
 def attend(

@@ -18,15 +18,16 @@ class Cache:
     """Keys and values of some sequences in scattered blocks; unused entries are NaN."""
 
     def __init__(
-        self, lengths: list[int], kv_heads: int, head_dim: int, source: torch.Generator, device: torch.device
+        self, lengths: list[int], kv_heads: int, head_dim: int, source: torch.Generator, device: torch.device,
+        block: int = BLOCK,
     ) -> None:
-        widest = max(-(-length // BLOCK) for length in lengths)
+        widest = max(-(-length // block) for length in lengths)
         self.table = torch.randperm(len(lengths) * widest, generator=source).view(len(lengths), widest)
         self.rows = [torch.randn(2, length, kv_heads, head_dim, generator=source).half() for length in lengths]
-        blocks = torch.full((2, self.table.numel(), kv_heads, BLOCK, head_dim), float("nan")).half()
+        blocks = torch.full((2, self.table.numel(), kv_heads, block, head_dim), float("nan")).half()
         for slot, rows in enumerate(self.rows):
             for position in range(rows.shape[1]):
-                blocks[:, self.table[slot, position // BLOCK], :, position % BLOCK] = rows[:, position]
+                blocks[:, self.table[slot, position // block], :, position % block] = rows[:, position]
         self.keys, self.values = blocks.to(device)
         self.block_table = self.table.int().to(device)
 
@@ -35,15 +36,15 @@ def _reference(q: Tensor, rows: Tensor, positions: list[int]) -> Tensor:
     return reference.attention(q, rows[0], rows[1], torch.tensor(positions))
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(6, 2, 64), (4, 1, 32)])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "block"), [(6, 2, 64, 16), (4, 1, 32, 64), (4, 1, 32, 256)])
 @pytest.mark.parametrize(
     "starts", [[(0, 1)], [(70, 3), (0, 1), (255, 2)], [(300, 30), (5, 1)]], ids=["first", "verify", "prefill"])
 def test_verify_rows(
-    heads: int, kv_heads: int, head_dim: int, starts: list[tuple[int, int]], device: torch.device,
+    heads: int, kv_heads: int, head_dim: int, block: int, starts: list[tuple[int, int]], device: torch.device,
     source: torch.Generator,
 ) -> None:  # fmt: skip
     """``starts``: (first position, rows) of each sequence."""
-    cache = Cache([start + count for start, count in starts], kv_heads, head_dim, source, device)
+    cache = Cache([start + count for start, count in starts], kv_heads, head_dim, source, device, block)
     rows = sum(count for _, count in starts)
     q = torch.randn(rows + 1, heads, head_dim, generator=source).half()  # the last row is padding
     positions = [start + index for start, count in starts for index in range(count)]
@@ -85,17 +86,17 @@ def test_pieces_without_keys_change_no_bit(device: torch.device, source: torch.G
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
-@pytest.mark.parametrize("step", [0, 2])
-def test_draft_rows(step: int, device: torch.device, source: torch.Generator) -> None:
+@pytest.mark.parametrize(("step", "block"), [(0, 16), (2, 16), (2, 64)])
+def test_draft_rows(step: int, block: int, device: torch.device, source: torch.Generator) -> None:
     heads, kv_heads, head_dim, k_max, lengths = 6, 2, 64, 4, [40, 300, 0, 256]
-    cache = Cache([length + step + 1 for length in lengths], kv_heads, head_dim, source, device)
+    cache = Cache([length + step + 1 for length in lengths], kv_heads, head_dim, source, device, block)
     tails = torch.full((2, len(lengths), kv_heads, k_max, head_dim), float("nan")).half()
     for slot, (length, rows) in enumerate(zip(lengths, cache.rows, strict=True)):
         tails[:, slot, :, : step + 1] = rows[:, length:].transpose(1, 2)
         for position in range(length, length + step + 1):  # the blocks do not hold what lies in the tail
-            where = int(cache.table[slot, position // BLOCK])
-            cache.keys[where, :, position % BLOCK] = float("nan")
-            cache.values[where, :, position % BLOCK] = float("nan")
+            where = int(cache.table[slot, position // block])
+            cache.keys[where, :, position % block] = float("nan")
+            cache.values[where, :, position % block] = float("nan")
     order = [1, 3, 0, 2]
     q = torch.randn(len(order), heads, head_dim, generator=source).half()
     positions = torch.tensor([lengths[slot] + step for slot in order])
