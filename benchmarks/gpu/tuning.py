@@ -27,7 +27,7 @@ CANDIDATES: dict[int, tuple[Tile, ...]] = {
     ),
     64: (
         Tile(rows=64), Tile(rows=64, stages=3), Tile(rows=64, outputs=128, warps=8, stages=3),
-        Tile(rows=64, outputs=128, stages=3), Tile(rows=64, outputs=256, warps=8, stages=3),
+        Tile(rows=64, outputs=128, stages=3), Tile(rows=64, outputs=256, warps=8, stages=2),
     ),
     128: (
         Tile(rows=128, outputs=128, warps=8, stages=3), Tile(rows=64, outputs=128, warps=8, stages=3),
