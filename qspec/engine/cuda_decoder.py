@@ -35,11 +35,6 @@ from qspec.models.config import DecoderConfig
 from qspec.quant.codecs import Parts
 from qspec.quant.method_plan import MethodPlan
 
-_AHEAD = 6 << 20
-"""Bytes of the next product's weights that a norm or an activation has asked for meanwhile (``kernels.triton.ahead``):
-what memory gives in its two microseconds."""
-_AHEAD_IN_ATTENTION = 12 << 20
-
 
 @dataclass(frozen=True, slots=True)
 class PassCache:
@@ -117,12 +112,11 @@ class CudaDecoder:
             attended = self.buffers.rows("attended", inputs.rows)
             attend(
                 queries, Context(keys, values, inputs.block_table, tail_keys, tail_values), rows,
-                self.buffers.workspace, attended, pieces=pieces,
-                ahead=layer.attention_out.ahead(inputs.rows, _AHEAD_IN_ATTENTION))
+                self.buffers.workspace, attended, pieces=pieces)
             added = layer.attention_out.product(Activations(attended, None), self.buffers)
             up = layer.mlp_in.product(self._normed(residual, added, layer.mlp_norm, layer.mlp_in), self.buffers)
             middle = self.buffers.activations("middle", inputs.rows, layer.mlp_out.form(inputs.rows))
-            silu_times_up(up, middle, layer.mlp_out.ahead(inputs.rows, _AHEAD))
+            silu_times_up(up, middle)
             added = layer.mlp_out.product(middle, self.buffers)
         self._normed(residual, added, self._final_norm, self._lm_head)
         return residual
@@ -137,7 +131,7 @@ class CudaDecoder:
     def _normed(self, residual: Tensor, added: Pieces | None, weight: Tensor, into: CudaLinear) -> Activations:
         rows = residual.shape[0]
         normed = self.buffers.activations("normed", rows, into.form(rows))
-        rms_norm(residual, added, weight, self.config.norm_eps, normed, into.ahead(rows, _AHEAD))
+        rms_norm(residual, added, weight, self.config.norm_eps, normed)
         return normed
 
     def _layer(

@@ -14,7 +14,6 @@ from torch import Tensor
 from qspec.engine.cuda_buffers import PassBuffers, gpu_table
 from qspec.errors import InvalidInput
 from qspec.kernels.triton.activation_forms import Form
-from qspec.kernels.triton.ahead import Ahead
 from qspec.kernels.triton.elementwise import Activations, Pieces
 from qspec.kernels.triton.fp8_linear import fp8_product
 from qspec.kernels.triton.group_linear import GroupWeight, group_pieces
@@ -30,8 +29,6 @@ from qspec.quant.weight_formats import WEIGHT_FORMATS
 
 _PLANES = ("fp16-planes", "e4m3-plane")
 _HIGH_NIBBLES = "int4-plane-g64"
-_WAITING_ROWS = 64
-"""Up to so many rows products wait for the bytes of weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +74,6 @@ class CudaLinear:
     def form(self, rows: int) -> Form:
         """What it reads in a pass of ``rows`` rows, padding included."""
         return self.forms[rows >= self.large]
-
-    def ahead(self, rows: int, budget: int) -> Ahead | None:
-        """The weights to ask for before a product of ``rows`` rows; None where that is not known to help."""
-        if rows > _WAITING_ROWS or not isinstance(self.weight, PlaneWeight) or not self.scales.is_cuda:
-            return None
-        return Ahead.of(self.weight, self.cut.split, budget)
 
     def product(self, x: Activations, buffers: PassBuffers) -> Pieces:
         """Multiply, into the buffer for pieces unless a library does it."""

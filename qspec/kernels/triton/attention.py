@@ -24,7 +24,6 @@ import triton.language as tl
 from torch import Tensor
 
 from qspec.errors import InvalidInput
-from qspec.kernels.triton.ahead import SPARE_PROGRAMS, Ahead, ask_ahead
 from qspec.kernels.triton.device_limits import DeviceLimits, device_limits
 from qspec.kernels.triton.input_order import arranged
 from qspec.kernels.triton.overlap import launch_options, wait_for_inputs
@@ -103,28 +102,6 @@ def _attend(
         tl.store(maxima + at, highest, mask=inside)
         tl.store(totals + at, total, mask=inside)
         tl.store(sums + at[:, None] * HEAD_DIM + d[None, :], mixed, mask=inside[:, None])
-
-
-@triton.jit(do_not_specialize=["rows", "tile_count"])
-def _attend_ahead(
-    queries, keys, values, tail_keys, tail_values, tiles, positions, committed, block_table, sums, maxima, totals,
-    rows, table_stride, scale, tile_count, high, low, weight_rows, stride, chunk, split,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr,
-    PIECE: tl.constexpr, INNER: tl.constexpr, TILE: tl.constexpr,
-    LINES: tl.constexpr, PLANES: tl.constexpr, OVERLAP: tl.constexpr,
-):  # fmt: skip
-    """``_attend``, and spare programs behind its tiles."""
-    if tl.program_id(0) < tile_count:
-        _attend(
-            queries, keys, values, tail_keys, tail_values, tiles, positions, committed, block_table, sums, maxima,
-            totals, rows, table_stride, scale, HEADS, KV_HEADS, HEAD_DIM, BLOCK, TAIL, PIECE, INNER, TILE, OVERLAP)
-    else:
-        wait_for_inputs(OVERLAP)
-        each = tl.num_programs(1) * tl.num_programs(2)
-        program = (tl.program_id(0) - tile_count) * each + tl.program_id(1) * tl.num_programs(2) + tl.program_id(2)
-        ask_ahead(
-            program, (tl.num_programs(0) - tile_count) * each, high, low, weight_rows, stride, chunk, split, LINES,
-            PLANES)
 
 
 @triton.jit(do_not_specialize=["rows", "pieces"])
@@ -237,14 +214,13 @@ def stages_of(head_dim: int, limits: DeviceLimits) -> int:
 
 def attend(
     queries: Tensor, context: Context, rows: Rows, workspace: AttentionWorkspace, out: Tensor, *,
-    rearrange: bool = True, pieces: int | None = None, ahead: Ahead | None = None,
+    rearrange: bool = True, pieces: int | None = None,
 ) -> None:  # fmt: skip
     """Attend ``queries`` ``[M, heads, D]`` (D a power of two from 16) over their contexts: ``out`` ``[M, heads·D]``.
 
     A row sees the positions up to its own; in a draft step, with one row a sequence, the committed ones and its tail.
     With ``rearrange`` the result is in the order of ``input_order``. ``pieces``: of the longest context (a graph's
-    bucket); None: all that the workspace holds, tail included. Padding rows of ``out`` are left as they are. ``ahead``:
-    weights to ask for meanwhile.
+    bucket); None: all that the workspace holds, tail included. Padding rows of ``out`` are left as they are.
     """
     count, heads, head_dim = queries.shape
     kv_heads, block = context.keys.shape[1:3]
@@ -255,20 +231,13 @@ def attend(
     tail_values = context.values if context.tail_values is None else context.tail_values
     committed = rows.positions if rows.committed is None else rows.committed
     pieces = workspace.sums.shape[0] if pieces is None else pieces + tails
-    arguments = (
+    _attend[(rows.tiles.shape[0], kv_heads, pieces)](
         queries, context.keys, context.values, tail_keys, tail_values, rows.tiles, rows.positions, committed,
         context.block_table, workspace.sums, workspace.maxima, workspace.totals, count, context.block_table.shape[1],
-        head_dim**-0.5 * math.log2(math.e))
-    constants = {
-        "HEADS": heads, "KV_HEADS": kv_heads, "HEAD_DIM": head_dim, "BLOCK": block,
-        "TAIL": tail_keys.shape[2] if tails else 0, "PIECE": workspace.piece, "INNER": _INNER, "TILE": TILE,
-        "num_warps": 4, "num_stages": stages_of(head_dim, device_limits()), **launch_options()}
-    tiles = rows.tiles.shape[0]
-    if ahead is None:
-        _attend[(tiles, kv_heads, pieces)](*arguments, **constants)
-    else:
-        _attend_ahead[(tiles + triton.cdiv(SPARE_PROGRAMS, kv_heads * pieces), kv_heads, pieces)](
-            *arguments, tiles, *ahead.arguments(), **constants, **ahead.constants())
+        head_dim**-0.5 * math.log2(math.e), HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, BLOCK=block,
+        TAIL=tail_keys.shape[2] if tails else 0, PIECE=workspace.piece, INNER=_INNER, TILE=TILE, num_warps=4,
+        num_stages=stages_of(head_dim, device_limits()), **launch_options(),
+    )  # fmt: skip
     _merge[(count, heads)](
         workspace.sums, workspace.maxima, workspace.totals, rows.positions, rows.slots, committed, out, count, pieces,
         HEADS=heads, HEAD_DIM=head_dim, TAIL=tails, PIECE=workspace.piece, AT_ONCE=_MERGED_AT_ONCE, ARRANGE=rearrange,

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from qspec.errors import InvalidInput
 from qspec.kernels.triton.activation_forms import Form, quantise
-from qspec.kernels.triton.ahead import SPARE_PROGRAMS, Ahead, ask_ahead
 from qspec.kernels.triton.input_order import arranged
 from qspec.kernels.triton.overlap import launch_options, wait_for_inputs
 from qspec.quant.planes import HIGH_SCALE
@@ -75,23 +74,6 @@ def norm_kernel(
 
 
 @triton.jit(do_not_specialize=["M"])
-def _norm_ahead_kernel(
-    residual, pieces, scales, token_scales, weight, out, out_scales, M, width, eps,
-    high, low, rows, stride, chunk, split,
-    PIECES: tl.constexpr, TOKENS: tl.constexpr, FORM: tl.constexpr, BLOCK: tl.constexpr,
-    LINES: tl.constexpr, PLANES: tl.constexpr, OVERLAP: tl.constexpr,
-):  # fmt: skip
-    """``norm_kernel``, and spare programs behind its rows."""
-    if tl.program_id(0) < M:
-        norm_kernel(
-            residual, pieces, scales, token_scales, weight, out, out_scales, M, width, eps, PIECES, TOKENS, FORM, BLOCK,
-            OVERLAP)
-    else:
-        wait_for_inputs(OVERLAP)
-        ask_ahead(tl.program_id(0) - M, tl.num_programs(0) - M, high, low, rows, stride, chunk, split, LINES, PLANES)
-
-
-@triton.jit(do_not_specialize=["M"])
 def _silu_kernel(
     pieces, scales, token_scales, out, maxima, M, width,
     PIECES: tl.constexpr, TOKENS: tl.constexpr, QUANTISE: tl.constexpr, BLOCK: tl.constexpr,
@@ -111,24 +93,6 @@ def _silu_kernel(
         tl.store(maxima + row * tl.num_programs(1) + tl.program_id(1), tl.max(tl.abs(y), 0))
     else:
         tl.store(out + row * width + arranged(at), y.to(out.dtype.element_ty), mask=mask)
-
-
-@triton.jit(do_not_specialize=["M"])
-def _silu_ahead_kernel(
-    pieces, scales, token_scales, out, maxima, M, width, high, low, rows, stride, chunk, split,
-    PIECES: tl.constexpr, TOKENS: tl.constexpr, QUANTISE: tl.constexpr, BLOCK: tl.constexpr,
-    LINES: tl.constexpr, PLANES: tl.constexpr, OVERLAP: tl.constexpr,
-):  # fmt: skip
-    """``_silu_kernel``, and spare programs behind its rows."""
-    if tl.program_id(0) < M:
-        _silu_kernel(
-            pieces, scales, token_scales, out, maxima, M, width, PIECES, TOKENS, QUANTISE, BLOCK, OVERLAP)
-    else:
-        wait_for_inputs(OVERLAP)
-        blocks = tl.num_programs(1)
-        ask_ahead(
-            (tl.program_id(0) - M) * blocks + tl.program_id(1), (tl.num_programs(0) - M) * blocks,
-            high, low, rows, stride, chunk, split, LINES, PLANES)
 
 
 @triton.jit
@@ -250,29 +214,22 @@ class Activations:
         return {torch.float8_e4m3fn: Form.E4M3, torch.int8: Form.INT8}.get(self.values.dtype, Form.INT8_AS_HALF)
 
 
-def rms_norm(
-    residual: Tensor, added: Pieces | None, weight: Tensor, eps: float, out: Activations, ahead: Ahead | None = None
-) -> None:
-    """Add a product to ``residual`` ``[M, H]`` (fp32, in place), and its norm times ``weight`` (fp32) into ``out``.
-
-    ``ahead``: weights to ask for meanwhile.
-    """
+def rms_norm(residual: Tensor, added: Pieces | None, weight: Tensor, eps: float, out: Activations) -> None:
+    """Add a product to ``residual`` ``[M, H]`` (fp32, in place), and its norm times ``weight`` (fp32) into ``out``."""
     rows, width = residual.shape
     _check_width(width)
     pointers = (residual, residual, residual) if added is None else added.pointers()
-    arguments = (residual, *pointers, weight, out.values, _scales(out), rows, width, eps)
-    constants = {
-        "PIECES": 0 if added is None else added.count, "TOKENS": added is not None and added.token_scales is not None,
-        "FORM": int(out.form), "BLOCK": triton.next_power_of_2(width), "num_warps": 8 if out.scales is None else 16,
-        **launch_options()}
-    if ahead is None:
-        norm_kernel[(rows,)](*arguments, **constants)
-    else:
-        _norm_ahead_kernel[(rows + SPARE_PROGRAMS,)](*arguments, *ahead.arguments(), **constants, **ahead.constants())
+    norm_kernel[(rows,)](
+        residual, *pointers, weight, out.values, _scales(out), rows, width, eps,
+        PIECES=0 if added is None else added.count, TOKENS=added is not None and added.token_scales is not None,
+        FORM=int(out.form), BLOCK=triton.next_power_of_2(width),
+        num_warps=8 if out.scales is None else 16,
+        **launch_options(),
+    )  # fmt: skip
 
 
-def silu_times_up(gate_up: Pieces, out: Activations, ahead: Ahead | None = None) -> None:
-    """``silu(gate) · up`` of a product ``[M, 2·I]`` (gate, then up) into ``out`` ``[M, I]``; ``ahead`` as above."""
+def silu_times_up(gate_up: Pieces, out: Activations) -> None:
+    """``silu(gate) · up`` of a product ``[M, 2·I]`` (gate, then up) into ``out`` ``[M, I]``."""
     rows, width = out.values.shape
     _check_width(width)
     grid, device = (rows, triton.cdiv(width, _BLOCK)), out.values.device
@@ -280,15 +237,11 @@ def silu_times_up(gate_up: Pieces, out: Activations, ahead: Ahead | None = None)
     if out.scales is not None:
         numbers = torch.empty(rows, width, dtype=torch.float32, device=device)
         maxima = torch.empty(grid, dtype=torch.float32, device=device)
-    arguments = (*gate_up.pointers(), numbers, maxima, rows, width)
-    constants = {
-        "PIECES": gate_up.count, "TOKENS": gate_up.token_scales is not None, "QUANTISE": out.scales is not None,
-        "BLOCK": _BLOCK, "num_warps": 4, **launch_options()}
-    if ahead is None:
-        _silu_kernel[grid](*arguments, **constants)
-    else:
-        _silu_ahead_kernel[(rows + triton.cdiv(SPARE_PROGRAMS, grid[1]), grid[1])](
-            *arguments, *ahead.arguments(), **constants, **ahead.constants())
+    _silu_kernel[grid](
+        *gate_up.pointers(), numbers, maxima, rows, width, PIECES=gate_up.count,
+        TOKENS=gate_up.token_scales is not None, QUANTISE=out.scales is not None, BLOCK=_BLOCK, num_warps=4,
+        **launch_options(),
+    )  # fmt: skip
     if out.scales is not None:
         _quantise_kernel[grid](
             numbers, maxima, out.values, out.scales, width, grid[1], FORM=int(out.form),

@@ -13,9 +13,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from qspec.kernels.triton.attention import TILE, _attend_ahead, stages_of
+from qspec.kernels.triton.attention import TILE, _attend, stages_of
 from qspec.kernels.triton.device_limits import DeviceLimits
-from qspec.kernels.triton.elementwise import _norm_ahead_kernel
 from qspec.kernels.triton.group_linear import TILES as GROUP_TILES
 from qspec.kernels.triton.group_linear import Codes, group_product
 from qspec.kernels.triton.int8_linear import TILES as INT8_TILES
@@ -25,8 +24,8 @@ from qspec.kernels.triton.tuned import TunedTable, table_for
 
 SHARED_BYTES = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
 """What a program may have, by compute capability (CUDA programming guide, "Technical specifications")."""
-_ALL_OF = (89,)
-"""Where all kernels are compiled, as room is least; elsewhere the products whose tiles are tuned."""
+_LITTLE = 128 << 10
+"""Of GPUs that have less than this all kernels are compiled, of others the products whose tiles are tuned."""
 
 
 def largest_tile(table: TunedTable, planes: int) -> Tile:
@@ -45,7 +44,7 @@ def shared_bytes(
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
     aligned = {(index,): [["tt.divisibility", 16]] for index, name in enumerate(names)
-               if name not in constants and name not in ("M", "groups", "rows", "table_stride", "scale", "eps")}
+               if name not in constants and name not in ("M", "groups", "rows", "table_stride", "scale")}
     compiled = triton.compile(
         ASTSource(kernel, signature, constants, aligned), target=GPUTarget("cuda", arch, 32),
         options={"num_warps": warps, "num_stages": stages})
@@ -68,12 +67,8 @@ def compiled(arch: int) -> dict[str, int]:
             "SPLIT": 1, "FINISH": False, "WEIGHTS": int(weights), "WHOLE": True, "ROWS": tile.rows,
             "OUTPUTS": tile.outputs, "INPUTS": tile.inputs, "EACH_WAITS": tile.each_waits, "OVERLAP": overlap,
         }, warps=tile.warps, stages=tile.stages)  # fmt: skip
-    if arch not in _ALL_OF:
+    if limits.shared_bytes >= _LITTLE:
         return found
-    weight = {**dict.fromkeys(("residual", "token_scales", "weight", "out_scales"), "*fp32"), "eps": "fp32"}
-    found["norm"] = shared_bytes(_norm_ahead_kernel, arch, {**pointers, **weight}, {
-        "PIECES": 4, "TOKENS": False, "FORM": 0, "BLOCK": 4096, "LINES": 2, "PLANES": 2, "OVERLAP": overlap},
-        warps=8, stages=3)
     tile = GROUP_TILES[64]
     found["groups"] = shared_bytes(group_product, arch, {**pointers, "low": "*i8"}, {
         "CODES": int(Codes.BYTES), "SIXTY_FOURS": 1, "WHOLE": True, "ROWS": tile.rows, "OUTPUTS": tile.outputs,
@@ -85,10 +80,9 @@ def compiled(arch: int) -> dict[str, int]:
     caches = dict.fromkeys(("queries", "keys", "values", "tail_keys", "tail_values"), "*fp16")
     integers = dict.fromkeys(("tiles", "positions", "committed", "block_table"), "*i32")
     floats = dict.fromkeys(("sums", "maxima", "totals"), "*fp32")
-    types = {**pointers, **caches, **integers, **floats, "scale": "fp32"}
-    found["attention"] = shared_bytes(_attend_ahead, arch, types, {
+    found["attention"] = shared_bytes(_attend, arch, {**caches, **integers, **floats, "scale": "fp32"}, {
         "HEADS": 8, "KV_HEADS": 2, "HEAD_DIM": 128, "BLOCK": 64, "TAIL": 8, "PIECE": 256, "INNER": 64,
-        "TILE": TILE, "LINES": 2, "PLANES": 2, "OVERLAP": overlap}, warps=4, stages=stages_of(128, limits))
+        "TILE": TILE, "OVERLAP": overlap}, warps=4, stages=stages_of(128, limits))
     return found
 
 
