@@ -52,6 +52,10 @@ class Weights(IntEnum):
 
 _HIGH, _MERGED, _INT8 = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 _PLANE_SCALE = tl.constexpr(HIGH_SCALE)
+_WAITS_ARE_KNOWN = triton.__version__.startswith("3.6.")
+"""Whether an instruction without ``finish_sums`` behind it is known to be waited for before its weights are rewritten:
+that is the assembler's doing, seen in the machine code of Triton 3.6 and in the sums on a GPU. 3.7's is not serialised
+everywhere."""
 LINE = 128
 """Bytes that memory is read in."""
 
@@ -72,7 +76,8 @@ class Tile:
     """Reads in flight."""
     each_waits: bool = False
     """Whether each matrix instruction is waited for by itself: weights of the next one are then merged meanwhile, which
-    is faster where instructions are long (256 rows) and slower where they are short (``finish_sums``)."""
+    is faster where instructions are long (256 rows) and slower where they are short (``finish_sums``). Of planes, and
+    with a Triton that is known to do so, else all of a step are waited for at once."""
 
 
 @triton.jit
@@ -110,7 +115,9 @@ def plane_product(
     wait_for_inputs(OVERLAP)
     total = tl.zeros((OUTPUTS, ROWS), tl.float32)
     stop = tl.minimum(start + chunk, K)
-    if not EACH_WAITS:
+    # Of int8 codes with waits of their own an H200 gave wrong sums at 256 rows, so theirs are finished step by step.
+    finished: tl.constexpr = WEIGHTS != _MERGED and (not EACH_WAITS or WEIGHTS == _INT8)
+    if finished or WEIGHTS == _MERGED and not EACH_WAITS:
         tl.assume(start < stop)
     for k in range(start, stop, INPUTS):
         if WHOLE:
@@ -131,7 +138,7 @@ def plane_product(
         else:
             weights = arrange_weights(merge_planes(first, second), OUTPUTS, INPUTS)
         total = tl.dot(weights, activations, total)
-        if WEIGHTS != _MERGED and not EACH_WAITS:
+        if finished:
             total = finish_sums(total)
     if WEIGHTS == _HIGH:
         total *= _PLANE_SCALE
@@ -245,5 +252,5 @@ def _launch(
         SPLIT=split if finish else 1, FINISH=finish, WEIGHTS=int(weight.reads),
         WHOLE=chunk % tile.inputs == 0 and inputs % tile.inputs == 0,
         ROWS=tile.rows, OUTPUTS=tile.outputs, INPUTS=tile.inputs, num_warps=tile.warps,
-        num_stages=tile.stages, EACH_WAITS=tile.each_waits, **launch_options(),
+        num_stages=tile.stages, EACH_WAITS=tile.each_waits and _WAITS_ARE_KNOWN, **launch_options(),
     )  # fmt: skip
