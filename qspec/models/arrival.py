@@ -8,6 +8,7 @@ model. Nothing here imports torch.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,10 +56,8 @@ async def model_arrival(name: str, wait_s: float, progress: Progress, *, steady_
 
 
 def _files(path: Path) -> Iterator[tuple[str, int, int]]:
-    """Name, size and time of change of a model's files."""
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        try:
+    """Name, size and time of change of a model's files; those that are gone again are none."""
+    with contextlib.suppress(OSError):
+        for file in path.iterdir() if path.is_dir() else [path]:
             entry = file.stat()
-        except OSError:  # gone again: another state
-            continue
-        yield file.name, entry.st_size, entry.st_mtime_ns
+            yield file.name, entry.st_size, entry.st_mtime_ns

@@ -1,8 +1,8 @@
 """What a container runtime does inside a new mount namespace, then the container's command in its place.
 
 ``python -m tests.deploy.rehearsal.container_init SPEC`` (a ``ContainerSpec`` as JSON) gives the process a root that is
-this machine's, read-only, under the container's volumes, devices and 64 MiB of /dev/shm; takes every capability from
-it and makes it the container's user. Runs as root.
+this machine's, read-only, under the container's volumes, devices and 64 MiB of /dev/shm, with the image's user in
+/etc/passwd; takes every capability from it and makes it the container's user. Runs as root.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from tools.check_imports import ROOT
 
 _DEVICES = ("null", "zero", "full", "random", "urandom")
+_USER = "qspec:x:{uid}:{gid}::{home}:/usr/sbin/nologin\n"
 _OWN_MOUNTS = ("/", "/proc", "/sys", "/dev", "/tmp", "/run")
 """Mounts of this machine that the container has others of."""
 
@@ -88,15 +89,30 @@ def make_root(spec: ContainerSpec) -> Path:
     (root / "dev" / "shm").mkdir()
     _mount("-t", "tmpfs", "-o", "size=64m,mode=1777", "tmpfs", str(root / "dev" / "shm"))
     for directory in _way_to_python():  # in an image everybody may read it
-        (root / str(directory).lstrip("/")).chmod(0o755)
+        if (inside := _inside(root, directory)).stat().st_dev == root.stat().st_dev:  # no mount of this machine's
+            inside.chmod(0o755)
+    if (etc := root / "etc").stat().st_dev == root.stat().st_dev:
+        with (etc / "passwd").open("a", encoding="utf-8") as users:
+            users.write(_USER.format(uid=spec.uid, gid=spec.gid, home=spec.environment["HOME"]))
     for mount in spec.mounts:
-        volume = root / mount.path.lstrip("/")
-        volume.mkdir(parents=True, exist_ok=True)
-        _mount("--bind", mount.source, str(volume))
-        if mount.read_only:
-            _mount("-o", "remount,bind,ro", str(volume))
+        _bind(mount.source, _inside(root, Path(mount.path)), read_only=mount.read_only)
+    volumes = [Path(place) for place in ("/tmp", "/run", *(mount.path for mount in spec.mounts))]
+    for place in python_places():
+        if any(place.is_relative_to(volume) for volume in volumes):  # which hides it
+            _bind(str(place), _inside(root, place), read_only=True)
     _mount("-o", "remount,ro", str(root))
     return root
+
+
+def _inside(root: Path, place: Path) -> Path:
+    return root / str(place).lstrip("/")
+
+
+def _bind(source: str, place: Path, *, read_only: bool) -> None:
+    place.mkdir(parents=True, exist_ok=True)
+    _mount("--bind", source, str(place))
+    if read_only:
+        _mount("-o", "remount,bind,ro", str(place))
 
 
 def _mount(*arguments: str) -> None:
@@ -116,9 +132,14 @@ def package_places() -> list[Path]:
     return [ROOT, *(Path(place).resolve() for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place)]
 
 
+def python_places() -> set[Path]:
+    """The interpreter's, and those of its packages."""
+    return {Path(sys.prefix), Path(sys.base_prefix), *package_places()}
+
+
 def _way_to_python() -> Iterator[Path]:
     """Directories that only their owner may enter on the way to the interpreter, its packages and this repository."""
-    for end in {Path(sys.prefix), Path(sys.base_prefix), *package_places()}:
+    for end in python_places():
         for directory in (end, *end.parents):
             if directory.stat().st_mode & 0o005 != 0o005:
                 yield directory

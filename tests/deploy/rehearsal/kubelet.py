@@ -19,6 +19,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.deploy.manifests import Manifest, arguments, environment_of, pod
 from tests.deploy.rehearsal.sandbox import NO_DEVICE, Container, DeviceParts, Sandbox
 
+_INIT_S = 60.0
+"""Seconds that a container before the others may take."""
+
 
 class PodFailed(AssertionError):
     """A pod did what none may do; with the end of the container's log."""
@@ -29,11 +32,12 @@ class Pod:
 
     def __init__(
         self, overlay: str, volumes: Mapping[str, Path], directory: Path,
-        device: DeviceParts = NO_DEVICE,
+        device: DeviceParts = NO_DEVICE, *, own_network: bool = True,
     ) -> None:
+        """``volumes``, ``directory``, ``device`` and ``own_network``: see ``Sandbox``."""
         self._overlay, self._manifest = overlay, pod(overlay)
         _, _, image = self._manifest["containers"][0]["image"].rpartition("-")
-        self.sandbox = Sandbox(self._manifest, image, volumes, directory, device)
+        self.sandbox = Sandbox(self._manifest, image, volumes, directory, device, own_network=own_network)
         self.ready = False
         self.failures: list[str] = []
         self._watches: list[asyncio.Task[None]] = []
@@ -48,7 +52,7 @@ class Pod:
                 await self._start(manifest)
             else:
                 container = self._run(manifest)
-                if await asyncio.to_thread(container.process.wait) != 0:
+                if await asyncio.to_thread(container.process.wait, _INIT_S) != 0:
                     raise PodFailed(_told(container))
         for manifest in self._manifest["containers"]:
             await self._start(manifest)

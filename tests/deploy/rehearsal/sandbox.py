@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -27,20 +29,32 @@ from tools.dockerfile import final_stage, read_dockerfile
 _PAUSE = "import signal; signal.pause()"
 _DIES_WITH_US = ["setpriv", "--pdeathsig=KILL", "--"]
 _OWN_PROCESSES = ["--pid", "--fork", "--kill-child"]
+_START_S = 20.0
+"""Seconds that namespaces may take."""
 _numbers = itertools.count(1)
 
 
 def image_environment(target: str) -> dict[str, str]:
-    """What the image's ENV says, with this interpreter, its packages and these sources in place of its own."""
+    """What the image's ENV says, with this interpreter, its packages and these sources in place of its own.
+
+    And the home of its user, as a container runtime does.
+    """
     found: dict[str, str] = {}
     for step in final_stage(read_dockerfile(), target):
         if step.keyword == "ENV":
             found |= dict(step.pairs())
+        if home := re.search(r"useradd .*--home-dir (\S+)", step.text):
+            found["HOME"] = home[1]
     own = Path(sys.executable).parent
     return found | {
         "PATH": f"{own}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "PYTHONPATH": os.pathsep.join(map(str, package_places())),
     }
+
+
+def runnable(command: Sequence[str]) -> list[str]:
+    """A container's command, with this interpreter for the image's ``python``: not every machine has that name."""
+    return [sys.executable, *command[1:]] if command[0] == "python" else list(command)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +88,7 @@ class Container:
         inside = ["nsenter", f"--target={first.pid}", "--mount", "--pid", "--net", "--root", "--wd=/"]
         try:
             done = subprocess.run(
-                [*inside, *self.spec.as_user(), *command], env=self.spec.environment, capture_output=True,
+                [*inside, *self.spec.as_user(), *runnable(command)], env=self.spec.environment, capture_output=True,
                 timeout=timeout_s, check=False)
         except subprocess.TimeoutExpired:
             return False
@@ -97,7 +111,7 @@ class Sandbox:
 
     def __init__(
         self, pod: Manifest, image: str, volumes: Mapping[str, Path], directory: Path,
-        device: DeviceParts = NO_DEVICE,
+        device: DeviceParts = NO_DEVICE, *, own_network: bool = True,
     ) -> None:
         """
         Args:
@@ -106,8 +120,10 @@ class Sandbox:
             volumes: directories for volumes that are no emptyDir.
             directory: an empty one.
             device: for containers with a claim.
+            own_network: whether it has an address of its own; without, one pod at a time has this machine's loopback.
         """
         self._pod, self._directory, self._device = pod, directory, device
+        self._net = ["--net"] if own_network else []
         self._environment = image_environment(image)
         self._devices = tuple(path.name for path in Path("/dev").glob("nvidia*") if path.is_char_device())
         self.volumes = {
@@ -115,12 +131,13 @@ class Sandbox:
             for volume in pod["volumes"]}
         self.containers: dict[str, Container] = {}
         number = next(_numbers)
-        self.address = f"10.231.{number}.2"
+        self.address = f"10.231.{number}.2" if own_network else "127.0.0.1"
         shared = _OWN_PROCESSES if pod.get("shareProcessNamespace") else []
         self._pause = subprocess.Popen(
-            [*_DIES_WITH_US, "unshare", "--net", *shared, sys.executable, "-c", _PAUSE])
+            [*_DIES_WITH_US, "unshare", *self._net, *shared, sys.executable, "-c", _PAUSE])
         self._shared = bool(shared)
-        self._connect(f"qspec{os.getpid() % 10_000}-{number}", f"10.231.{number}.1")
+        if own_network:
+            self._connect(f"qspec{os.getpid() % 10_000}-{number}", f"10.231.{number}.1")
 
     def start(self, name: str, manifest: Manifest, command: Sequence[str], environment: Mapping[str, str]) -> Container:
         """Start a container; ``command`` with its arguments, ``environment`` beside the image's."""
@@ -131,7 +148,8 @@ class Sandbox:
         spec = ContainerSpec(
             scratch=str(scratch), mounts=(*self._mounts(manifest), *claimed.mounts), devices=self._devices,
             environment=self._environment | dict(claimed.environment) | dict(environment),
-            uid=context["runAsUser"], gid=context["runAsGroup"], groups=(context["fsGroup"],), command=tuple(command))
+            uid=context["runAsUser"], gid=context["runAsGroup"], groups=(context["fsGroup"],),
+            command=tuple(runnable(command)))
         log = self._directory / f"{name}.log"
         with log.open("ab") as output:
             process = self._enter(spec, output)
@@ -150,9 +168,11 @@ class Sandbox:
     def _enter(self, spec: ContainerSpec, output: IO[bytes]) -> subprocess.Popen[bytes]:
         target = str(self._namespace_holder())
         if self._shared:
-            way = ["nsenter", f"--target={target}", "--net", "--pid", "--", "unshare", "--mount"]
+            way = ["nsenter", f"--target={target}", *self._net, "--pid", "--", "unshare", "--mount"]
         else:
-            way = ["nsenter", f"--target={target}", "--net", "--", "unshare", "--mount", *_OWN_PROCESSES]
+            way = ["nsenter", f"--target={target}", *self._net, "--", "unshare", "--mount", *_OWN_PROCESSES]
+            if not self._net:
+                way = way[way.index("--") + 1:]  # there is nothing to enter
         program = [sys.executable, "-m", "tests.deploy.rehearsal.container_init", spec.to_json()]
         return subprocess.Popen([*_DIES_WITH_US, *way, *program], cwd=ROOT, stdout=output, stderr=output)
 
@@ -173,10 +193,12 @@ class Sandbox:
         return place
 
     def _namespace_holder(self) -> int:
-        while self._shared:
+        if not self._shared:
+            return self._pause.pid
+        for _ in self._until_made("process namespace"):
             for first in psutil.Process(self._pause.pid).children():
                 return int(first.pid)
-        return self._pause.pid
+        raise AssertionError("unreachable")
 
     def _connect(self, link: str, gateway: str) -> None:
         """A pair of interfaces, one end in the sandbox; both are gone once that is."""
@@ -195,7 +217,15 @@ class Sandbox:
 
     def _wait_for_namespace(self) -> str:
         own = Path("/proc/self/ns/net").readlink()
-        while Path(f"/proc/{self._pause.pid}/ns/net").readlink() == own:
-            if self._pause.poll() is not None:
-                raise RuntimeError("no network namespace could be made")
+        for _ in self._until_made("network namespace"):
+            if Path(f"/proc/{self._pause.pid}/ns/net").readlink() != own:
+                break
         return str(self._pause.pid)
+
+    def _until_made(self, what: str) -> Iterator[None]:
+        """Look again, for a while; ``RuntimeError`` when there is still no such thing."""
+        until = time.monotonic() + _START_S
+        while self._pause.poll() is None and time.monotonic() < until:
+            yield
+            time.sleep(0.01)
+        raise RuntimeError(f"no {what} could be made")
