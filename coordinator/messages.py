@@ -75,7 +75,7 @@ def info_message(serving: Serving) -> pb.GetServerInfoResponse:
         message.verify_method = verifier.method
         message.verify_kernel = verifier.kernel
         message.max_model_len = verifier.max_model_len
-        message.max_draft_length = verifier.max_draft_length
+        message.max_draft_length = serving.limits.max_draft_length
         message.row_invariant = verifier.row_invariant
         message.block_size = verifier.block_size
         message.auto_reason = verifier.auto_reason

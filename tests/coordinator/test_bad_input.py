@@ -22,8 +22,9 @@ from qspec.v1 import generation_pb2 as pb
 from qspec.v1 import generation_pb2_grpc as pb_grpc
 from tests.coordinator.byte_tokenizer import ByteTokenizer
 from tests.coordinator.test_requests import LIMITS, REFUSED, chat
-from tests.coordinator.test_service import run, served
+from tests.coordinator.test_service import run, served, until
 from tests.fakes import FakeVerifier
+from tests.models.test_text_stream import byte_level
 from tests.toy_model import continue_text
 
 LONGEST_GAP_S = 0.5
@@ -198,6 +199,47 @@ def test_an_id_in_use_is_refused(tmp_path: Path) -> None:
     async def test() -> None:
         async with serving(tmp_path) as (stub, _):
             await assert_refused(stub, [(generate(pb.GenerateRequest(text="a", request_id="running")), "request_id")])
+    run(test)
+
+
+def test_a_server_without_a_drafter_refuses_to_draft(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with serving(tmp_path) as (stub, state):
+            state.pairs[0].drafts = False
+            assert (await stub.GetServerInfo(pb.GetServerInfoRequest())).max_draft_length == 0
+            await assert_refused(stub, [(generate(pb.GenerateRequest(text="a", draft_length=1)), "draft_length")])
+    run(test)
+
+
+@pytest.mark.parametrize("template", [None, "{{ raise_exception('no') }}", "{% for %}"])
+def test_a_conversation_that_cannot_be_laid_out_is_refused_as_one(template: str | None, tmp_path: Path) -> None:
+    tokenizer = Tokenizer(
+        byte_level()._backend, eos_token_ids=frozenset(), special_tokens={}, chat_template=template)
+
+    async def test() -> None:
+        async with serving(tmp_path, tokenizer) as (stub, _):
+            request = chat((pb.CHAT_ROLE_USER, "hi"))
+            await assert_refused(stub, [
+                (generate(request), "chat"), (tokenize(pb.TokenizeRequest(chat=request.chat)), "chat")])
+    run(test)
+
+
+def test_too_many_texts_are_no_matter_of_room(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with serving(tmp_path) as (stub, state):
+            others: list[grpc.aio.UnaryStreamCall[Any, Any]] = []
+
+            def asked_when_full(choices: int) -> Call:
+                async def call(stub: pb_grpc.GenerationServiceStub) -> object:
+                    while len(others) < 7:  # with the running text as many as there may be
+                        others.append(stub.Generate(pb.GenerateRequest(text="a", max_tokens=500)))
+                    await until(lambda: state.router.active == 8)
+                    return await stub.Generate(pb.GenerateRequest(text="a", n=choices)).read()
+                return call
+
+            await assert_refused(stub, [(asked_when_full(choices), "n") for choices in (0, 65, 2**32 - 1)])
+            for call in others:
+                call.cancel()
     run(test)
 
 

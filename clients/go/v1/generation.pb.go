@@ -506,7 +506,8 @@ type GenerateRequest struct {
 	Seed *uint64 `protobuf:"varint,8,opt,name=seed,proto3,oneof" json:"seed,omitempty"`
 	// The text ends before the first of these; none may be empty.
 	Stop []string `protobuf:"bytes,9,rep,name=stop,proto3" json:"stop,omitempty"`
-	// Tokens drafted per round: 0 for none, up to the server's limit. Default: chosen by the server each round.
+	// Tokens drafted per round: 0 for none, up to the server's limit (max_draft_length of GetServerInfo). Default: chosen
+	// by the server each round.
 	DraftLength *uint32 `protobuf:"varint,10,opt,name=draft_length,json=draftLength,proto3,oneof" json:"draft_length,omitempty"`
 	// Keep tokens at least this probable, as a share of the most probable one's, in [0, 1]; 0 keeps all. Default: 0.
 	// Filters go in the order temperature, top_k, top_p, min_p, typical_p, each over what the one before it left.
@@ -1323,7 +1324,7 @@ type GetServerInfoResponse struct {
 	MaxModelLen uint32 `protobuf:"varint,6,opt,name=max_model_len,json=maxModelLen,proto3" json:"max_model_len,omitempty"`
 	// Requests that can run at once.
 	MaxSlots uint32 `protobuf:"varint,7,opt,name=max_slots,json=maxSlots,proto3" json:"max_slots,omitempty"`
-	// Largest draft_length that a request may ask for.
+	// Largest draft_length that a request may ask for; 0 where nothing drafts.
 	MaxDraftLength uint32 `protobuf:"varint,8,opt,name=max_draft_length,json=maxDraftLength,proto3" json:"max_draft_length,omitempty"`
 	// Requests running.
 	Running uint32 `protobuf:"varint,9,opt,name=running,proto3" json:"running,omitempty"`

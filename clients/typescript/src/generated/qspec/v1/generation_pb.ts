@@ -194,7 +194,8 @@ export type GenerateRequest = Message<"qspec.v1.GenerateRequest"> & {
   stop: string[];
 
   /**
-   * Tokens drafted per round: 0 for none, up to the server's limit. Default: chosen by the server each round.
+   * Tokens drafted per round: 0 for none, up to the server's limit (max_draft_length of GetServerInfo). Default: chosen
+   * by the server each round.
    *
    * @generated from field: optional uint32 draft_length = 10;
    */
@@ -697,7 +698,7 @@ export type GetServerInfoResponse = Message<"qspec.v1.GetServerInfoResponse"> & 
   maxSlots: number;
 
   /**
-   * Largest draft_length that a request may ask for.
+   * Largest draft_length that a request may ask for; 0 where nothing drafts.
    *
    * @generated from field: uint32 max_draft_length = 8;
    */
@@ -1236,6 +1237,7 @@ export const GenerationService: GenService<{
    * details, the request is larger than 4 MiB.
    * DEADLINE_EXCEEDED: the call's deadline or timeout_s has passed, waiting or running.
    * UNAVAILABLE: loading or shutting down (RetryInfo).
+   * INTERNAL: a fault of the server, or three verifiers that ended one after the other when they ran the request.
    * Requests of one client are told from another's by the metadata key "qspec-client-id" (1 to 128 characters), or else
    * by the address that they come from; waiting requests are served fairly between clients.
    *
