@@ -257,6 +257,7 @@ class Engine:
             commits = self._loop.step()
         except QspecError as error:  # dead, hung, of another epoch, or talking nonsense
             verifier = self._verifier
+            self._loop.note_loss()
             self._lose_verifier()
             self._observer.verifier_lost(verifier, error)
             return

@@ -6,10 +6,14 @@ from collections.abc import Iterator
 
 from coordinator.generation import Ending, Piece
 from coordinator.pair import Pair, PairState
+from coordinator.requests import MAX_STOP_LENGTH, MAX_STOP_TOKENS, MAX_STOPS
+from coordinator.sampling_fields import MAX_BIASES, RANGES
 from coordinator.serving import ServerState, Serving
 from coordinator.version import package_version
+from qspec.constraint import MAX_CONSTRAINT_BYTES
 from qspec.interfaces import MemoryItem
 from qspec.rpc.logprobs_codec import logprobs_to_pb
+from qspec.rpc.options import MAX_REQUEST_BYTES
 from qspec.sequence import FinishReason
 from qspec.v1 import generation_pb2 as pb
 
@@ -75,22 +79,38 @@ def info_message(serving: Serving) -> pb.GetServerInfoResponse:
         message.verify_method = verifier.method
         message.verify_kernel = verifier.kernel
         message.max_model_len = verifier.max_model_len
-        message.max_draft_length = verifier.max_draft_length
+        message.max_draft_length = serving.limits.max_draft_length
         message.row_invariant = verifier.row_invariant
         message.block_size = verifier.block_size
+        message.vocab_size = verifier.vocab_size
+        message.prefix_cache = verifier.prefix_cache
+        message.max_batch_rows = verifier.max_batch_rows
         message.auto_reason = verifier.auto_reason
     for pair in pairs:
-        if (engine := pair.engine) is not None and not message.verify_s:
-            message.verify_s[:] = engine.costs.verify_s
-            message.draft_step_s = engine.costs.draft_step_s
+        if (engine := pair.engine) is not None:
+            message.preemptions += engine.preemptions
+            if not message.verify_s:
+                message.verify_s[:] = engine.costs.verify_s
+                message.draft_step_s = engine.costs.draft_step_s
         if pair.verifier is not None:
             message.max_slots += pair.verifier.max_slots
             message.num_blocks += pair.verifier.num_blocks
             _add_memory(message, "verifier", pair.verifier.memory)
         if pair.drafter is not None:
-            message.draft_method, message.draft_kernel = pair.drafter.method, pair.drafter.kernel
             _add_memory(message, "drafter", pair.drafter.memory)
+    drafters = [pair.drafter for pair in pairs if pair.drafter is not None]
+    message.draft_method = ", ".join(dict.fromkeys(drafter.method for drafter in drafters))
+    message.draft_kernel = ", ".join(dict.fromkeys(drafter.kernel for drafter in drafters))
+    message.request_limits.CopyFrom(_limits_message(serving.max_waiting + message.max_slots))
     return message
+
+
+def _limits_message(places: int) -> pb.RequestLimits:
+    """``places``: of running and waiting requests."""
+    return pb.RequestLimits(
+        max_texts=min(int(RANGES["n"].high), places), max_stop_strings=MAX_STOPS, max_stop_length=MAX_STOP_LENGTH,
+        max_stop_tokens=MAX_STOP_TOKENS, max_logit_biases=MAX_BIASES, max_logprobs=int(RANGES["logprobs"].high),
+        max_constraint_bytes=MAX_CONSTRAINT_BYTES, max_request_bytes=MAX_REQUEST_BYTES)
 
 
 def _pair_message(pair: Pair) -> pb.PairInfo:

@@ -31,6 +31,8 @@ class Pair:
     """What its server makes of it; ``state`` is what it is."""
     detail: str = ""
     """Why it failed."""
+    drafts: bool = True
+    """Whether there is to be a drafter."""
     engine: Engine | None = None
     """Set before anything is attached."""
     verifier: VerifierDescription | None = None

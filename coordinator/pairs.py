@@ -148,8 +148,8 @@ class Pairs:
         config = self._config
         if (first := self._serving.verifier) is not None:
             config = config.settled(draft=first.draft_quantization, verify=first.verify_quantization)
-        drafting = source.drafter is not None or config.draft_quantization != NO_DRAFTER
-        roles = ("verifier", "drafter") if drafting else ("verifier",)
+        pair.drafts = source.drafter is not None or config.draft_quantization != NO_DRAFTER
+        roles = ("verifier", "drafter") if pair.drafts else ("verifier",)
         return Stack(
             config, pair, StartProgress(roles, self._progress.of(number - 1, pair.name)),
             agreement=self._serving.agreement, runtime_dir=directory, verifier_address=source.verifier,

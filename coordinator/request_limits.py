@@ -12,6 +12,6 @@ class RequestLimits:
     max_model_len: int
     """Most positions of a sequence, prompt and completion together."""
     max_draft_length: int
-    """Longest draft per round."""
+    """Longest draft per round; 0 where nothing drafts."""
     vocab_size: int
     """Token ids are below this."""

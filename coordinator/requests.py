@@ -123,9 +123,9 @@ def timeout_problem(timeout_s: float) -> str | None:
 def _flow_violations(message: pb.GenerateRequest, limits: RequestLimits) -> Iterator[FieldViolation]:
     """What is wrong with the fields that say how a request is treated, not what it generates."""
     if message.HasField("draft_length") and message.draft_length > limits.max_draft_length:
-        yield FieldViolation(
-            "draft_length",
-            f"this server drafts at most {limits.max_draft_length} tokens per round, got {message.draft_length}")
+        most = f"drafts at most {limits.max_draft_length} tokens per round" if limits.max_draft_length else (
+            "has no drafter: leave it out")
+        yield FieldViolation("draft_length", f"this server {most}, got {message.draft_length}")
     if message.HasField("request_id") and (problem := id_problem(message.request_id)):
         yield FieldViolation("request_id", problem)
     if problem := priority_problem(message.priority):

@@ -26,6 +26,7 @@ from coordinator.placement import choose_pair
 from coordinator.stream import MAX_BUFFERED_TOKENS, UNREAD_S, Stream
 from coordinator.telemetry import Telemetry
 from coordinator.tracing.tracer import UNTRACED_CALL, CallTrace
+from coordinator.trials import Trials, verdict
 from coordinator.valid_request import ValidRequest
 from qspec.errors import QspecError
 from qspec.sequence import Sequence
@@ -75,6 +76,7 @@ class Router:
         self._lock = threading.RLock()  # before those of admission and seats, never behind them
         self._places: list[_Place] = []
         self._returned: list[Stream] = []  # lost their place, and go first
+        self._trials = Trials(lambda stream: self.admission.is_active(stream) and stream not in self._returned)
         self._ended: QspecError | None = None  # why no request is taken: no pair is left
         self._sequence_ids = itertools.count(1)
 
@@ -185,6 +187,8 @@ class Router:
                     for stream in streams:
                         if stream.complete:  # what comes next in a conversation begins with all of it
                             place.prefixes.note(self._names(stream.generation.sequence))
+            if self._returned:
+                self._dispatch()
 
     def take_back(self, engine: Engine, streams: Collection[Stream], *, cache_lost: bool) -> None:
         """See ``EngineHome``."""
@@ -192,8 +196,13 @@ class Router:
             for place in self._places:
                 if cache_lost and place.engine is engine:
                     place.prefixes.clear()
-            self._returned += streams
+            for stream in streams:
+                if (error := verdict(stream)) is not None:
+                    stream.fail(error)
+                else:
+                    self._returned.append(stream)
             self._dispatch()
+        self._started().deliveries.tell(stream for stream in streams if stream.complete)
 
     def engine_ended(self, engine: Engine, error: QspecError, left: Collection[Stream]) -> None:
         """See ``EngineHome``. The end of the last open one is the end of everything that waits, too."""
@@ -216,11 +225,13 @@ class Router:
 
     def _dispatch(self) -> None:
         """Place requests as long as there is one whose turn it is, and room for it."""
-        while self._returned:
-            stream = self._returned[0]
-            if self.admission.is_active(stream) and not self._place(stream):
-                return  # nobody passes it
-            del self._returned[0]
+        for stream in list(self._returned):
+            if self.admission.is_active(stream):
+                if not self._trials.may_run(stream):
+                    continue
+                if not self._place(stream):
+                    return  # nobody passes it
+            self._returned.remove(stream)
         while (turn := self.admission.next(self._fits)) is not None:
             if not self._place(turn):  # its pair has lost its verifier since
                 self._returned.append(turn)

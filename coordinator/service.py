@@ -16,6 +16,7 @@ from coordinator.messages import info_message, piece_messages
 from coordinator.prompt_fields import encode_prompt
 from coordinator.requests import validate_request
 from coordinator.router import Router
+from coordinator.sampling_fields import RANGES
 from coordinator.serving import ServerState, Serving, ServingTokenizer
 from coordinator.stream import Stream
 from coordinator.tracing.tracer import CallTrace
@@ -72,7 +73,9 @@ class GenerationService(pb_grpc.GenerationServiceServicer):
         key_name = None if self._keys is None else self._keys.current.name_of(metadata)
         client = client_of(metadata, context.peer(), key_name)
         router, tokenizer, constraints = self._ready()
-        router.admission.check(client, request.request_id if request.HasField("request_id") else None, request.n or 1)
+        choices = request.n if request.HasField("n") else 1
+        if RANGES["n"].problem(choices) is None:  # otherwise it is refused for that, and not for want of room
+            router.admission.check(client, request.request_id if request.HasField("request_id") else None, choices)
         with router.admission.looking():  # a long text takes a while, as a constraint does
             valid = await asyncio.to_thread(validate_request, request, tokenizer, self._serving.limits, constraints)
         if valid.timeout_s is not None:

@@ -66,6 +66,6 @@ class Serving:
             raise RuntimeError("no verifier was attached yet")
         return RequestLimits(
             max_model_len=self.verifier.max_model_len,
-            max_draft_length=self.verifier.max_draft_length,
+            max_draft_length=self.verifier.max_draft_length if any(pair.drafts for pair in self.pairs) else 0,
             vocab_size=self.verifier.vocab_size,
         )

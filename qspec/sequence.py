@@ -101,6 +101,8 @@ class Sequence:
     """Whether the verifier was asked last and has not decided yet: until it does, drafts are of no use."""
     arrival: int = field(init=False, default=0)
     """Place in the order in which sequences came."""
+    _losses: int = field(init=False, default=0, repr=False)
+    _lost_len: int = field(init=False, default=-1, repr=False)
     cached_prompt_tokens: int | None = field(init=False, default=None)
     """Tokens of the prompt whose entries the verifier had already when it admitted the sequence first."""
     _block_names: list[bytes] = field(init=False, default_factory=list, repr=False)
@@ -170,6 +172,15 @@ class Sequence:
         """The verifier had the entries of so many positions; what it has after a recomputation does not count."""
         if self.cached_prompt_tokens is None:
             self.cached_prompt_tokens = min(reused_len, self.prompt_len)
+
+    @property
+    def losses_without_progress(self) -> int:
+        """Verifiers that were lost one after the other while it ran, and no token was made in between."""
+        return self._losses if self._lost_len == len(self.tokens) else 0
+
+    def note_loss(self) -> None:
+        """The verifier was lost while it ran."""
+        self._losses, self._lost_len = self.losses_without_progress + 1, len(self.tokens)
 
     def token_behind(self, cached_len: int) -> int | None:
         """What a chunk has to say of the token behind it: nothing, unless the verifier is to tell how probable it was.

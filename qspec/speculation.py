@@ -176,6 +176,11 @@ class SpeculationLoop:
         """Drop a sequence (cancelled, or stopped by its text); slot and blocks are given back with the next step."""
         self._ledger.remove(sequence)
 
+    def note_loss(self) -> None:
+        """Every sequence in a slot remembers that the verifier was lost in the last round."""
+        for sequence in self._ledger.running:
+            sequence.note_loss()
+
     def evict_all(self) -> list[Sequence]:
         """Let go of every sequence, in the order in which they came: another loop can go on with them."""
         return self._ledger.evict_all()

@@ -128,7 +128,16 @@ def _server_info() -> Iterator[Vector]:
         ],
         verify_kernel="avx512", draft_kernel="avx512-vnni", row_invariant=True, verify_s=[0.5, 0, 1e-3],
         draft_step_s=1e-3, auto_reason=TEXT, max_waiting=256, max_buffered_tokens=1024, num_blocks=64, free_blocks=63,
-        block_size=16))
+        block_size=16, vocab_size=49152, prefix_cache=True, max_batch_rows=512, preemptions=5,
+        pairs=[
+            pb.PairInfo(
+                name="1", state=pb.PAIR_STATE_SERVING, running=1, waiting=2, max_slots=8, num_blocks=64, free_blocks=63,
+                draft_method="w8a8", verifier_restarts=4, drafter_restarts=3),
+            pb.PairInfo(name="zwei", state=pb.PAIR_STATE_FAILED, detail=TEXT),
+        ],
+        request_limits=pb.RequestLimits(
+            max_texts=64, max_stop_strings=16, max_stop_length=256, max_stop_tokens=128, max_logit_biases=1024,
+            max_logprobs=20, max_constraint_bytes=65536, max_request_bytes=2**32 - 1)))
     yield Vector("loading", pb.GetServerInfoResponse(state=pb.SERVER_STATE_LOADING))
 
 

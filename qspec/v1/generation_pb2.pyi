@@ -229,7 +229,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "state", "model", "draft_method", "verify_method", "max_model_len", "max_slots", "max_draft_length", "running", "waiting", "drafter_restarts", "verifier_restarts", "memory", "verify_kernel", "draft_kernel", "row_invariant", "verify_s", "draft_step_s", "auto_reason", "max_waiting", "max_buffered_tokens", "num_blocks", "free_blocks", "block_size", "pairs")
+    __slots__ = ("version", "state", "model", "draft_method", "verify_method", "max_model_len", "max_slots", "max_draft_length", "running", "waiting", "drafter_restarts", "verifier_restarts", "memory", "verify_kernel", "draft_kernel", "row_invariant", "verify_s", "draft_step_s", "auto_reason", "max_waiting", "max_buffered_tokens", "num_blocks", "free_blocks", "block_size", "vocab_size", "prefix_cache", "max_batch_rows", "preemptions", "pairs", "request_limits")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -254,7 +254,12 @@ class GetServerInfoResponse(_message.Message):
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_CACHE_FIELD_NUMBER: _ClassVar[int]
+    MAX_BATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     PAIRS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_LIMITS_FIELD_NUMBER: _ClassVar[int]
     version: str
     state: ServerState
     model: str
@@ -279,8 +284,33 @@ class GetServerInfoResponse(_message.Message):
     num_blocks: int
     free_blocks: int
     block_size: int
+    vocab_size: int
+    prefix_cache: bool
+    max_batch_rows: int
+    preemptions: int
     pairs: _containers.RepeatedCompositeFieldContainer[PairInfo]
-    def __init__(self, version: _Optional[str] = ..., state: _Optional[_Union[ServerState, str]] = ..., model: _Optional[str] = ..., draft_method: _Optional[str] = ..., verify_method: _Optional[str] = ..., max_model_len: _Optional[int] = ..., max_slots: _Optional[int] = ..., max_draft_length: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., drafter_restarts: _Optional[int] = ..., verifier_restarts: _Optional[int] = ..., memory: _Optional[_Iterable[_Union[MemoryLine, _Mapping]]] = ..., verify_kernel: _Optional[str] = ..., draft_kernel: _Optional[str] = ..., row_invariant: bool = ..., verify_s: _Optional[_Iterable[float]] = ..., draft_step_s: _Optional[float] = ..., auto_reason: _Optional[str] = ..., max_waiting: _Optional[int] = ..., max_buffered_tokens: _Optional[int] = ..., num_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., pairs: _Optional[_Iterable[_Union[PairInfo, _Mapping]]] = ...) -> None: ...
+    request_limits: RequestLimits
+    def __init__(self, version: _Optional[str] = ..., state: _Optional[_Union[ServerState, str]] = ..., model: _Optional[str] = ..., draft_method: _Optional[str] = ..., verify_method: _Optional[str] = ..., max_model_len: _Optional[int] = ..., max_slots: _Optional[int] = ..., max_draft_length: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., drafter_restarts: _Optional[int] = ..., verifier_restarts: _Optional[int] = ..., memory: _Optional[_Iterable[_Union[MemoryLine, _Mapping]]] = ..., verify_kernel: _Optional[str] = ..., draft_kernel: _Optional[str] = ..., row_invariant: bool = ..., verify_s: _Optional[_Iterable[float]] = ..., draft_step_s: _Optional[float] = ..., auto_reason: _Optional[str] = ..., max_waiting: _Optional[int] = ..., max_buffered_tokens: _Optional[int] = ..., num_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., vocab_size: _Optional[int] = ..., prefix_cache: bool = ..., max_batch_rows: _Optional[int] = ..., preemptions: _Optional[int] = ..., pairs: _Optional[_Iterable[_Union[PairInfo, _Mapping]]] = ..., request_limits: _Optional[_Union[RequestLimits, _Mapping]] = ...) -> None: ...
+
+class RequestLimits(_message.Message):
+    __slots__ = ("max_texts", "max_stop_strings", "max_stop_length", "max_stop_tokens", "max_logit_biases", "max_logprobs", "max_constraint_bytes", "max_request_bytes")
+    MAX_TEXTS_FIELD_NUMBER: _ClassVar[int]
+    MAX_STOP_STRINGS_FIELD_NUMBER: _ClassVar[int]
+    MAX_STOP_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    MAX_STOP_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_LOGIT_BIASES_FIELD_NUMBER: _ClassVar[int]
+    MAX_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    MAX_CONSTRAINT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_REQUEST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    max_texts: int
+    max_stop_strings: int
+    max_stop_length: int
+    max_stop_tokens: int
+    max_logit_biases: int
+    max_logprobs: int
+    max_constraint_bytes: int
+    max_request_bytes: int
+    def __init__(self, max_texts: _Optional[int] = ..., max_stop_strings: _Optional[int] = ..., max_stop_length: _Optional[int] = ..., max_stop_tokens: _Optional[int] = ..., max_logit_biases: _Optional[int] = ..., max_logprobs: _Optional[int] = ..., max_constraint_bytes: _Optional[int] = ..., max_request_bytes: _Optional[int] = ...) -> None: ...
 
 class PairInfo(_message.Message):
     __slots__ = ("name", "state", "detail", "running", "waiting", "max_slots", "num_blocks", "free_blocks", "draft_method", "verifier_restarts", "drafter_restarts")

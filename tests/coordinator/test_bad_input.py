@@ -16,14 +16,16 @@ from qspec.errors import InvalidInput
 from qspec.grammar import Grammars
 from qspec.interfaces import Sampling
 from qspec.models.converted import prepare_tokenizer
+from qspec.models.text_stream import REPLACEMENT, TextStream
 from qspec.models.tokenizer import Tokenizer
 from qspec.rpc.errors import from_rpc_error
 from qspec.v1 import generation_pb2 as pb
 from qspec.v1 import generation_pb2_grpc as pb_grpc
 from tests.coordinator.byte_tokenizer import ByteTokenizer
 from tests.coordinator.test_requests import LIMITS, REFUSED, chat
-from tests.coordinator.test_service import run, served
+from tests.coordinator.test_service import run, served, until
 from tests.fakes import FakeVerifier
+from tests.models.test_text_stream import byte_level
 from tests.toy_model import continue_text
 
 LONGEST_GAP_S = 0.5
@@ -198,6 +200,80 @@ def test_an_id_in_use_is_refused(tmp_path: Path) -> None:
     async def test() -> None:
         async with serving(tmp_path) as (stub, _):
             await assert_refused(stub, [(generate(pb.GenerateRequest(text="a", request_id="running")), "request_id")])
+    run(test)
+
+
+def test_a_server_without_a_drafter_refuses_to_draft(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with serving(tmp_path) as (stub, state):
+            state.pairs[0].drafts = False
+            assert (await stub.GetServerInfo(pb.GetServerInfoRequest())).max_draft_length == 0
+            await assert_refused(stub, [(generate(pb.GenerateRequest(text="a", draft_length=1)), "draft_length")])
+    run(test)
+
+
+@pytest.mark.parametrize("template", [None, "{{ raise_exception('no') }}", "{% for %}"])
+def test_a_conversation_that_cannot_be_laid_out_is_refused_as_one(template: str | None, tmp_path: Path) -> None:
+    tokenizer = Tokenizer(
+        byte_level()._backend, eos_token_ids=frozenset(), special_tokens={}, chat_template=template)
+
+    async def test() -> None:
+        async with serving(tmp_path, tokenizer) as (stub, _):
+            request = chat((pb.CHAT_ROLE_USER, "hi"))
+            await assert_refused(stub, [
+                (generate(request), "chat"), (tokenize(pb.TokenizeRequest(chat=request.chat)), "chat")])
+    run(test)
+
+
+def test_too_many_texts_are_no_matter_of_room(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with serving(tmp_path) as (stub, state):
+            others: list[grpc.aio.UnaryStreamCall[Any, Any]] = []
+
+            def asked_when_full(choices: int) -> Call:
+                async def call(stub: pb_grpc.GenerationServiceStub) -> object:
+                    while len(others) < 7:  # with the running text as many as there may be
+                        others.append(stub.Generate(pb.GenerateRequest(text="a", max_tokens=500)))
+                    await until(lambda: state.router.active == 8)
+                    return await stub.Generate(pb.GenerateRequest(text="a", n=choices)).read()
+                return call
+
+            await assert_refused(stub, [(asked_when_full(choices), "n") for choices in (0, 65, 2**32 - 1)])
+            for call in others:
+                call.cancel()
+    run(test)
+
+
+def test_lone_bytes_are_a_prompt_like_any_other(smollm2: Tokenizer, tmp_path: Path) -> None:
+    """Bytes that are no UTF-8, one token each, and the text begins with theirs."""
+    lone = [token for token in range(300) if smollm2.decode([token]) == REPLACEMENT]
+    prompt = [token for token in lone for _ in range(token % 5 + 1)] + lone[::-1]
+    assert len(lone) > 50
+
+    async def test() -> None:
+        verifier = FakeVerifier(vocab_size=smollm2.vocab_size, max_model_len=1024, num_blocks=1024)
+        async with served(tmp_path, verifier, text_source=lambda: TextStream(smollm2)) as (stub, _, _):
+            request = pb.GenerateRequest(tokens=pb.TokenPrompt(token_ids=prompt), echo=True, max_tokens=40)
+            pieces = [piece async for piece in stub.Generate(request)]
+            made = [token for piece in pieces for token in piece.token_ids]
+            assert made == continue_text(prompt, 40, Sampling(), smollm2.vocab_size)
+            text = "".join(piece.text for piece in pieces)
+            assert text == smollm2.decode([*prompt, *made]) and text.count(REPLACEMENT) > 50
+            assert list(pieces[0].prompt_token_ids) == prompt
+    run(test)
+
+
+def test_the_largest_numbers_are_what_there_is_room_for(tmp_path: Path) -> None:
+    most = 2**32 - 1
+
+    async def test() -> None:
+        async with serving(tmp_path) as (stub, _):
+            request = pb.GenerateRequest(
+                text="a" * 500, max_tokens=most, top_k=most, temperature=1e6, top_p=5e-324, min_p=5e-324,
+                typical_p=5e-324, seed=2**64 - 1)
+            pieces = [piece async for piece in stub.Generate(request)]
+            assert sum(len(piece.token_ids) for piece in pieces) == 12
+            assert pieces[-1].finish_reason == pb.FINISH_REASON_LENGTH
     run(test)
 
 

@@ -201,6 +201,13 @@ def test_draft_length_zero_is_not_the_default() -> None:
     assert validate(pb.GenerateRequest(text="a", draft_length=0)).draft_length == 0
 
 
+def test_where_nothing_drafts_a_draft_length_is_refused() -> None:
+    none = RequestLimits(max_model_len=512, max_draft_length=0, vocab_size=257)
+    assert validate(pb.GenerateRequest(text="a", draft_length=0), none).draft_length == 0
+    with pytest.raises(InvalidInput, match="draft_length: this server has no drafter: leave it out, got 1"):
+        validate(pb.GenerateRequest(text="a", draft_length=1), none)
+
+
 def test_how_a_request_is_treated() -> None:
     message = pb.GenerateRequest(text="a", request_id="mine", priority=-3, timeout_s=2.5, cache_salt="my own")
     request = validate(message)

@@ -14,7 +14,7 @@ from coordinator.generation import Piece
 from coordinator.router import Router
 from coordinator.stream import Stream
 from coordinator.valid_request import ValidRequest
-from qspec.errors import Unavailable, WorkerLost
+from qspec.errors import QspecError, Unavailable, WorkerLost
 from qspec.interfaces import Sampling, VerifyAnswer, VerifyBatch
 from qspec.speculation import SpeculationLoop
 from tests.coordinator.stack_in_memory import NumberText, RecordingObserver, request
@@ -51,9 +51,9 @@ class Server:
         """The text behind a prompt."""
         return await rest(self.submit(request(prompt=prompt, max_tokens=count, draft_length=3)))
 
-    async def replace(self, index: int) -> None:
+    async def replace(self, index: int, delay_s: float = 0.0) -> None:
         """Give an engine a new pair of workers."""
-        self.verifiers[index] = verifier = KillableVerifier()
+        self.verifiers[index] = verifier = KillableVerifier(delay_s=delay_s)
         await asyncio.to_thread(self.engines[index].attach_verifier, verifier)
         await asyncio.to_thread(self.engines[index].attach_drafter, FakeDrafter(verifier))
 
@@ -103,6 +103,16 @@ def admitted(verifier: FakeVerifier) -> int:
     return sum(len(batch.admissions) for batch in verifier.batches[2:])  # the first two make sure of the slots
 
 
+class PoisonedVerifier(KillableVerifier):
+    """Dies of every batch that has the token 66."""
+
+    def verify(self, batch: VerifyBatch) -> VerifyAnswer:
+        """See ``Verifier``."""
+        tokens = [token for chunk in batch.prefill_chunks for token in chunk.token_ids]
+        self.killed = self.killed or 66 in [*tokens, *(each.pending_token for each in batch.verifications)]
+        return super().verify(batch)
+
+
 PROMPTS = [(5, 6, 7), (8, 9), (10, 11, 12, 13), (14,), (15, 16), (17, 18, 19)]
 
 
@@ -136,6 +146,58 @@ def test_a_lost_verifier_s_requests_go_on_at_another_pair() -> None:
             assert await server.text([3, 2, 1]) == expected([3, 2, 1]), "nothing is sent where nobody is"
             await server.replace(0)
             assert await server.text([3, 2, 2]) == expected([3, 2, 2])
+    run(test)
+
+
+@pytest.mark.parametrize("poison", [(66, 1, 2), (1, 2, 66)])
+@pytest.mark.parametrize("pairs", [1, 2])
+def test_a_request_that_ends_verifiers_is_ended_and_others_go_on(pairs: int, poison: tuple[int, ...]) -> None:
+    async def test() -> None:
+        limits = {"max_slots": 8, "num_blocks": 400, "max_batch_rows": 200}
+        async with serving(*(PoisonedVerifier(delay_s=0.002, **limits) for _ in range(pairs))) as server:
+            lost = 0
+
+            async def replace_lost() -> None:
+                nonlocal lost
+                while True:
+                    for index, engine in enumerate(server.engines):
+                        if not engine.verifier_attached:
+                            lost += 1
+                            server.verifiers[index] = verifier = PoisonedVerifier(delay_s=0.002, **limits)
+                            await asyncio.to_thread(engine.attach_verifier, verifier)
+                    await asyncio.sleep(0.002)
+
+            replacing = asyncio.ensure_future(replace_lost())
+            innocent = [prompt for prompt in PROMPTS if 66 not in (*prompt, *continue_text(
+                list(prompt), 30, Sampling(), 97))]
+            assert len(innocent) > 2
+            early = [asyncio.ensure_future(server.text(prompt, 30)) for prompt in innocent[:1]]
+            await until(lambda: server.router.running == 1)
+            poisoned = server.submit(request(prompt=poison))
+            late = [asyncio.ensure_future(server.text(prompt, 30)) for prompt in innocent[1:]]
+            with pytest.raises(QspecError, match="3 verifiers were lost one after the other") as raised:
+                await rest(poisoned)
+            assert type(raised.value) is QspecError, "INTERNAL"
+            assert await asyncio.gather(*early, *late) == [expected(prompt, 30) for prompt in innocent]
+            await until(lambda: server.router.active == 0)
+            assert lost == 3 and server.router.waiting == 0
+            replacing.cancel()
+    run(test)
+
+
+def test_losses_between_which_a_text_goes_on_do_not_count() -> None:
+    async def test() -> None:
+        async with serving(KillableVerifier(delay_s=0.005)) as server:
+            stream = server.submit(request(prompt=(5, 6), max_tokens=250, draft_length=0))
+            text = ""
+            for _ in range(5):
+                text += (await stream.__anext__()).text
+                made = len(stream.generation.sequence.tokens)
+                server.verifiers[0].killed = True
+                await until(lambda: server.router.waiting == 1)
+                await server.replace(0, delay_s=0.005)
+                await until(lambda made=made: len(stream.generation.sequence.tokens) > made + 1)
+            assert text + await rest(stream) == expected((5, 6), 250)
     run(test)
 
 

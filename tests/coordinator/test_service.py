@@ -18,7 +18,7 @@ from coordinator.pair import Pair, PairState
 from coordinator.service import GenerationService
 from coordinator.serving import ServerState, Serving
 from qspec.errors import InvalidInput
-from qspec.interfaces import Sampling
+from qspec.interfaces import DrafterDescription, Sampling
 from qspec.rpc.errors import from_rpc_error
 from qspec.rpc.server import RpcServer, Service
 from qspec.v1 import generation_pb2 as pb
@@ -197,15 +197,38 @@ def test_unavailable_but_not_silent(state: ServerState, text: str, tmp_path: Pat
 
 def test_server_info(tmp_path: Path) -> None:
     async def test() -> None:
-        verifier = FakeVerifier()
-        async with served(tmp_path, verifier) as (stub, serving, _):
+        verifier = FakeVerifier(prefix_cache=True)
+        async with served(tmp_path, verifier) as (stub, serving, router):
+            router.engine._loop._ledger.preemptions = 3
             serving.pairs[0].drafter = FakeDrafter().attach(verifier.describe())
             serving.pairs[0].drafter_restarts = 3
             info = await stub.GetServerInfo(pb.GetServerInfoRequest())
             assert (info.model, info.verify_method, info.draft_method) == ("toy", "none (toy)", "toy")
             assert (info.max_slots, info.max_model_len, info.max_draft_length) == (4, 256, 8)
             assert info.row_invariant and info.drafter_restarts == 3
+            assert (info.vocab_size, info.max_batch_rows, info.prefix_cache, info.preemptions) == (97, 64, True, 3)
+            limits = info.request_limits
+            assert (limits.max_texts, limits.max_stop_strings, limits.max_request_bytes) == (8, 16, 4 * 2**20)
+            request = pb.GenerateRequest(text="1", n=limits.max_texts + 1)
+            with pytest.raises(grpc.aio.AioRpcError, match=r"^[^(]*n: this server has room for 8 texts") as raised:
+                await stub.Generate(request).read()
+            assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
             assert [(line.owner, line.shared) for line in info.memory] == [("arena", True)]
+    run(test)
+
+
+def test_drafters_that_differ_are_all_named(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with served(tmp_path, FakeVerifier()) as (stub, serving, _):
+            first = serving.pairs[0]
+            drafters = [DrafterDescription(epoch=1, method=method, kernel="k", memory=()) for method in ("fp8", "w8a8")]
+            serving.pairs = tuple(
+                Pair(name=str(number), stage=PairState.SERVING, engine=first.engine, verifier=first.verifier,
+                     drafter=drafter)
+                for number, drafter in enumerate([drafters[0], None, drafters[1], drafters[0]]))
+            info = await stub.GetServerInfo(pb.GetServerInfoRequest())
+            assert (info.draft_method, info.draft_kernel) == ("fp8, w8a8", "k")
+            assert [pair.draft_method for pair in info.pairs] == ["fp8", "", "w8a8", "fp8"]
     run(test)
 
 

@@ -74,3 +74,37 @@ def test_no_stops_hold_nothing_back() -> None:
 def test_empty_stop_is_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
         StopScanner(["a", ""])
+
+
+@given(
+    text=st.text(alphabet="ab", max_size=40),
+    stops=st.lists(st.text(alphabet="ab", min_size=1, max_size=12), min_size=4, max_size=16),
+)
+def test_many_long_stops_equal_the_definition_character_by_character(text: str, stops: list[str]) -> None:
+    assert scan(list(text), stops) == cut(text, stops)
+
+
+def test_the_longest_of_those_that_end_together_counts() -> None:
+    for stops in (["b", "ab", "xab"], ["xab", "ab", "b"]):
+        scanner = StopScanner(stops)
+        assert scanner.push("wxa") + scanner.push("b") == "w"
+        assert scanner.matched == "xab"
+
+
+def test_many_long_stops_cost_no_more_than_one() -> None:
+    """A text that nearly begins all of them, and keeps the scanner falling back: counted in steps, not in time."""
+    stops = ["a" * (255 - index) + "b" for index in range(16)]
+    scanner = StopScanner(stops)
+    assert scanner._automaton is not None
+    falls = 0
+
+    class Counting(list[int]):
+        def __getitem__(self, index: int) -> int:  # type: ignore[override]
+            nonlocal falls
+            falls += 1
+            return super().__getitem__(index)
+
+    scanner._automaton.shorter = Counting(scanner._automaton.shorter)
+    text = ("a" * 300 + "c") * 20
+    assert "".join(map(scanner.push, text)) + scanner.flush() == text
+    assert falls <= len(text)

@@ -25,6 +25,7 @@ type GenerationServiceClient interface {
 	// details, the request is larger than 4 MiB.
 	// DEADLINE_EXCEEDED: the call's deadline or timeout_s has passed, waiting or running.
 	// UNAVAILABLE: loading or shutting down (RetryInfo).
+	// INTERNAL: a fault of the server, or three verifiers that ended one after the other when they ran the request.
 	// Requests of one client are told from another's by the metadata key "qspec-client-id" (1 to 128 characters), or else
 	// by the address that they come from; waiting requests are served fairly between clients.
 	Generate(ctx context.Context, in *GenerateRequest, opts ...grpc.CallOption) (GenerationService_GenerateClient, error)
@@ -104,6 +105,7 @@ type GenerationServiceServer interface {
 	// details, the request is larger than 4 MiB.
 	// DEADLINE_EXCEEDED: the call's deadline or timeout_s has passed, waiting or running.
 	// UNAVAILABLE: loading or shutting down (RetryInfo).
+	// INTERNAL: a fault of the server, or three verifiers that ended one after the other when they ran the request.
 	// Requests of one client are told from another's by the metadata key "qspec-client-id" (1 to 128 characters), or else
 	// by the address that they come from; waiting requests are served fairly between clients.
 	Generate(*GenerateRequest, GenerationService_GenerateServer) error

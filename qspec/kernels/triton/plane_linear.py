@@ -117,7 +117,7 @@ def plane_product(
     stop = tl.minimum(start + chunk, K)
     # Of int8 codes with waits of their own an H200 gave wrong sums at 256 rows, so theirs are finished step by step.
     finished: tl.constexpr = WEIGHTS != _MERGED and (not EACH_WAITS or WEIGHTS == _INT8)
-    if finished or WEIGHTS == _MERGED and not EACH_WAITS:
+    if finished or (WEIGHTS == _MERGED and not EACH_WAITS):
         tl.assume(start < stop)
     for k in range(start, stop, INPUTS):
         if WHOLE:

@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file qspec/v1/generation.proto.
  */
 export const file_qspec_v1_generation: GenFile = /*@__PURE__*/
-  fileDesc("Chlxc3BlYy92MS9nZW5lcmF0aW9uLnByb3RvEghxc3BlYy52MSJACgtDaGF0TWVzc2FnZRIgCgRyb2xlGAEgASgOMhIucXNwZWMudjEuQ2hhdFJvbGUSDwoHY29udGVudBgCIAEoCSI1CgpDaGF0UHJvbXB0EicKCG1lc3NhZ2VzGAEgAygLMhUucXNwZWMudjEuQ2hhdE1lc3NhZ2UiIAoLVG9rZW5Qcm9tcHQSEQoJdG9rZW5faWRzGAEgAygNIisKCUxvZ2l0QmlhcxIQCgh0b2tlbl9pZBgBIAEoDRIMCgRiaWFzGAIgASgBIooICg9HZW5lcmF0ZVJlcXVlc3QSDgoEdGV4dBgBIAEoCUgAEiQKBGNoYXQYAiABKAsyFC5xc3BlYy52MS5DaGF0UHJvbXB0SAASJwoGdG9rZW5zGAMgASgLMhUucXNwZWMudjEuVG9rZW5Qcm9tcHRIABIXCgptYXhfdG9rZW5zGAQgASgNSAKIAQESGAoLdGVtcGVyYXR1cmUYBSABKAFIA4gBARISCgV0b3BfaxgGIAEoDUgEiAEBEhIKBXRvcF9wGAcgASgBSAWIAQESEQoEc2VlZBgIIAEoBEgGiAEBEgwKBHN0b3AYCSADKAkSGQoMZHJhZnRfbGVuZ3RoGAogASgNSAeIAQESEgoFbWluX3AYCyABKAFICIgBARIWCgl0eXBpY2FsX3AYDCABKAFICYgBARIfChJyZXBldGl0aW9uX3BlbmFsdHkYDSABKAFICogBARIdChBwcmVzZW5jZV9wZW5hbHR5GA4gASgBSAuIAQESHgoRZnJlcXVlbmN5X3BlbmFsdHkYDyABKAFIDIgBARInCgpsb2dpdF9iaWFzGBAgAygLMhMucXNwZWMudjEuTG9naXRCaWFzEhcKCm1pbl90b2tlbnMYESABKA1IDYgBARIWCg5zdG9wX3Rva2VuX2lkcxgSIAMoDRISCgppZ25vcmVfZW9zGBMgASgIEhUKCGxvZ3Byb2JzGBQgASgNSA6IAQESHAoPcHJvbXB0X2xvZ3Byb2JzGBUgASgNSA+IAQESDgoBbhgWIAEoDUgQiAEBEgwKBGVjaG8YFyABKAgSFQoLanNvbl9zY2hlbWEYGCABKAlIARIPCgVyZWdleBgZIAEoCUgBEhEKB2dyYW1tYXIYGiABKAlIARIXCgpyZXF1ZXN0X2lkGCggASgJSBGIAQESFQoIcHJpb3JpdHkYKSABKAVIEogBARIWCgl0aW1lb3V0X3MYKiABKAFIE4gBARISCgpjYWNoZV9zYWx0GCsgASgJQggKBnByb21wdEIMCgpjb25zdHJhaW50Qg0KC19tYXhfdG9rZW5zQg4KDF90ZW1wZXJhdHVyZUIICgZfdG9wX2tCCAoGX3RvcF9wQgcKBV9zZWVkQg8KDV9kcmFmdF9sZW5ndGhCCAoGX21pbl9wQgwKCl90eXBpY2FsX3BCFQoTX3JlcGV0aXRpb25fcGVuYWx0eUITChFfcHJlc2VuY2VfcGVuYWx0eUIUChJfZnJlcXVlbmN5X3BlbmFsdHlCDQoLX21pbl90b2tlbnNCCwoJX2xvZ3Byb2JzQhIKEF9wcm9tcHRfbG9ncHJvYnNCBAoCX25CDQoLX3JlcXVlc3RfaWRCCwoJX3ByaW9yaXR5QgwKCl90aW1lb3V0X3MisgMKEEdlbmVyYXRlUmVzcG9uc2USDAoEdGV4dBgBIAEoCRIRCgl0b2tlbl9pZHMYAiADKA0SLQoNZmluaXNoX3JlYXNvbhgDIAEoDjIWLnFzcGVjLnYxLkZpbmlzaFJlYXNvbhIZCgxtYXRjaGVkX3N0b3AYBCABKAlIAIgBARIeCgV1c2FnZRgFIAEoCzIPLnFzcGVjLnYxLlVzYWdlEi8KC3NwZWN1bGF0aW9uGAYgASgLMhoucXNwZWMudjEuU3BlY3VsYXRpb25TdGF0cxIfChJtYXRjaGVkX3N0b3BfdG9rZW4YByABKA1IAYgBARIpCghsb2dwcm9icxgIIAMoCzIXLnFzcGVjLnYxLlRva2VuTG9ncHJvYnMSMAoPcHJvbXB0X2xvZ3Byb2JzGAkgAygLMhcucXNwZWMudjEuVG9rZW5Mb2dwcm9icxIOCgZjaG9pY2UYCiABKA0SGAoQcHJvbXB0X3Rva2VuX2lkcxgLIAMoDRISCgpyZXF1ZXN0X2lkGCggASgJQg8KDV9tYXRjaGVkX3N0b3BCFQoTX21hdGNoZWRfc3RvcF90b2tlbiKiAQoFVXNhZ2USFQoNcHJvbXB0X3Rva2VucxgBIAEoDRIZChFjb21wbGV0aW9uX3Rva2VucxgCIAEoDRIdChV0aW1lX3RvX2ZpcnN0X3Rva2VuX3MYAyABKAESDwoHdG90YWxfcxgEIAEoARIZChF0b2tlbnNfcGVyX3NlY29uZBgFIAEoARIcChRjYWNoZWRfcHJvbXB0X3Rva2VucxgGIAEoDSKkAgoQU3BlY3VsYXRpb25TdGF0cxIOCgZyb3VuZHMYASABKA0SDwoHZHJhZnRlZBgCIAEoDRIQCghhY2NlcHRlZBgDIAEoDRIdChVhY2NlcHRlZF9wZXJfcG9zaXRpb24YBCADKA0SHAoUZHJhZnRlZF9wZXJfcG9zaXRpb24YBSADKA0SHwoXcm91bmRzX3Blcl9kcmFmdF9sZW5ndGgYBiADKA0SDwoHZHJhZnRfcxgHIAEoARIQCgh2ZXJpZnlfcxgIIAEoARINCgVycGNfcxgJIAEoARIVCg1yb3VuZF90b3RhbF9zGAogASgBEh4KFnJvdW5kc193aXRob3V0X2RyYWZ0ZXIYCyABKA0SFgoOcmVjb21wdXRhdGlvbnMYDCABKA0iFgoUR2V0U2VydmVySW5mb1JlcXVlc3Qi3gQKFUdldFNlcnZlckluZm9SZXNwb25zZRIPCgd2ZXJzaW9uGAEgASgJEiQKBXN0YXRlGAIgASgOMhUucXNwZWMudjEuU2VydmVyU3RhdGUSDQoFbW9kZWwYAyABKAkSFAoMZHJhZnRfbWV0aG9kGAQgASgJEhUKDXZlcmlmeV9tZXRob2QYBSABKAkSFQoNbWF4X21vZGVsX2xlbhgGIAEoDRIRCgltYXhfc2xvdHMYByABKA0SGAoQbWF4X2RyYWZ0X2xlbmd0aBgIIAEoDRIPCgdydW5uaW5nGAkgASgNEg8KB3dhaXRpbmcYCiABKA0SGAoQZHJhZnRlcl9yZXN0YXJ0cxgLIAEoDRIZChF2ZXJpZmllcl9yZXN0YXJ0cxgMIAEoDRIkCgZtZW1vcnkYDSADKAsyFC5xc3BlYy52MS5NZW1vcnlMaW5lEhUKDXZlcmlmeV9rZXJuZWwYDiABKAkSFAoMZHJhZnRfa2VybmVsGA8gASgJEhUKDXJvd19pbnZhcmlhbnQYECABKAgSEAoIdmVyaWZ5X3MYESADKAESFAoMZHJhZnRfc3RlcF9zGBIgASgBEhMKC2F1dG9fcmVhc29uGBMgASgJEhMKC21heF93YWl0aW5nGCggASgNEhsKE21heF9idWZmZXJlZF90b2tlbnMYKSABKA0SEgoKbnVtX2Jsb2NrcxgqIAEoDRITCgtmcmVlX2Jsb2NrcxgrIAEoDRISCgpibG9ja19zaXplGCwgASgNEiEKBXBhaXJzGDwgAygLMhIucXNwZWMudjEuUGFpckluZm8i9QEKCFBhaXJJbmZvEgwKBG5hbWUYASABKAkSIgoFc3RhdGUYAiABKA4yEy5xc3BlYy52MS5QYWlyU3RhdGUSDgoGZGV0YWlsGAMgASgJEg8KB3J1bm5pbmcYBCABKA0SDwoHd2FpdGluZxgFIAEoDRIRCgltYXhfc2xvdHMYBiABKA0SEgoKbnVtX2Jsb2NrcxgHIAEoDRITCgtmcmVlX2Jsb2NrcxgIIAEoDRIUCgxkcmFmdF9tZXRob2QYCSABKAkSGQoRdmVyaWZpZXJfcmVzdGFydHMYCiABKA0SGAoQZHJhZnRlcl9yZXN0YXJ0cxgLIAEoDSJdCgpNZW1vcnlMaW5lEg0KBW93bmVyGAEgASgJEgwKBG5hbWUYAiABKAkSDQoFYnl0ZXMYAyABKAQSDgoGc2hhcmVkGAQgASgIEhMKC21hcHBlZF9maWxlGAUgASgIIlEKD1Rva2VuaXplUmVxdWVzdBIOCgR0ZXh0GAEgASgJSAASJAoEY2hhdBgCIAEoCzIULnFzcGVjLnYxLkNoYXRQcm9tcHRIAEIICgZwcm9tcHQiJQoQVG9rZW5pemVSZXNwb25zZRIRCgl0b2tlbl9pZHMYASADKA0qwwEKDEZpbmlzaFJlYXNvbhIdChlGSU5JU0hfUkVBU09OX1VOU1BFQ0lGSUVEEAASIQodRklOSVNIX1JFQVNPTl9FTkRfT0ZfU0VRVUVOQ0UQARIdChlGSU5JU0hfUkVBU09OX1NUT1BfU1RSSU5HEAISGAoURklOSVNIX1JFQVNPTl9MRU5HVEgQAxIcChhGSU5JU0hfUkVBU09OX1NUT1BfVE9LRU4QBBIaChZGSU5JU0hfUkVBU09OX0RFQURfRU5EEAUqaAoIQ2hhdFJvbGUSGQoVQ0hBVF9ST0xFX1VOU1BFQ0lGSUVEEAASFAoQQ0hBVF9ST0xFX1NZU1RFTRABEhIKDkNIQVRfUk9MRV9VU0VSEAISFwoTQ0hBVF9ST0xFX0FTU0lTVEFOVBADKnoKC1NlcnZlclN0YXRlEhwKGFNFUlZFUl9TVEFURV9VTlNQRUNJRklFRBAAEhgKFFNFUlZFUl9TVEFURV9MT0FESU5HEAESGAoUU0VSVkVSX1NUQVRFX1NFUlZJTkcQAhIZChVTRVJWRVJfU1RBVEVfRFJBSU5JTkcQAyqdAQoJUGFpclN0YXRlEhoKFlBBSVJfU1RBVEVfVU5TUEVDSUZJRUQQABIXChNQQUlSX1NUQVRFX1NUQVJUSU5HEAESFgoSUEFJUl9TVEFURV9TRVJWSU5HEAISEwoPUEFJUl9TVEFURV9MT1NUEAMSFwoTUEFJUl9TVEFURV9EUkFJTklORxAEEhUKEVBBSVJfU1RBVEVfRkFJTEVEEAUy7QEKEUdlbmVyYXRpb25TZXJ2aWNlEkMKCEdlbmVyYXRlEhkucXNwZWMudjEuR2VuZXJhdGVSZXF1ZXN0GhoucXNwZWMudjEuR2VuZXJhdGVSZXNwb25zZTABElAKDUdldFNlcnZlckluZm8SHi5xc3BlYy52MS5HZXRTZXJ2ZXJJbmZvUmVxdWVzdBofLnFzcGVjLnYxLkdldFNlcnZlckluZm9SZXNwb25zZRJBCghUb2tlbml6ZRIZLnFzcGVjLnYxLlRva2VuaXplUmVxdWVzdBoaLnFzcGVjLnYxLlRva2VuaXplUmVzcG9uc2VCSAoMZGV2LnFzcGVjLnYxQg9HZW5lcmF0aW9uUHJvdG9QAVoacXNwZWMuZGV2L3FzcGVjL3YxO3FzcGVjdjGqAghRc3BlYy5WMWIGcHJvdG8z", [file_qspec_v1_types]);
+  fileDesc("Chlxc3BlYy92MS9nZW5lcmF0aW9uLnByb3RvEghxc3BlYy52MSJACgtDaGF0TWVzc2FnZRIgCgRyb2xlGAEgASgOMhIucXNwZWMudjEuQ2hhdFJvbGUSDwoHY29udGVudBgCIAEoCSI1CgpDaGF0UHJvbXB0EicKCG1lc3NhZ2VzGAEgAygLMhUucXNwZWMudjEuQ2hhdE1lc3NhZ2UiIAoLVG9rZW5Qcm9tcHQSEQoJdG9rZW5faWRzGAEgAygNIisKCUxvZ2l0QmlhcxIQCgh0b2tlbl9pZBgBIAEoDRIMCgRiaWFzGAIgASgBIooICg9HZW5lcmF0ZVJlcXVlc3QSDgoEdGV4dBgBIAEoCUgAEiQKBGNoYXQYAiABKAsyFC5xc3BlYy52MS5DaGF0UHJvbXB0SAASJwoGdG9rZW5zGAMgASgLMhUucXNwZWMudjEuVG9rZW5Qcm9tcHRIABIXCgptYXhfdG9rZW5zGAQgASgNSAKIAQESGAoLdGVtcGVyYXR1cmUYBSABKAFIA4gBARISCgV0b3BfaxgGIAEoDUgEiAEBEhIKBXRvcF9wGAcgASgBSAWIAQESEQoEc2VlZBgIIAEoBEgGiAEBEgwKBHN0b3AYCSADKAkSGQoMZHJhZnRfbGVuZ3RoGAogASgNSAeIAQESEgoFbWluX3AYCyABKAFICIgBARIWCgl0eXBpY2FsX3AYDCABKAFICYgBARIfChJyZXBldGl0aW9uX3BlbmFsdHkYDSABKAFICogBARIdChBwcmVzZW5jZV9wZW5hbHR5GA4gASgBSAuIAQESHgoRZnJlcXVlbmN5X3BlbmFsdHkYDyABKAFIDIgBARInCgpsb2dpdF9iaWFzGBAgAygLMhMucXNwZWMudjEuTG9naXRCaWFzEhcKCm1pbl90b2tlbnMYESABKA1IDYgBARIWCg5zdG9wX3Rva2VuX2lkcxgSIAMoDRISCgppZ25vcmVfZW9zGBMgASgIEhUKCGxvZ3Byb2JzGBQgASgNSA6IAQESHAoPcHJvbXB0X2xvZ3Byb2JzGBUgASgNSA+IAQESDgoBbhgWIAEoDUgQiAEBEgwKBGVjaG8YFyABKAgSFQoLanNvbl9zY2hlbWEYGCABKAlIARIPCgVyZWdleBgZIAEoCUgBEhEKB2dyYW1tYXIYGiABKAlIARIXCgpyZXF1ZXN0X2lkGCggASgJSBGIAQESFQoIcHJpb3JpdHkYKSABKAVIEogBARIWCgl0aW1lb3V0X3MYKiABKAFIE4gBARISCgpjYWNoZV9zYWx0GCsgASgJQggKBnByb21wdEIMCgpjb25zdHJhaW50Qg0KC19tYXhfdG9rZW5zQg4KDF90ZW1wZXJhdHVyZUIICgZfdG9wX2tCCAoGX3RvcF9wQgcKBV9zZWVkQg8KDV9kcmFmdF9sZW5ndGhCCAoGX21pbl9wQgwKCl90eXBpY2FsX3BCFQoTX3JlcGV0aXRpb25fcGVuYWx0eUITChFfcHJlc2VuY2VfcGVuYWx0eUIUChJfZnJlcXVlbmN5X3BlbmFsdHlCDQoLX21pbl90b2tlbnNCCwoJX2xvZ3Byb2JzQhIKEF9wcm9tcHRfbG9ncHJvYnNCBAoCX25CDQoLX3JlcXVlc3RfaWRCCwoJX3ByaW9yaXR5QgwKCl90aW1lb3V0X3MisgMKEEdlbmVyYXRlUmVzcG9uc2USDAoEdGV4dBgBIAEoCRIRCgl0b2tlbl9pZHMYAiADKA0SLQoNZmluaXNoX3JlYXNvbhgDIAEoDjIWLnFzcGVjLnYxLkZpbmlzaFJlYXNvbhIZCgxtYXRjaGVkX3N0b3AYBCABKAlIAIgBARIeCgV1c2FnZRgFIAEoCzIPLnFzcGVjLnYxLlVzYWdlEi8KC3NwZWN1bGF0aW9uGAYgASgLMhoucXNwZWMudjEuU3BlY3VsYXRpb25TdGF0cxIfChJtYXRjaGVkX3N0b3BfdG9rZW4YByABKA1IAYgBARIpCghsb2dwcm9icxgIIAMoCzIXLnFzcGVjLnYxLlRva2VuTG9ncHJvYnMSMAoPcHJvbXB0X2xvZ3Byb2JzGAkgAygLMhcucXNwZWMudjEuVG9rZW5Mb2dwcm9icxIOCgZjaG9pY2UYCiABKA0SGAoQcHJvbXB0X3Rva2VuX2lkcxgLIAMoDRISCgpyZXF1ZXN0X2lkGCggASgJQg8KDV9tYXRjaGVkX3N0b3BCFQoTX21hdGNoZWRfc3RvcF90b2tlbiKiAQoFVXNhZ2USFQoNcHJvbXB0X3Rva2VucxgBIAEoDRIZChFjb21wbGV0aW9uX3Rva2VucxgCIAEoDRIdChV0aW1lX3RvX2ZpcnN0X3Rva2VuX3MYAyABKAESDwoHdG90YWxfcxgEIAEoARIZChF0b2tlbnNfcGVyX3NlY29uZBgFIAEoARIcChRjYWNoZWRfcHJvbXB0X3Rva2VucxgGIAEoDSKkAgoQU3BlY3VsYXRpb25TdGF0cxIOCgZyb3VuZHMYASABKA0SDwoHZHJhZnRlZBgCIAEoDRIQCghhY2NlcHRlZBgDIAEoDRIdChVhY2NlcHRlZF9wZXJfcG9zaXRpb24YBCADKA0SHAoUZHJhZnRlZF9wZXJfcG9zaXRpb24YBSADKA0SHwoXcm91bmRzX3Blcl9kcmFmdF9sZW5ndGgYBiADKA0SDwoHZHJhZnRfcxgHIAEoARIQCgh2ZXJpZnlfcxgIIAEoARINCgVycGNfcxgJIAEoARIVCg1yb3VuZF90b3RhbF9zGAogASgBEh4KFnJvdW5kc193aXRob3V0X2RyYWZ0ZXIYCyABKA0SFgoOcmVjb21wdXRhdGlvbnMYDCABKA0iFgoUR2V0U2VydmVySW5mb1JlcXVlc3Qi5gUKFUdldFNlcnZlckluZm9SZXNwb25zZRIPCgd2ZXJzaW9uGAEgASgJEiQKBXN0YXRlGAIgASgOMhUucXNwZWMudjEuU2VydmVyU3RhdGUSDQoFbW9kZWwYAyABKAkSFAoMZHJhZnRfbWV0aG9kGAQgASgJEhUKDXZlcmlmeV9tZXRob2QYBSABKAkSFQoNbWF4X21vZGVsX2xlbhgGIAEoDRIRCgltYXhfc2xvdHMYByABKA0SGAoQbWF4X2RyYWZ0X2xlbmd0aBgIIAEoDRIPCgdydW5uaW5nGAkgASgNEg8KB3dhaXRpbmcYCiABKA0SGAoQZHJhZnRlcl9yZXN0YXJ0cxgLIAEoDRIZChF2ZXJpZmllcl9yZXN0YXJ0cxgMIAEoDRIkCgZtZW1vcnkYDSADKAsyFC5xc3BlYy52MS5NZW1vcnlMaW5lEhUKDXZlcmlmeV9rZXJuZWwYDiABKAkSFAoMZHJhZnRfa2VybmVsGA8gASgJEhUKDXJvd19pbnZhcmlhbnQYECABKAgSEAoIdmVyaWZ5X3MYESADKAESFAoMZHJhZnRfc3RlcF9zGBIgASgBEhMKC2F1dG9fcmVhc29uGBMgASgJEhMKC21heF93YWl0aW5nGCggASgNEhsKE21heF9idWZmZXJlZF90b2tlbnMYKSABKA0SEgoKbnVtX2Jsb2NrcxgqIAEoDRITCgtmcmVlX2Jsb2NrcxgrIAEoDRISCgpibG9ja19zaXplGCwgASgNEhIKCnZvY2FiX3NpemUYLSABKA0SFAoMcHJlZml4X2NhY2hlGC4gASgIEhYKDm1heF9iYXRjaF9yb3dzGC8gASgNEhMKC3ByZWVtcHRpb25zGDAgASgNEiEKBXBhaXJzGDwgAygLMhIucXNwZWMudjEuUGFpckluZm8SLwoOcmVxdWVzdF9saW1pdHMYPSABKAsyFy5xc3BlYy52MS5SZXF1ZXN0TGltaXRzItcBCg1SZXF1ZXN0TGltaXRzEhEKCW1heF90ZXh0cxgBIAEoDRIYChBtYXhfc3RvcF9zdHJpbmdzGAIgASgNEhcKD21heF9zdG9wX2xlbmd0aBgDIAEoDRIXCg9tYXhfc3RvcF90b2tlbnMYBCABKA0SGAoQbWF4X2xvZ2l0X2JpYXNlcxgFIAEoDRIUCgxtYXhfbG9ncHJvYnMYBiABKA0SHAoUbWF4X2NvbnN0cmFpbnRfYnl0ZXMYByABKA0SGQoRbWF4X3JlcXVlc3RfYnl0ZXMYCCABKA0i9QEKCFBhaXJJbmZvEgwKBG5hbWUYASABKAkSIgoFc3RhdGUYAiABKA4yEy5xc3BlYy52MS5QYWlyU3RhdGUSDgoGZGV0YWlsGAMgASgJEg8KB3J1bm5pbmcYBCABKA0SDwoHd2FpdGluZxgFIAEoDRIRCgltYXhfc2xvdHMYBiABKA0SEgoKbnVtX2Jsb2NrcxgHIAEoDRITCgtmcmVlX2Jsb2NrcxgIIAEoDRIUCgxkcmFmdF9tZXRob2QYCSABKAkSGQoRdmVyaWZpZXJfcmVzdGFydHMYCiABKA0SGAoQZHJhZnRlcl9yZXN0YXJ0cxgLIAEoDSJdCgpNZW1vcnlMaW5lEg0KBW93bmVyGAEgASgJEgwKBG5hbWUYAiABKAkSDQoFYnl0ZXMYAyABKAQSDgoGc2hhcmVkGAQgASgIEhMKC21hcHBlZF9maWxlGAUgASgIIlEKD1Rva2VuaXplUmVxdWVzdBIOCgR0ZXh0GAEgASgJSAASJAoEY2hhdBgCIAEoCzIULnFzcGVjLnYxLkNoYXRQcm9tcHRIAEIICgZwcm9tcHQiJQoQVG9rZW5pemVSZXNwb25zZRIRCgl0b2tlbl9pZHMYASADKA0qwwEKDEZpbmlzaFJlYXNvbhIdChlGSU5JU0hfUkVBU09OX1VOU1BFQ0lGSUVEEAASIQodRklOSVNIX1JFQVNPTl9FTkRfT0ZfU0VRVUVOQ0UQARIdChlGSU5JU0hfUkVBU09OX1NUT1BfU1RSSU5HEAISGAoURklOSVNIX1JFQVNPTl9MRU5HVEgQAxIcChhGSU5JU0hfUkVBU09OX1NUT1BfVE9LRU4QBBIaChZGSU5JU0hfUkVBU09OX0RFQURfRU5EEAUqaAoIQ2hhdFJvbGUSGQoVQ0hBVF9ST0xFX1VOU1BFQ0lGSUVEEAASFAoQQ0hBVF9ST0xFX1NZU1RFTRABEhIKDkNIQVRfUk9MRV9VU0VSEAISFwoTQ0hBVF9ST0xFX0FTU0lTVEFOVBADKnoKC1NlcnZlclN0YXRlEhwKGFNFUlZFUl9TVEFURV9VTlNQRUNJRklFRBAAEhgKFFNFUlZFUl9TVEFURV9MT0FESU5HEAESGAoUU0VSVkVSX1NUQVRFX1NFUlZJTkcQAhIZChVTRVJWRVJfU1RBVEVfRFJBSU5JTkcQAyqdAQoJUGFpclN0YXRlEhoKFlBBSVJfU1RBVEVfVU5TUEVDSUZJRUQQABIXChNQQUlSX1NUQVRFX1NUQVJUSU5HEAESFgoSUEFJUl9TVEFURV9TRVJWSU5HEAISEwoPUEFJUl9TVEFURV9MT1NUEAMSFwoTUEFJUl9TVEFURV9EUkFJTklORxAEEhUKEVBBSVJfU1RBVEVfRkFJTEVEEAUy7QEKEUdlbmVyYXRpb25TZXJ2aWNlEkMKCEdlbmVyYXRlEhkucXNwZWMudjEuR2VuZXJhdGVSZXF1ZXN0GhoucXNwZWMudjEuR2VuZXJhdGVSZXNwb25zZTABElAKDUdldFNlcnZlckluZm8SHi5xc3BlYy52MS5HZXRTZXJ2ZXJJbmZvUmVxdWVzdBofLnFzcGVjLnYxLkdldFNlcnZlckluZm9SZXNwb25zZRJBCghUb2tlbml6ZRIZLnFzcGVjLnYxLlRva2VuaXplUmVxdWVzdBoaLnFzcGVjLnYxLlRva2VuaXplUmVzcG9uc2VCSAoMZGV2LnFzcGVjLnYxQg9HZW5lcmF0aW9uUHJvdG9QAVoacXNwZWMuZGV2L3FzcGVjL3YxO3FzcGVjdjGqAghRc3BlYy5WMWIGcHJvdG8z", [file_qspec_v1_types]);
 
 /**
  * One message of a conversation.
@@ -194,7 +194,8 @@ export type GenerateRequest = Message<"qspec.v1.GenerateRequest"> & {
   stop: string[];
 
   /**
-   * Tokens drafted per round: 0 for none, up to the server's limit. Default: chosen by the server each round.
+   * Tokens drafted per round: 0 for none, up to the server's limit (max_draft_length of GetServerInfo). Default: chosen
+   * by the server each round.
    *
    * @generated from field: optional uint32 draft_length = 10;
    */
@@ -669,14 +670,15 @@ export type GetServerInfoResponse = Message<"qspec.v1.GetServerInfoResponse"> & 
   model: string;
 
   /**
-   * The drafter's method; empty while no drafter is attached.
+   * The drafter's method; empty while no drafter is attached. Where the drafters of several pairs differ, the methods of
+   * all, separated by ", "; pairs tells whose is which.
    *
    * @generated from field: string draft_method = 4;
    */
   draftMethod: string;
 
   /**
-   * The verifier's method.
+   * The verifier's method, which is the same for all.
    *
    * @generated from field: string verify_method = 5;
    */
@@ -697,7 +699,7 @@ export type GetServerInfoResponse = Message<"qspec.v1.GetServerInfoResponse"> & 
   maxSlots: number;
 
   /**
-   * Largest draft_length that a request may ask for.
+   * Largest draft_length that a request may ask for; 0 where nothing drafts.
    *
    * @generated from field: uint32 max_draft_length = 8;
    */
@@ -746,7 +748,7 @@ export type GetServerInfoResponse = Message<"qspec.v1.GetServerInfoResponse"> & 
   verifyKernel: string;
 
   /**
-   * The drafter's kernel, for people.
+   * The drafter's kernel, or those of all, for people.
    *
    * @generated from field: string draft_kernel = 15;
    */
@@ -816,12 +818,47 @@ export type GetServerInfoResponse = Message<"qspec.v1.GetServerInfoResponse"> & 
   blockSize: number;
 
   /**
-   * Pairs of workers, in the order in which they came. What is said of slots, blocks, requests, restarts and memory above
-   * is of all of them together; costs and methods are those of one of them.
+   * Token ids that a request may have are below this.
+   *
+   * @generated from field: uint32 vocab_size = 45;
+   */
+  vocabSize: number;
+
+  /**
+   * Whether requests that begin alike share what was computed for their beginnings.
+   *
+   * @generated from field: bool prefix_cache = 46;
+   */
+  prefixCache: boolean;
+
+  /**
+   * Most rows of a verify pass, prompt tokens and drafts of all requests together.
+   *
+   * @generated from field: uint32 max_batch_rows = 47;
+   */
+  maxBatchRows: number;
+
+  /**
+   * Times that a request had to give way because KV blocks ran out, and was computed again later.
+   *
+   * @generated from field: uint32 preemptions = 48;
+   */
+  preemptions: number;
+
+  /**
+   * Pairs of workers, in the order in which they came. What is said of slots, blocks, requests, preemptions, restarts and
+   * memory above is of all of them together; costs are those of one of them.
    *
    * @generated from field: repeated qspec.v1.PairInfo pairs = 60;
    */
   pairs: PairInfo[];
+
+  /**
+   * What else a request may ask for.
+   *
+   * @generated from field: qspec.v1.RequestLimits request_limits = 61;
+   */
+  requestLimits?: RequestLimits | undefined;
 };
 
 /**
@@ -830,6 +867,76 @@ export type GetServerInfoResponse = Message<"qspec.v1.GetServerInfoResponse"> & 
  */
 export const GetServerInfoResponseSchema: GenMessage<GetServerInfoResponse> = /*@__PURE__*/
   messageDesc(file_qspec_v1_generation, 9);
+
+/**
+ * Bounds on a request's fields that depend on the server or its version.
+ *
+ * @generated from message qspec.v1.RequestLimits
+ */
+export type RequestLimits = Message<"qspec.v1.RequestLimits"> & {
+  /**
+   * Most texts of one prompt (n).
+   *
+   * @generated from field: uint32 max_texts = 1;
+   */
+  maxTexts: number;
+
+  /**
+   * Most stop strings.
+   *
+   * @generated from field: uint32 max_stop_strings = 2;
+   */
+  maxStopStrings: number;
+
+  /**
+   * Most characters of a stop string.
+   *
+   * @generated from field: uint32 max_stop_length = 3;
+   */
+  maxStopLength: number;
+
+  /**
+   * Most stop_token_ids.
+   *
+   * @generated from field: uint32 max_stop_tokens = 4;
+   */
+  maxStopTokens: number;
+
+  /**
+   * Most entries of logit_bias.
+   *
+   * @generated from field: uint32 max_logit_biases = 5;
+   */
+  maxLogitBiases: number;
+
+  /**
+   * Most probable tokens that logprobs and prompt_logprobs tell.
+   *
+   * @generated from field: uint32 max_logprobs = 6;
+   */
+  maxLogprobs: number;
+
+  /**
+   * Most bytes of a constraint.
+   *
+   * @generated from field: uint32 max_constraint_bytes = 7;
+   */
+  maxConstraintBytes: number;
+
+  /**
+   * Most bytes of a request.
+   *
+   * @generated from field: uint32 max_request_bytes = 8;
+   */
+  maxRequestBytes: number;
+};
+
+/**
+ * Describes the message qspec.v1.RequestLimits.
+ * Use `create(RequestLimitsSchema)` to create a new message.
+ */
+export const RequestLimitsSchema: GenMessage<RequestLimits> = /*@__PURE__*/
+  messageDesc(file_qspec_v1_generation, 10);
 
 /**
  * One pair of workers.
@@ -920,7 +1027,7 @@ export type PairInfo = Message<"qspec.v1.PairInfo"> & {
  * Use `create(PairInfoSchema)` to create a new message.
  */
 export const PairInfoSchema: GenMessage<PairInfo> = /*@__PURE__*/
-  messageDesc(file_qspec_v1_generation, 10);
+  messageDesc(file_qspec_v1_generation, 11);
 
 /**
  * One line of the memory budget.
@@ -969,7 +1076,7 @@ export type MemoryLine = Message<"qspec.v1.MemoryLine"> & {
  * Use `create(MemoryLineSchema)` to create a new message.
  */
 export const MemoryLineSchema: GenMessage<MemoryLine> = /*@__PURE__*/
-  messageDesc(file_qspec_v1_generation, 11);
+  messageDesc(file_qspec_v1_generation, 12);
 
 /**
  * Asks for the tokens of a text.
@@ -1006,7 +1113,7 @@ export type TokenizeRequest = Message<"qspec.v1.TokenizeRequest"> & {
  * Use `create(TokenizeRequestSchema)` to create a new message.
  */
 export const TokenizeRequestSchema: GenMessage<TokenizeRequest> = /*@__PURE__*/
-  messageDesc(file_qspec_v1_generation, 12);
+  messageDesc(file_qspec_v1_generation, 13);
 
 /**
  * The tokens of a text.
@@ -1027,7 +1134,7 @@ export type TokenizeResponse = Message<"qspec.v1.TokenizeResponse"> & {
  * Use `create(TokenizeResponseSchema)` to create a new message.
  */
 export const TokenizeResponseSchema: GenMessage<TokenizeResponse> = /*@__PURE__*/
-  messageDesc(file_qspec_v1_generation, 13);
+  messageDesc(file_qspec_v1_generation, 14);
 
 /**
  * Why a text ended.
@@ -1236,6 +1343,7 @@ export const GenerationService: GenService<{
    * details, the request is larger than 4 MiB.
    * DEADLINE_EXCEEDED: the call's deadline or timeout_s has passed, waiting or running.
    * UNAVAILABLE: loading or shutting down (RetryInfo).
+   * INTERNAL: a fault of the server, or three verifiers that ended one after the other when they ran the request.
    * Requests of one client are told from another's by the metadata key "qspec-client-id" (1 to 128 characters), or else
    * by the address that they come from; waiting requests are served fairly between clients.
    *
