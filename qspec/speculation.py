@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qspec.cost_table import CostObserver
 from qspec.draft_call import ask_drafter, sequences_fed
@@ -38,7 +38,7 @@ from qspec.interfaces import (
 from qspec.open_round import OpenRound
 from qspec.prefix_sharing import PrefixSharing
 from qspec.room import Room
-from qspec.round_batch import BatchRows, RoundPlan
+from qspec.round_batch import BatchRows, RoundPlan, latest_deadline
 from qspec.round_report import RoundReport
 from qspec.sequence import FinishReason, Sequence
 from qspec.slot_ledger import SlotLedger
@@ -58,12 +58,12 @@ class SpeculationLoop:
     """Generates text for many sequences with one verifier and, while there is one, a drafter. Used by one thread."""
 
     def __init__(
-        self, clock: Callable[[], float] = time.perf_counter, *, early_stop: bool = False,
+        self, clock: Callable[[], float] = time.monotonic, *, early_stop: bool = False,
         max_prefill_s: float = math.inf,
     ) -> None:
         """
         Args:
-            clock: seconds that calls are timed with; a simulation brings its own.
+            clock: seconds that calls are timed with, and that deadlines are by; a simulation brings its own.
             early_stop: whether drafters may end drafts early, for which they have to tell their confidence (what that
                 costs, and why they are not asked by default: ``qspec.early_stop``).
             max_prefill_s: seconds that entering prompts may add to a round in which other texts go on
@@ -196,10 +196,10 @@ class SpeculationLoop:
         this = OpenRound(self._next_round(), self.clock())
         self._ledger.admit()
         plan = RoundPlan.of(self._ledger, self.description, self.policy.costs, self._max_prefill_s)
-        self._draft(this, self._draft_items(plan))
+        self._draft(this, plan)
         batch = plan.batch(this.drafts, number=this.number, releases=self._ledger.releases)
         called = self.clock()
-        answer = self._call_verifier(batch)
+        answer = self._call_verifier(batch, plan.deadline)
         this.verified(answer, self.clock() - called)
         rows = BatchRows.of(batch)
         self._observe_verify(rows, answer, this.verify_s)
@@ -232,11 +232,15 @@ class SpeculationLoop:
             return None
         return self.policy.early_stop(sequence.acceptance, greedy=sequence.sampling.greedy)
 
-    def _draft(self, this: OpenRound, items: tuple[DraftItem, ...]) -> None:
+    def _draft(self, this: OpenRound, plan: RoundPlan) -> None:
         """Ask the drafter; without an answer the round has no drafts."""
+        items = self._draft_items(plan)
         if self._drafter is None or not items:
             return
-        batch = DraftBatch(epoch=self.description.epoch, round=this.number, items=items)
+        drafting = {item.slot for item in items}
+        deadline = latest_deadline([text for text in plan.drafting if text.slot in drafting])
+        batch = DraftBatch(
+            epoch=self.description.epoch, round=this.number, items=items, time_left_s=self._time_left(deadline))
         called = self.clock()
         try:
             answer = ask_drafter(self._drafter, batch, self.description.vocab_size)
@@ -247,17 +251,21 @@ class SpeculationLoop:
         context = sum(item.committed_len - 1 for item in items)
         self._costs.observe_draft(sequences_fed(answer), context, this.draft_s)
 
-    def _call_verifier(self, batch: VerifyBatch) -> VerifyAnswer:
+    def _call_verifier(self, batch: VerifyBatch, deadline: float | None = None) -> VerifyAnswer:
         """Ask the verifier, once more on a lost stream: a repeated verification gets the stored answer."""
         if self._verifier is None:
             raise WorkerLost("no verifier is attached")
         try:
-            answer = self._verifier.verify(batch)
+            answer = self._verifier.verify(replace(batch, time_left_s=self._time_left(deadline)))
         except WorkerLost:
-            answer = self._verifier.verify(batch)
+            answer = self._verifier.verify(replace(batch, time_left_s=self._time_left(deadline)))
         if answer.round != batch.round:
             raise ContractViolation("the verifier answered another round")
         return answer
+
+    def _time_left(self, deadline: float | None) -> float | None:
+        """Seconds until a deadline, at least 0."""
+        return None if deadline is None else max(deadline - self.clock(), 0.0)
 
     def _apply(self, this: OpenRound, answer: VerifyAnswer) -> list[Commit]:
         """Take the verifier's results in: commit, note what is cached, make room."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from qspec.interfaces import Verifier, VerifierDescription
 from qspec.rpc.batch_handler import BatchStreams
 from qspec.rpc.engine_thread import EngineThread
 from qspec.rpc.server import Service
+from qspec.rpc.time_left import after_waiting
 from qspec.rpc.verifier_codec import description_to_pb, verify_answer_to_pb, verify_batch_from_pb
 from qspec.v1 import verifier_pb2, verifier_pb2_grpc
 
@@ -49,9 +51,12 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
             yield response
 
     async def _answer(self, request: verifier_pb2.VerifyRequest) -> verifier_pb2.VerifyResponse:
-        return await self._engine.call(
-            lambda verifier: verify_answer_to_pb(verifier.verify(verify_batch_from_pb(request)))
-        )
+        received = time.monotonic()
+
+        def answer(verifier: Verifier) -> verifier_pb2.VerifyResponse:
+            return verify_answer_to_pb(verifier.verify(after_waiting(verify_batch_from_pb(request), received)))
+
+        return await self._engine.call(answer)
 
     def _public(self, about: VerifierDescription) -> VerifierDescription:
         """The description for other processes, to which a descriptor's number means nothing."""
