@@ -5,8 +5,10 @@ between two rounds; streams to drop and workers to use (attach, replace) come as
 a request that was cancelled, is past its deadline or does not read gives its slot back with the next batch. What a
 round commits goes to the streams, and the event loop is told in a single call.
 
-Workers see batches of many requests, never a request: a deadline reaches them as a release in the next batch, and every
-batch has a time limit of its own (``coordinator.stack``).
+Workers see batches of many requests, never a request: a deadline reaches them as a release in the next batch, and as
+the time for which anybody may still want what a batch asks for. How long their answers are waited for is another
+matter, and the same for all batches (``coordinator.stack``): a worker that does not answer is lost, whoever still
+waits.
 
 A lost drafter costs speed only. At the loss of a verifier all requests go back to the router, which has them prefilled
 again from their committed tokens by whichever pair has room for them first, this one included once ``attach_verifier``

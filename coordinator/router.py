@@ -146,6 +146,7 @@ class Router:
 
         def stream(choice: int) -> Stream:
             sequence = request.sequence(str(next(self._sequence_ids)), self._eos_token_ids, choice, client)
+            sequence.deadline = deadline  # the event loop's clock is the decoding loop's: the monotonic one
             return Stream(
                 Generation(sequence, self._text_source(), request.stop, echo=request.echo), intake.cancel,
                 client=client, request_id=request_id, priority=request.priority,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from qspec.rpc.drafter_codec import (
 )
 from qspec.rpc.engine_thread import EngineThread
 from qspec.rpc.server import Service
+from qspec.rpc.time_left import after_waiting
 from qspec.v1 import drafter_pb2, drafter_pb2_grpc
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -56,6 +58,9 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
             yield response
 
     async def _answer(self, request: drafter_pb2.DraftRequest) -> drafter_pb2.DraftResponse:
-        return await self._engine.call(
-            lambda drafter: draft_answer_to_pb(drafter.draft(draft_batch_from_pb(request)))
-        )
+        received = time.monotonic()
+
+        def answer(drafter: Drafter) -> drafter_pb2.DraftResponse:
+            return draft_answer_to_pb(drafter.draft(after_waiting(draft_batch_from_pb(request), received)))
+
+        return await self._engine.call(answer)

@@ -43,6 +43,8 @@ class SlotOutcome(Enum):
     NO_BLOCKS = "no_blocks"
     DEAD_END = "dead_end"
     """Its tokens stand, but the constraint leaves none to follow them."""
+    LATE = "late"
+    """The batch's time was over before its turn came; nothing was done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +90,9 @@ class DraftBatch:
     epoch: int
     round: int
     items: tuple[DraftItem, ...]
+    time_left_s: float | None = None
+    """Seconds from the call for which anybody may still want the drafts; no step is begun behind them. None: no limit.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +212,14 @@ class VerifyBatch:
     admissions: tuple[Admission, ...] = ()
     prefill_chunks: tuple[PrefillChunk, ...] = ()
     verifications: tuple[Verification, ...] = ()
+    time_left_s: float | None = None
+    """Seconds from the call for which anybody may still want the answer. Behind them whatever would have to be computed
+    is ``LATE``; releases, admissions and stored answers are as ever. None: no limit."""
+
+    @property
+    def late(self) -> bool:
+        """Whether nobody wants to have anything computed."""
+        return self.time_left_s is not None and self.time_left_s <= 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

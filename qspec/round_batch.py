@@ -52,6 +52,11 @@ class RoundPlan:
             spare_blocks=ledger.unclaimed_blocks)
 
     @property
+    def deadline(self) -> float | None:
+        """When nobody wants the round's outcome any more; None: never, or there is nobody anyway."""
+        return latest_deadline(self.texts)
+
+    @property
     def drafting(self) -> list[Text]:
         """Those that can be drafted for."""
         return [text for text in self.texts if text.admitted and text.ready and not text.undecided]
@@ -112,6 +117,12 @@ class RoundPlan:
         return PrefillChunk(
             slot=text.slot, lease=text.lease, start=start, token_ids=tuple(text.tokens[start:end]),
             next_token=text.token_behind(end))
+
+
+def latest_deadline(texts: Sequence[Text]) -> float | None:
+    """The last of all deadlines, if each of the texts has one."""
+    found = [text.deadline for text in texts if text.deadline is not None]
+    return max(found) if found and len(found) == len(texts) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -80,6 +80,8 @@ class Sequence:
     """Who asks for it."""
     priority: int = 0
     """Among the client's own: the lowest gives way first."""
+    deadline: float | None = None
+    """Time of the loop's clock from which on nobody wants it any more; whoever knows that removes it."""
 
     tokens: list[int] = field(init=False)
     """Committed tokens: the prompt, then what was generated."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qspec.cost_table import CostObserver
 from qspec.draft_call import check_drafts
@@ -40,7 +40,7 @@ from qspec.open_round import OpenRound
 from qspec.overlap import AwaitingVerifier, HandingDrafter, Pending, ask_both, with_drafts
 from qspec.prefix_sharing import PrefixSharing
 from qspec.room import Room
-from qspec.round_batch import BatchRows, RoundPlan
+from qspec.round_batch import BatchRows, RoundPlan, latest_deadline
 from qspec.round_report import RoundReport
 from qspec.sequence import FinishReason, Sequence
 from qspec.slot_ledger import SlotLedger
@@ -60,12 +60,12 @@ class SpeculationLoop:
     """Generates text for many sequences with one verifier and, while there is one, a drafter. Used by one thread."""
 
     def __init__(
-        self, clock: Callable[[], float] = time.perf_counter, *, early_stop: bool = False,
+        self, clock: Callable[[], float] = time.monotonic, *, early_stop: bool = False,
         max_prefill_s: float = math.inf,
     ) -> None:
         """
         Args:
-            clock: seconds that calls are timed with; a simulation brings its own.
+            clock: seconds that calls are timed with, and that deadlines are by; a simulation brings its own.
             early_stop: whether drafters may end drafts early, for which they have to tell their confidence (what that
                 costs, and why they are not asked by default: ``qspec.early_stop``).
             max_prefill_s: seconds that entering prompts may add to a round in which other texts go on
@@ -243,7 +243,10 @@ class SpeculationLoop:
         Without an answer of the drafter the round has no drafts.
         """
         drafter, verifier, called = self._drafter, self._verifier, self.clock()
-        drafts = DraftBatch(epoch=self.description.epoch, round=this.number, items=items)
+        drafting = {item.slot for item in items}
+        deadline = latest_deadline([text for text in plan.drafting if text.slot in drafting])
+        drafts = DraftBatch(
+            epoch=self.description.epoch, round=this.number, items=items, time_left_s=self._time_left(deadline))
 
         def take(answer: DraftAnswer) -> None:
             check_drafts(answer, drafts, self.description.vocab_size)
@@ -253,9 +256,10 @@ class SpeculationLoop:
                 verifier, AwaitingVerifier):
             batch = plan.batch({}, number=this.number, releases=self._ledger.releases,
                                awaited={item.slot: item.draft_length for item in items})
+            batch = replace(batch, time_left_s=self._time_left(plan.deadline))
             pending = ask_both(drafter, verifier, drafts, batch, take, self._forget_drafter)
             batch = with_drafts(batch, this.drafts)
-            answer = self._call_verifier(batch, pending)
+            answer = self._call_verifier(batch, plan.deadline, pending)
             this.verified_meanwhile(answer, self.clock() - called)
         else:
             if items and drafter is not None:
@@ -265,13 +269,15 @@ class SpeculationLoop:
                     self._forget_drafter(error)
             batch = plan.batch(this.drafts, number=this.number, releases=self._ledger.releases)
             called = self.clock()
-            answer = self._call_verifier(batch)
+            answer = self._call_verifier(batch, plan.deadline)
             this.verified(answer, self.clock() - called)
         if this.fed:
             self._costs.observe_draft(this.fed, sum(item.committed_len - 1 for item in items), this.draft_s)
         return batch, answer
 
-    def _call_verifier(self, batch: VerifyBatch, pending: Pending[VerifyAnswer] | None = None) -> VerifyAnswer:
+    def _call_verifier(
+        self, batch: VerifyBatch, deadline: float | None = None, pending: Pending[VerifyAnswer] | None = None
+    ) -> VerifyAnswer:
         """Ask the verifier, once more on a lost stream: a repeated verification gets the stored answer.
 
         ``pending``: it was asked already, when some of the batch's drafts were not yet known.
@@ -279,12 +285,19 @@ class SpeculationLoop:
         if self._verifier is None:
             raise WorkerLost("no verifier is attached")
         try:
-            answer = self._verifier.verify(batch) if pending is None else pending.result()
+            if pending is not None:
+                answer = pending.result()
+            else:
+                answer = self._verifier.verify(replace(batch, time_left_s=self._time_left(deadline)))
         except WorkerLost:
-            answer = self._verifier.verify(batch)
+            answer = self._verifier.verify(replace(batch, time_left_s=self._time_left(deadline)))
         if answer.round != batch.round:
             raise ContractViolation("the verifier answered another round")
         return answer
+
+    def _time_left(self, deadline: float | None) -> float | None:
+        """Seconds until a deadline, at least 0."""
+        return None if deadline is None else max(deadline - self.clock(), 0.0)
 
     def _apply(self, this: OpenRound, answer: VerifyAnswer) -> list[Commit]:
         """Take the verifier's results in: commit, note what is cached, make room."""

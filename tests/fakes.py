@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from qspec.countdown import Countdown
 from qspec.early_stop import DraftGate
 from qspec.errors import ContractViolation, EpochMismatch, InvalidInput
 from qspec.interfaces import (
@@ -181,6 +182,9 @@ class FakeVerifier:
             earlier = results.get(part.slot)
             if earlier is not None and earlier.outcome is not SlotOutcome.OK:
                 continue
+            if batch.late and not self._known_already(part):
+                results[part.slot] = self._result(part.slot, part.lease, SlotOutcome.LATE)
+                continue
             result = self._prefill(part) if isinstance(part, PrefillChunk) else self._decide(part)
             if result.outcome is SlotOutcome.NO_BLOCKS and part.slot in cached_before:
                 result = self._undo(part.slot, cached_before[part.slot], result)
@@ -273,6 +277,15 @@ class FakeVerifier:
         behind = [*chunk.token_ids[1:], *(() if chunk.next_token is None else (chunk.next_token,))]
         told = fake_logprobs(behind[: max(slot.prompt_len - 1 - chunk.start, 0)], slot.sampling.prompt_logprobs)
         return replace(self._result(chunk.slot, chunk.lease, SlotOutcome.OK), prompt_logprobs=told)
+
+    def _known_already(self, part: PrefillChunk | Verification) -> bool:
+        """Whether there is nothing to compute."""
+        slot = self._slots[part.slot]
+        if not slot.held or slot.lease != part.lease:
+            return True
+        if isinstance(part, PrefillChunk):
+            return part.start + len(part.token_ids) <= len(slot.cached) or part.start > len(slot.cached)
+        return slot.answered_len == part.committed_len or part.committed_len != len(slot.cached) + 1
 
     def _undo(self, slot_index: int, cached_len: int, result: VerifyResult) -> VerifyResult:
         """Without blocks for all of it, nothing of the slot's part of the batch is done."""
@@ -384,11 +397,11 @@ class FakeDrafter:
             raise EpochMismatch("the drafter is not attached to an arena")
         if batch.epoch != self._epoch:
             raise EpochMismatch(f"the drafter is in epoch {self._epoch}, the batch in {batch.epoch}")
-        started = time.perf_counter_ns()
+        started, late = time.perf_counter_ns(), Countdown(batch.time_left_s)
         self.batches.append(batch)
         if self.delay_s:
             time.sleep(self.delay_s)
-        results = tuple(self._draft_one(self._arena, item) for item in batch.items)
+        results = tuple(self._draft_one(self._arena, item, late) for item in batch.items)
         total = time.perf_counter_ns() - started
         return DraftAnswer(
             epoch=batch.epoch, round=batch.round, results=results,
@@ -401,13 +414,13 @@ class FakeDrafter:
             self._arena.close()
         self._arena, self._epoch = None, 0
 
-    def _draft_one(self, arena: FakeArena, item: DraftItem) -> DraftResult:
+    def _draft_one(self, arena: FakeArena, item: DraftItem, late: Countdown) -> DraftResult:
         lease, cached_len = arena.state[2 * item.slot], arena.state[2 * item.slot + 1]
         if lease != item.lease or cached_len != item.committed_len - 1:
             return DraftResult(slot=item.slot, lease=item.lease, outcome=SlotOutcome.STALE, draft_tokens=())
         text = [*arena.read(item.slot), item.pending_token]
         gate = DraftGate(item.early_stop)
-        while len(text) < item.committed_len + item.draft_length and not gate.ended:
+        while len(text) < item.committed_len + item.draft_length and not gate.ended and not late.over:
             wrong = self._wrong_every and len(text) % self._wrong_every == 0
             if not gate.admits(UNSURE if wrong else SURE):
                 break

@@ -171,6 +171,67 @@ def test_calibration_and_use_teach_what_prompts_cost() -> None:
     assert loop.policy.costs.prefill_seconds(31) > 0
 
 
+def test_workers_are_told_how_long_anybody_may_still_want_an_answer() -> None:
+    now = [100.0]
+    verifier = FakeVerifier()
+    drafter = FakeDrafter(wrong_every=0)
+    loop = SpeculationLoop(clock=lambda: now[0])
+    loop.attach_verifier(verifier)
+    loop.attach_drafter(drafter)
+    verifier.batches.clear()
+    wanted = [sequence(start=start, draft_length=2) for start in (1, 2, 3)]
+    for one, deadline in zip(wanted, (105.0, 103.0, None), strict=True):
+        one.deadline = deadline
+    for one in wanted[:2]:
+        loop.add(one)
+    loop.step()
+    now[0] = 101.0
+    loop.step()
+    assert [batch.time_left_s for batch in verifier.batches] == [5.0, 4.0], "the longest of them counts"
+    assert drafter.batches[-1].time_left_s == 4.0
+    loop.add(wanted[2])
+    loop.step()
+    assert verifier.batches[-1].time_left_s is None and drafter.batches[-1].time_left_s == 4.0
+    loop.remove(wanted[2])
+    loop.step()
+    now[0] = 106.0
+    before = [list(one.tokens) for one in wanted]
+    assert loop.step() == [] and [one.tokens for one in wanted] == before, "nobody wants it, and nothing is computed"
+    assert verifier.batches[-1].late and drafter.batches[-1].time_left_s == 0.0
+    for one in wanted[:2]:
+        one.deadline = None
+    run(loop)
+    assert [one.generated for one in wanted[:2]] == [text_of(one, 20) for one in wanted[:2]]
+    assert loop.drafter_attached
+
+
+class UnheardVerifier(FakeVerifier):
+    """Does its work in ten seconds, and the first answer to each batch is lost on the way."""
+
+    now = 0.0
+
+    def verify(self, batch: VerifyBatch) -> VerifyAnswer:
+        answer = super().verify(batch)
+        self.now += 10.0
+        if len(self.batches) % 2:
+            raise WorkerLost("lost by the test")
+        return answer
+
+
+def test_an_answer_that_was_lost_is_told_again_though_it_is_late_by_then() -> None:
+    verifier = UnheardVerifier()
+    loop = SpeculationLoop(clock=lambda: verifier.now)
+    loop.attach_verifier(verifier)
+    wanted = sequence(max_tokens=3, draft_length=0)
+    wanted.deadline = verifier.now + 5.0  # behind the first question of the round, before the second
+    loop.add(wanted)
+    verifier.batches.clear()
+    loop.step()
+    first, second = verifier.batches
+    assert (first.late, second.late) == (False, True)
+    assert wanted.generated == text_of(wanted, 1)
+
+
 def test_the_newest_text_gives_way_when_blocks_run_out() -> None:
     verifier = FakeVerifier(num_blocks=12, max_model_len=48)
     wanted = [sequence(8, max_tokens=20, start=start) for start in range(3)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from qspec.overlap import AwaitingEngine
 from qspec.rpc.batch_handler import BatchStreams
 from qspec.rpc.engine_thread import EngineThread
 from qspec.rpc.server import Service
+from qspec.rpc.time_left import after_waiting
 from qspec.rpc.verifier_codec import description_to_pb, verify_answer_to_pb, verify_batch_from_pb
 from qspec.v1 import verifier_pb2, verifier_pb2_grpc
 
@@ -58,10 +60,13 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
         return verifier_pb2.GiveUpDraftsResponse()
 
     async def _answer(self, request: verifier_pb2.VerifyRequest) -> verifier_pb2.VerifyResponse:
+        received = time.monotonic()
+
+        def answer(verifier: Verifier) -> verifier_pb2.VerifyResponse:
+            return verify_answer_to_pb(verifier.verify(after_waiting(verify_batch_from_pb(request), received)))
+
         try:
-            return await self._engine.call(
-                lambda verifier: verify_answer_to_pb(verifier.verify(verify_batch_from_pb(request)))
-            )
+            return await self._engine.call(answer)
         except asyncio.CancelledError:  # whoever asked is gone, and cannot give up drafts any more
             self._give_up(request.epoch, request.round)
             raise

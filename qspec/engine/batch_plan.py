@@ -1,7 +1,7 @@
 """What a verify batch asks of each slot: releases, admissions, and rows to compute with blocks to hold them.
 
 Planning changes the slot table and nothing else; no row is computed here. What can happen to a slot in normal life is
-an outcome in its ``Work`` (stale, no blocks), what the protocol forbids is a ``ContractViolation``.
+an outcome in its ``Work`` (stale, no blocks, late), what the protocol forbids is a ``ContractViolation``.
 """
 
 from __future__ import annotations
@@ -78,9 +78,9 @@ class BatchPlanner:
             if self._slots.admit(admission):
                 work.tenancy, work.outcome = self._slots.get(admission.slot, admission.lease), SlotOutcome.OK
         for chunk in batch.prefill_chunks:
-            self._plan_chunk(self._work(works, chunk.slot, chunk.lease), chunk)
+            self._plan_chunk(self._work(works, chunk.slot, chunk.lease), chunk, batch)
         for verification in batch.verifications:
-            self._plan_verification(self._work(works, verification.slot, verification.lease), verification, batch.round)
+            self._plan_verification(self._work(works, verification.slot, verification.lease), verification, batch)
         rows = sum(len(work.token_ids) for work in works.values())
         if rows > self._limits.max_batch_rows:
             raise ContractViolation(f"a batch of {rows} rows exceeds the limit of {self._limits.max_batch_rows}")
@@ -95,8 +95,8 @@ class BatchPlanner:
             raise ContractViolation(f"slot {slot} is named with two leases in one batch")
         return works[slot]
 
-    def _plan_chunk(self, work: Work, chunk: PrefillChunk) -> None:
-        """Add a chunk's tokens that are not cached yet."""
+    def _plan_chunk(self, work: Work, chunk: PrefillChunk, batch: VerifyBatch) -> None:
+        """Add a chunk's tokens that are not cached yet, unless it is too late for them."""
         if work.tenancy is None or work.outcome is not SlotOutcome.OK:
             return
         cached = work.end if work.token_ids else work.tenancy.cached_len
@@ -112,6 +112,9 @@ class BatchPlanner:
             if chunk.start == work.tenancy.prefilled_from:
                 work.prompt_logprobs = work.tenancy.prompt_logprobs
             return
+        if batch.late:
+            work.outcome = SlotOutcome.LATE
+            return
         if not self._reserve(work, cached + len(new)):
             return
         if not work.token_ids:
@@ -119,8 +122,8 @@ class BatchPlanner:
         work.token_ids.extend(new)
         work.next_token = chunk.next_token
 
-    def _plan_verification(self, work: Work, verification: Verification, round_number: int) -> None:
-        """Add the pending token and the drafts, or take the stored answer."""
+    def _plan_verification(self, work: Work, verification: Verification, batch: VerifyBatch) -> None:
+        """Add the pending token and the drafts, or take the stored answer; without either it may be too late."""
         if work.tenancy is None or work.outcome is not SlotOutcome.OK:
             return
         tenancy, length, drafts = work.tenancy, verification.committed_len, verification.draft_tokens
@@ -133,9 +136,12 @@ class BatchPlanner:
             raise ContractViolation(f"slot {work.slot} would pass {self._limits.max_model_len} positions")
         cached = work.end if work.token_ids else tenancy.cached_len
         needs_probs = bool(drafts) and tenancy.sampling.needs_draft_probs
-        late = needs_probs and int(self._draft_rounds[work.slot]) != round_number
-        if cached != length - 1 or late:
+        outdated = needs_probs and int(self._draft_rounds[work.slot]) != batch.round
+        if cached != length - 1 or outdated:
             work.outcome = SlotOutcome.STALE
+            return
+        if batch.late:
+            work.outcome = SlotOutcome.LATE
             return
         tokens = self._valid_tokens((verification.pending_token, *drafts))
         if not self._reserve(work, length + len(drafts)):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from qspec.acceptance import draft_token
 from qspec.config import StackConfig
+from qspec.countdown import Countdown
 from qspec.device import configured_backend
 from qspec.early_stop import DraftGate
 from qspec.engine.backend import check_machine, choose_backend
@@ -209,10 +210,11 @@ class LocalDrafter:
         draft_pass = attached.forward.draft_pass([draft.context for draft in drafts.values()], attached.cache)
         prepared = time.perf_counter_ns()
         sampling_ns = 0
-        drafted = _draft_at_once(draft_pass, list(drafts.values()), attached.draft_probs)
+        late = Countdown(batch.time_left_s)
+        drafted = late.over or _draft_at_once(draft_pass, list(drafts.values()), attached.draft_probs)
         for step in range(0 if drafted else max((item.draft_length for item in batch.items), default=0)):
             active = [draft for draft in drafts.values() if draft.item.draft_length > step and not draft.gate.ended]
-            if not active:
+            if not active or late.over:
                 break
             fed = {d.item.slot: d.tokens[-1] if d.tokens else d.item.pending_token for d in active}
             hidden = draft_pass.step(fed, step)

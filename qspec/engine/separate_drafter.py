@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from qspec.acceptance import draft_token
+from qspec.countdown import Countdown
 from qspec.early_stop import DraftGate
 from qspec.engine.cached_decoder import CachedDecoder
 from qspec.engine.forward import Forward
@@ -131,7 +132,7 @@ class SeparateDrafter:
     @torch.inference_mode()
     def draft(self, batch: DraftBatch) -> DraftAnswer:
         """Catch up and draft for a batch of sequences."""
-        started = time.perf_counter_ns()
+        started, late = time.perf_counter_ns(), Countdown(batch.time_left_s)
         if self._arena is None or self._arena.descriptor.epoch != batch.epoch:
             raise EpochMismatch(f"the drafter is not attached to epoch {batch.epoch}")
         wanted = {item.slot for item in batch.items}
@@ -140,7 +141,7 @@ class SeparateDrafter:
         self._catch_up(active)
         prepared = time.perf_counter_ns()
         step = 0
-        while active:
+        while active and not late.over:
             logits = self._feed([(draft, draft.tokens[-1:] or draft.unseen) for draft in active])
             for draft, row in zip(active, logits, strict=True):
                 self._choose(draft, row.unsqueeze(0), step)

@@ -9,6 +9,7 @@ tokens are drawn is in ``qspec.rpc.sampling_codec``. Nothing here imports torch.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import ParamSpec, TypeVar
 
@@ -34,6 +35,7 @@ _OUTCOMES = {
     SlotOutcome.STALE: types_pb2.SLOT_OUTCOME_STALE,
     SlotOutcome.NO_BLOCKS: types_pb2.SLOT_OUTCOME_NO_BLOCKS,
     SlotOutcome.DEAD_END: types_pb2.SLOT_OUTCOME_DEAD_END,
+    SlotOutcome.LATE: types_pb2.SLOT_OUTCOME_LATE,
 }
 _BACKENDS = {
     ArenaBackend.HOST_SHM: types_pb2.ARENA_BACKEND_HOST_SHM,
@@ -65,6 +67,12 @@ def require(condition: bool, description: str) -> None:
     """Raise ``ContractViolation`` with ``description`` unless ``condition`` holds."""
     if not condition:
         raise ContractViolation(description)
+
+
+def time_left_from_pb(seconds: float | None) -> float | None:
+    """Decode the time that is left of a batch."""
+    require(seconds is None or 0.0 <= seconds < math.inf, "time_left_s must be a number of at least 0")
+    return seconds
 
 
 def outcome_to_pb(outcome: SlotOutcome) -> types_pb2.SlotOutcome:

@@ -21,6 +21,7 @@ from qspec.rpc.codec import (
     outcome_from_pb,
     outcome_to_pb,
     require,
+    time_left_from_pb,
     timings_from_pb,
     timings_to_pb,
 )
@@ -84,6 +85,7 @@ def draft_batch_to_pb(batch: DraftBatch) -> drafter_pb2.DraftRequest:
             )
             for item in batch.items
         ],
+        time_left_s=batch.time_left_s,
     )
 
 
@@ -102,6 +104,7 @@ def draft_batch_from_pb(message: drafter_pb2.DraftRequest) -> DraftBatch:
             )
             for item in message.items
         ),
+        time_left_s=time_left_from_pb(message.time_left_s if message.HasField("time_left_s") else None),
     )
 
 

@@ -21,6 +21,7 @@ from qspec.rpc.codec import (
     outcome_from_pb,
     outcome_to_pb,
     require,
+    time_left_from_pb,
     timings_from_pb,
     timings_to_pb,
 )
@@ -84,6 +85,7 @@ def verify_batch_to_pb(batch: VerifyBatch) -> verifier_pb2.VerifyRequest:
             )
             for v in batch.verifications
         ],
+        time_left_s=batch.time_left_s,
     )
 
 
@@ -114,6 +116,7 @@ def verify_batch_from_pb(message: verifier_pb2.VerifyRequest) -> VerifyBatch:
             )
             for v in message.verifications
         ),
+        time_left_s=time_left_from_pb(message.time_left_s if message.HasField("time_left_s") else None),
     )
 
 

@@ -37,14 +37,16 @@ class DetachResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class DraftRequest(_message.Message):
-    __slots__ = ("epoch", "round", "items")
+    __slots__ = ("epoch", "round", "items", "time_left_s")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
+    TIME_LEFT_S_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     round: int
     items: _containers.RepeatedCompositeFieldContainer[DraftItem]
-    def __init__(self, epoch: _Optional[int] = ..., round: _Optional[int] = ..., items: _Optional[_Iterable[_Union[DraftItem, _Mapping]]] = ...) -> None: ...
+    time_left_s: float
+    def __init__(self, epoch: _Optional[int] = ..., round: _Optional[int] = ..., items: _Optional[_Iterable[_Union[DraftItem, _Mapping]]] = ..., time_left_s: _Optional[float] = ...) -> None: ...
 
 class DraftItem(_message.Message):
     __slots__ = ("slot", "lease", "committed_len", "pending_token", "draft_length", "sampling", "early_stop")

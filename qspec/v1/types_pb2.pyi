@@ -20,6 +20,7 @@ class SlotOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SLOT_OUTCOME_STALE: _ClassVar[SlotOutcome]
     SLOT_OUTCOME_NO_BLOCKS: _ClassVar[SlotOutcome]
     SLOT_OUTCOME_DEAD_END: _ClassVar[SlotOutcome]
+    SLOT_OUTCOME_LATE: _ClassVar[SlotOutcome]
 
 class ArenaBackend(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -40,6 +41,7 @@ SLOT_OUTCOME_OK: SlotOutcome
 SLOT_OUTCOME_STALE: SlotOutcome
 SLOT_OUTCOME_NO_BLOCKS: SlotOutcome
 SLOT_OUTCOME_DEAD_END: SlotOutcome
+SLOT_OUTCOME_LATE: SlotOutcome
 ARENA_BACKEND_UNSPECIFIED: ArenaBackend
 ARENA_BACKEND_HOST_SHM: ArenaBackend
 ARENA_BACKEND_CUDA_IPC: ArenaBackend

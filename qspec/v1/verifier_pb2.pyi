@@ -66,20 +66,22 @@ class GiveUpDraftsResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class VerifyRequest(_message.Message):
-    __slots__ = ("epoch", "round", "releases", "admissions", "prefill_chunks", "verifications")
+    __slots__ = ("epoch", "round", "releases", "admissions", "prefill_chunks", "verifications", "time_left_s")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     RELEASES_FIELD_NUMBER: _ClassVar[int]
     ADMISSIONS_FIELD_NUMBER: _ClassVar[int]
     PREFILL_CHUNKS_FIELD_NUMBER: _ClassVar[int]
     VERIFICATIONS_FIELD_NUMBER: _ClassVar[int]
+    TIME_LEFT_S_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     round: int
     releases: _containers.RepeatedCompositeFieldContainer[Release]
     admissions: _containers.RepeatedCompositeFieldContainer[Admission]
     prefill_chunks: _containers.RepeatedCompositeFieldContainer[PrefillChunk]
     verifications: _containers.RepeatedCompositeFieldContainer[Verification]
-    def __init__(self, epoch: _Optional[int] = ..., round: _Optional[int] = ..., releases: _Optional[_Iterable[_Union[Release, _Mapping]]] = ..., admissions: _Optional[_Iterable[_Union[Admission, _Mapping]]] = ..., prefill_chunks: _Optional[_Iterable[_Union[PrefillChunk, _Mapping]]] = ..., verifications: _Optional[_Iterable[_Union[Verification, _Mapping]]] = ...) -> None: ...
+    time_left_s: float
+    def __init__(self, epoch: _Optional[int] = ..., round: _Optional[int] = ..., releases: _Optional[_Iterable[_Union[Release, _Mapping]]] = ..., admissions: _Optional[_Iterable[_Union[Admission, _Mapping]]] = ..., prefill_chunks: _Optional[_Iterable[_Union[PrefillChunk, _Mapping]]] = ..., verifications: _Optional[_Iterable[_Union[Verification, _Mapping]]] = ..., time_left_s: _Optional[float] = ...) -> None: ...
 
 class Release(_message.Message):
     __slots__ = ("slot", "lease")

@@ -285,6 +285,44 @@ def test_a_draft_may_end_early(workers: Workers, sampling: Sampling) -> None:
         item, whole = sequence.draft_item(MAX_DRAFT_LENGTH), draft(workers, number, sequence.draft_item(4))[0]
 
 
+def test_what_comes_too_late_is_left_alone_and_nothing_is_lost(workers: Workers) -> None:
+    reference = decode(workers, started(workers, 0, 1, SEEDED), rounds=3, draft_length=2, first_round=2)
+    sequence = Sequence(1, 1, list(PROMPT), SEEDED)
+    whole = replace(sequence.prefill_batch(10), verifications=(sequence.verification(),))
+    late = replace(whole, time_left_s=0.0, releases=(Sequence(0, 1, []).release(),))
+    answer = workers.verifier.verify(late)
+    result = only(answer.results)
+    assert (result.outcome, result.token_ids, result.cached_len, answer.prefill_rows) == (SlotOutcome.LATE, (), 0, 0)
+    assert answer.free_blocks == NUM_BLOCKS, "slots and blocks are given back all the same"
+    assert only(workers.verifier.verify(late).results) == result
+    in_time = only(workers.verifier.verify(replace(whole, time_left_s=60.0, round=11)).results)
+    assert (in_time.outcome, list(in_time.token_ids)) == (SlotOutcome.OK, reference[:1])
+    assert only(workers.verifier.verify(late).results) == in_time, "what is decided is told, however late"
+    sequence.tokens += in_time.token_ids
+    (drafts,) = draft(workers, 12, sequence.draft_item(2))
+    question = verify_batch(12, sequence.verification(drafts))
+    missed = only(workers.verifier.verify(replace(question, time_left_s=0.0)).results)
+    assert (missed.outcome, missed.token_ids, missed.cached_len) == (SlotOutcome.LATE, (), len(PROMPT))
+    sequence.tokens += only(workers.verifier.verify(question).results).token_ids
+    decode(workers, sequence, rounds=2, draft_length=2, first_round=13)
+    made = sequence.tokens[len(PROMPT) :]
+    length = min(len(made), len(reference))
+    assert made[:length] == reference[:length]
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.9, seed=3, rule=AcceptanceRule.REJECTION)])
+def test_nothing_is_drafted_behind_the_time_that_is_left(workers: Workers, sampling: Sampling) -> None:
+    sequence = started(workers, 0, 1, sampling)
+    item = sequence.draft_item(MAX_DRAFT_LENGTH)
+    for number, time_left_s, length in ((2, 60.0, MAX_DRAFT_LENGTH), (3, 0.0, 0)):
+        answer = workers.drafter.draft(
+            DraftBatch(epoch=EPOCH, round=number, items=(item,), time_left_s=time_left_s))
+        (result,) = answer.results
+        assert (result.outcome, len(result.draft_tokens)) == (SlotOutcome.OK, length)
+    verified = only(workers.verifier.verify(verify_batch(3, sequence.verification())).results)
+    assert len(verified.token_ids) == 1
+
+
 def told(workers: Workers, slot: int, draft_length: int, sampling: Sampling) -> list[TokenLogprobs]:
     """Log-probabilities of the first tokens of a text, one round after the other; each answer is asked for twice."""
     sequence = started(workers, slot, 1, sampling)

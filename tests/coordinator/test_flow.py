@@ -93,6 +93,20 @@ class GatedVerifier(FakeVerifier):
         self.gate.release()
 
 
+def test_deadlines_reach_the_workers(tmp_path: Path) -> None:
+    async def test() -> None:
+        verifier = FakeVerifier()
+        async with served(tmp_path, verifier) as (stub, _, _):
+            verifier.batches.clear()
+            await tokens_of(ask(stub, tokens=5))
+            assert {batch.time_left_s for batch in verifier.batches} == {None}
+            verifier.batches.clear()
+            await tokens_of(ask(stub, tokens=5, timeout_s=50.0))
+            left = [batch.time_left_s for batch in verifier.batches if batch.verifications]
+            assert len(left) == 5 and all(seconds is not None and 40.0 < seconds <= 50.0 for seconds in left)
+    run(test)
+
+
 @pytest.mark.parametrize("way", ["cancel", "timeout_s", "call's deadline"])
 def test_slot_and_blocks_are_free_after_the_round_in_progress(way: str, tmp_path: Path) -> None:
     async def test() -> None:

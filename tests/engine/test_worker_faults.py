@@ -35,6 +35,29 @@ def plain(model: Path, kernels: str) -> list[list[int]]:
         return generate_alone(stack.loop, sequences(SEEDED))
 
 
+class Looks:
+    """A countdown that is over after so many looks."""
+
+    def __init__(self, looks: int) -> None:
+        self._left = looks
+
+    @property
+    def over(self) -> bool:
+        """See ``Countdown``."""
+        self._left -= 1
+        return self._left < 0
+
+
+def test_a_draft_ends_between_two_steps_when_its_time_is_over(
+    model: Path, plain: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qspec.engine.drafter.Countdown", lambda seconds: Looks(1 + 3))
+    with running(model) as stack:
+        wanted = sequences(SEEDED, draft_length=8)
+        assert generate(stack.loop, wanted) == plain
+        assert max(len(one.stats.rounds_per_draft_length) for one in wanted) == 1 + 3
+
+
 class FaultyDrafter:
     """A real drafter whose answers are spoiled from the third on."""
 

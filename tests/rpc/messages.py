@@ -73,8 +73,9 @@ verifier_descriptions = st.builds(
 drafter_descriptions = st.builds(DrafterDescription, epoch=u64, method=text, kernel=text, memory=memory)
 finite = st.floats(allow_nan=False, allow_infinity=False)
 early_stops = st.builds(EarlyStop, least_drawn=finite, least_fed=finite, intercept=finite, slope=finite)
+times_left = st.none() | st.floats(0, 1e9)
 draft_batches = st.builds(
-    DraftBatch, epoch=u64, round=u64,
+    DraftBatch, epoch=u64, round=u64, time_left_s=times_left,
     items=st.lists(
         st.builds(
             DraftItem, slot=u32, lease=u64, committed_len=positive, pending_token=u32, draft_length=positive,
@@ -95,7 +96,7 @@ draft_answers = st.builds(
     results=st.lists(draft_results | stale_results, max_size=3).map(tuple),
 )
 verify_batches = st.builds(
-    VerifyBatch, epoch=u64, round=u64,
+    VerifyBatch, epoch=u64, round=u64, time_left_s=times_left,
     releases=st.lists(st.builds(Release, slot=u32, lease=u64), max_size=2).map(tuple),
     admissions=st.lists(
         st.builds(

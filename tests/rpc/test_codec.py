@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from qspec.errors import ContractViolation
 from qspec.interfaces import Sampling, Verification, VerifyBatch
 from qspec.rpc import codec, drafter_codec, sampling_codec, verifier_codec
+from qspec.rpc.time_left import after_waiting
 from qspec.v1 import drafter_pb2, types_pb2, verifier_pb2
 from tests.rpc import messages
 
@@ -86,6 +88,22 @@ def test_received_sampling_out_of_range(change: dict[str, Any]) -> None:
 def test_bad_draft_request(message: drafter_pb2.DraftRequest) -> None:
     with pytest.raises(ContractViolation):
         drafter_codec.draft_batch_from_pb(message)
+
+
+@pytest.mark.parametrize("seconds", [-0.1, math.nan, math.inf])
+def test_bad_time_left(seconds: float) -> None:
+    with pytest.raises(ContractViolation, match="time_left_s"):
+        drafter_codec.draft_batch_from_pb(drafter_pb2.DraftRequest(time_left_s=seconds))
+    with pytest.raises(ContractViolation, match="time_left_s"):
+        verifier_codec.verify_batch_from_pb(verifier_pb2.VerifyRequest(time_left_s=seconds))
+
+
+def test_a_batch_that_waited_has_less_time_left() -> None:
+    batch = VerifyBatch(epoch=1, round=2, time_left_s=5.0)
+    assert after_waiting(batch, time.monotonic() - 3.0).time_left_s == pytest.approx(2.0, abs=0.5)
+    assert after_waiting(batch, time.monotonic() - 7.0).late
+    endless = replace(batch, time_left_s=None)
+    assert after_waiting(endless, time.monotonic() - 7.0) == endless and not endless.late
 
 
 def test_bad_answers() -> None:
