@@ -85,6 +85,8 @@ class SpeculationLoop:
         self.report: RoundReport | None = None
         """What the last round took and made."""
         self._drafter: Drafter | None = None
+        self._both: tuple[HandingDrafter, AwaitingVerifier] | None = None
+        """Both workers, where they can be asked at once."""
         self._verifier: Verifier | None = None
         self._description: VerifierDescription | None = None
         self._ledger = SlotLedger()
@@ -120,6 +122,9 @@ class SpeculationLoop:
         self._forget_drafter(None)
         self.drafter = drafter.attach(self.description)
         self._drafter = drafter
+        if self.description.awaits_drafts and isinstance(drafter, HandingDrafter) and isinstance(
+                self._verifier, AwaitingVerifier):
+            self._both = drafter, self._verifier
         return self.drafter
 
     @property
@@ -242,7 +247,7 @@ class SpeculationLoop:
 
         Without an answer of the drafter the round has no drafts.
         """
-        drafter, verifier, called = self._drafter, self._verifier, self.clock()
+        drafter, called = self._drafter, self.clock()
         drafting = {item.slot for item in items}
         deadline = latest_deadline([text for text in plan.drafting if text.slot in drafting])
         drafts = DraftBatch(
@@ -252,12 +257,11 @@ class SpeculationLoop:
             check_drafts(answer, drafts, self.description.vocab_size)
             this.drafted(answer, self.clock() - called)
 
-        if items and self.description.awaits_drafts and isinstance(drafter, HandingDrafter) and isinstance(
-                verifier, AwaitingVerifier):
+        if items and self._both is not None:
             batch = plan.batch({}, number=this.number, releases=self._ledger.releases,
                                awaited={item.slot: item.draft_length for item in items})
             batch = replace(batch, time_left_s=self._time_left(plan.deadline))
-            pending = ask_both(drafter, verifier, drafts, batch, take, self._forget_drafter)
+            pending = ask_both(*self._both, drafts, batch, take, self._forget_drafter)
             batch = with_drafts(batch, this.drafts)
             answer = self._call_verifier(batch, plan.deadline, pending)
             this.verified_meanwhile(answer, self.clock() - called)
@@ -369,4 +373,4 @@ class SpeculationLoop:
         return self._round
 
     def _forget_drafter(self, error: QspecError | None) -> None:
-        self._drafter, self.drafter, self.drafter_error = None, None, error
+        self._drafter, self.drafter, self.drafter_error, self._both = None, None, error, None

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from torch import Tensor
+from numpy.typing import NDArray
 
 from qspec.engine.slots import SlotTable, Tenancy
 from qspec.errors import ContractViolation
@@ -57,7 +58,7 @@ class BatchLimits:
 class BatchPlanner:
     """Turns batches into work over a slot table."""
 
-    def __init__(self, slots: SlotTable, draft_rounds: Tensor, limits: BatchLimits) -> None:
+    def __init__(self, slots: SlotTable, draft_rounds: NDArray[Any], limits: BatchLimits) -> None:
         """``draft_rounds``: ``[slots]``, the round of the draft distributions that lie in the arena."""
         self._slots, self._draft_rounds, self._limits = slots, draft_rounds, limits
 

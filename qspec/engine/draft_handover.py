@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 
+from qspec.engine.batch_state import numbers
 from qspec.engine.regions import DRAFT_BELL, DRAFT_COUNTS, DRAFT_HANDED, DRAFT_LEASES, DRAFT_TOKENS
 from qspec.interfaces import DraftResult, Verification
 from qspec.memory.attachment import Arena
@@ -31,21 +32,21 @@ class DraftHandover:
     """One end of it: ``put`` is the drafter's, ``take`` the verifier's, and ``give_up`` may be called by any thread."""
 
     def __init__(self, arena: Arena, vocab_size: int) -> None:
-        self._tokens, self._counts = arena.tensor(DRAFT_TOKENS), arena.tensor(DRAFT_COUNTS)
-        self._leases = arena.tensor(DRAFT_LEASES)
-        self._handed, self._bell = arena.tensor(DRAFT_HANDED), arena.tensor(DRAFT_BELL)
+        self._tokens, self._counts = numbers(arena, DRAFT_TOKENS), numbers(arena, DRAFT_COUNTS)
+        self._leases = numbers(arena, DRAFT_LEASES)
+        self._handed, self._bell = numbers(arena, DRAFT_HANDED), numbers(arena, DRAFT_BELL)
+        self._bell_address = self._bell.ctypes.data
         self._vocab_size = vocab_size
         self._given_up = 0
 
     def put(self, round_number: int, results: Iterable[DraftResult]) -> None:
         """Leave a round's drafts."""
         for result in results:
-            for index, token in enumerate(result.draft_tokens):
-                self._tokens[result.slot, index] = token
+            self._tokens[result.slot, : len(result.draft_tokens)] = result.draft_tokens
             self._counts[result.slot], self._leases[result.slot] = len(result.draft_tokens), result.lease
         self._handed[0] = round_number
         self._bell[0] += 1
-        futex_wake(self._bell.data_ptr())
+        futex_wake(self._bell_address)
 
     def take(self, round_number: int, awaited: Iterable[Verification]) -> Mapping[int, tuple[int, ...]]:
         """The drafts of a round by slot, once all are there; none at all when they were given up.
@@ -58,7 +59,7 @@ class DraftHandover:
             bell = int(self._bell[0])
             if int(self._handed[0]) == round_number and all(int(self._leases[v.slot]) == v.lease for v in awaiting):
                 return {v.slot: self._read(v.slot, v.awaited_drafts) for v in awaiting}
-            futex_wait(self._bell.data_ptr(), bell & 0xFFFFFFFF, min(left, _LOOK_AGAIN_S))
+            futex_wait(self._bell_address, bell & 0xFFFFFFFF, min(left, _LOOK_AGAIN_S))
         return {}
 
     def give_up(self, round_number: int) -> None:

@@ -7,9 +7,11 @@ in place and then the tail, the only part of the cache that the drafter writes. 
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -20,6 +22,7 @@ from qspec.countdown import Countdown
 from qspec.device import configured_backend
 from qspec.early_stop import DraftGate
 from qspec.engine.backend import check_machine, choose_backend
+from qspec.engine.batch_state import numbers
 from qspec.engine.draft_handover import DraftHandover
 from qspec.engine.draft_weights import DraftWeights
 from qspec.engine.forward import (
@@ -95,10 +98,10 @@ class _Attached:
         self.arena, self.forward = arena, forward
         self.parts = parts  # the stored weights that the model multiplies with; none where they are packed
         self.cache = DraftCache(*map(arena.tensor, (KV_KEYS, KV_VALUES, TAIL_KEYS, TAIL_VALUES)))
-        self.leases, self.cached = arena.tensor(SLOT_LEASES), arena.tensor(SLOT_CACHED)
-        self.block_tables = arena.tensor(BLOCK_TABLES)
-        self.tokens, self.prompts = arena.tensor(SLOT_TOKENS), arena.tensor(SLOT_PROMPTS)
-        self.draft_probs, self.draft_rounds = arena.tensor(DRAFT_PROBS), arena.tensor(DRAFT_ROUNDS)
+        self.leases, self.cached = numbers(arena, SLOT_LEASES), numbers(arena, SLOT_CACHED)
+        self.block_tables = numbers(arena, BLOCK_TABLES)
+        self.tokens, self.prompts = numbers(arena, SLOT_TOKENS), numbers(arena, SLOT_PROMPTS)
+        self.draft_probs, self.draft_rounds = arena.tensor(DRAFT_PROBS), numbers(arena, DRAFT_ROUNDS)
         self.handover = handover
 
 
@@ -300,13 +303,19 @@ def _draft_at_once(draft_pass: DraftPass, drafts: list[_Draft], distributions: T
     fed = {draft.item.slot: draft.item.pending_token for draft in drafts}
     tokens: dict[int, list[int]] | None = None
     if not any(draft.needs_distributions for draft in drafts):
-        if isinstance(draft_pass, GreedyDraftPass):
-            tokens = draft_pass.greedy_steps(fed, longest)
-    elif isinstance(draft_pass, SamplingDraftPass) and all(draft.gate.rule is None for draft in drafts):
+        if _is_kind(type(draft_pass), GreedyDraftPass):
+            tokens = cast(GreedyDraftPass, draft_pass).greedy_steps(fed, longest)
+    elif _is_kind(type(draft_pass), SamplingDraftPass) and all(draft.gate.rule is None for draft in drafts):
         samplings = {draft.item.slot: draft.item.sampling for draft in drafts}
-        tokens = draft_pass.sampled_steps(fed, samplings, longest, distributions)
+        tokens = cast(SamplingDraftPass, draft_pass).sampled_steps(fed, samplings, longest, distributions)
     if tokens is None:
         return False
     for draft in drafts:
         draft.tokens += tokens[draft.item.slot][: draft.item.draft_length]
     return True
+
+
+@functools.lru_cache
+def _is_kind(kind: type, protocol: type) -> bool:
+    """Whether instances of a class keep a protocol: asked once, because Python takes long over it."""
+    return issubclass(kind, protocol)

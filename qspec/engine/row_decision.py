@@ -32,8 +32,14 @@ class RowDecision:
     outcome: SlotOutcome = SlotOutcome.OK
 
 
+def decide_greedily(drafts: Sequence[int], tokens: Sequence[int]) -> RowDecision:
+    """Decide on k drafts by the target's most probable tokens after each, where nothing else is asked for."""
+    greedy = decide_greedy(drafts, tokens)
+    return RowDecision(greedy.accepted, (*drafts[: greedy.accepted], greedy.next_token))
+
+
 def decide_rows(
-    verification: Verification, tenancy: Tenancy, history: Tensor, draft_probs: Tensor, rows: Sequence[int] | Tensor
+    verification: Verification, tenancy: Tenancy, history: Tensor, draft_probs: Tensor, rows: Tensor
 ) -> RowDecision:
     """Decide on k drafts.
 
@@ -42,12 +48,9 @@ def decide_rows(
         tenancy: how its tokens are drawn; with the matcher of its constraint, if it has one.
         history: int64 ``[committed + k]``, the tokens, drafts included.
         draft_probs: ``[>= k, vocab]``.
-        rows: the target's logits, ``[k + 1, vocab]``, or its most probable tokens where nothing else is asked for.
+        rows: the target's logits, ``[k + 1, vocab]``.
     """
     drafts, length, sampling = verification.draft_tokens, verification.committed_len, tenancy.sampling
-    if not isinstance(rows, Tensor):
-        greedy = decide_greedy(drafts, rows)
-        return RowDecision(greedy.accepted, (*drafts[: greedy.accepted], greedy.next_token))
     logits, dead_row = adjust(rows, sampling, history, tenancy.prompt_len), None
     if tenancy.constraint is not None:
         if tenancy.matcher is None:

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from qspec.constraint import Constraint
+from qspec.engine.batch_state import numbers
 from qspec.engine.regions import BLOCK_TABLES, SLOT_CACHED, SLOT_LEASES, SLOT_PROMPTS, SLOT_TOKENS
 from qspec.errors import ContractViolation
 from qspec.grammar_matcher import GrammarMatcher
@@ -70,16 +72,16 @@ class SlotTable:
 
     def __init__(self, arena: Arena, num_blocks: int, block_size: int, *, prefix_cache: bool = True) -> None:
         """``prefix_cache``: whether blocks are found again by their tokens."""
-        self._leases, self._cached = arena.tensor(SLOT_LEASES), arena.tensor(SLOT_CACHED)
-        self._block_tables = arena.tensor(BLOCK_TABLES)
-        self._tokens, self._prompts = arena.tensor(SLOT_TOKENS), arena.tensor(SLOT_PROMPTS)
+        self._leases, self._cached = numbers(arena, SLOT_LEASES), numbers(arena, SLOT_CACHED)
+        self._block_tables = numbers(arena, BLOCK_TABLES)
+        self._tokens, self._prompts = numbers(arena, SLOT_TOKENS), numbers(arena, SLOT_PROMPTS)
         self._block_size = block_size
         self._prefix_cache = prefix_cache
         self._blocks = PrefixBlocks(num_blocks, keep=prefix_cache)
         self._tenancies: dict[int, Tenancy] = {}
-        self._leases.zero_()
-        self._cached.zero_()
-        self._block_tables.fill_(-1)
+        self._leases.fill(0)
+        self._cached.fill(0)
+        self._block_tables.fill(-1)
 
     @property
     def free_blocks(self) -> int:
@@ -124,7 +126,7 @@ class SlotTable:
         # The negative lease remembers the last tenancy and matches no batch.
         self._leases[release.slot] = -release.lease
         self._cached[release.slot] = 0
-        self._block_tables[release.slot].fill_(-1)
+        self._block_tables[release.slot].fill(-1)
 
     def reserve(self, slot: int, tenancy: Tenancy, positions: int) -> bool:
         """Make sure that ``positions`` positions have blocks; False when there are not enough."""
@@ -150,11 +152,11 @@ class SlotTable:
 
     def enter_tokens(self, slot: int, start: int, token_ids: Sequence[int]) -> None:
         """Note the tokens at positions ``start…``; those of rejected drafts are overwritten, as their entries are."""
-        self._tokens[slot, start : start + len(token_ids)] = torch.tensor(token_ids, dtype=torch.int32)
+        self._tokens[slot, start : start + len(token_ids)] = token_ids
 
     def history(self, slot: int, length: int) -> Tensor:
         """The first ``length`` tokens that were entered: int64 ``[length]``."""
-        return self._tokens[slot, :length].long()
+        return torch.from_numpy(self._tokens[slot, :length].astype(np.int64))
 
     def _reuse(self, tenancy: Tenancy, admission: Admission) -> None:
         """Begin with the blocks that have the first tokens already."""

@@ -19,6 +19,7 @@ from qspec.device import configured_backend
 from qspec.engine.auto_methods import resolve_methods
 from qspec.engine.backend import check_machine, choose_backend, tell_fallback
 from qspec.engine.batch_plan import BatchLimits, BatchPlanner, Work
+from qspec.engine.batch_state import numbers
 from qspec.engine.cached_decoder import CachedDecoder
 from qspec.engine.constraint_compiler import ConstraintCompiler
 from qspec.engine.draft_handover import DraftHandover
@@ -32,7 +33,7 @@ from qspec.engine.regions import (
     KV_KEYS,
     KV_VALUES,
 )
-from qspec.engine.row_decision import decide_by_verdicts, decide_rows, decided_rows, row_draws
+from qspec.engine.row_decision import decide_by_verdicts, decide_greedily, decide_rows, decided_rows, row_draws
 from qspec.engine.slots import SlotTable
 from qspec.engine.stores import gpu_turn, open_store
 from qspec.engine.worker_forward import verifier_forward
@@ -77,6 +78,7 @@ class LocalVerifier:
                 progress("; ".join(kernel_names(plan)), None)
             self._forward, self._kernel = verifier_forward(
                 self.arena, model.config, config, plan, self._max_model_len, store.shapes, progress)
+        self._deciding = self._forward if isinstance(self._forward, DecidingForward) else None
         self._keys, self._values = self.arena.tensor(KV_KEYS), self.arena.tensor(KV_VALUES)
         self._draft_probs = self.arena.tensor(DRAFT_PROBS)
         self._handover = DraftHandover(self.arena, model.config.vocab_size)
@@ -84,7 +86,7 @@ class LocalVerifier:
             lambda: Tokenizer.load(model.tokenizer_directory), vocab_size=model.config.vocab_size))
         self._slots = SlotTable(
             self.arena, config.kv_tokens // config.block_size, config.block_size, prefix_cache=config.prefix_cache)
-        self._planner = BatchPlanner(self._slots, self.arena.tensor(DRAFT_ROUNDS), BatchLimits(
+        self._planner = BatchPlanner(self._slots, numbers(self.arena, DRAFT_ROUNDS), BatchLimits(
             max_batch_rows=config.max_batch_rows, max_draft_length=config.max_draft_length,
             max_model_len=self._max_model_len, vocab_size=model.config.vocab_size,
         ))
@@ -145,7 +147,7 @@ class LocalVerifier:
             block_size=config.block_size,
             num_blocks=config.kv_tokens // config.block_size,
             arena=self.arena.descriptor,
-            memory=(*self._memory, *(self._forward.memory if isinstance(self._forward, DecidingForward) else ())),
+            memory=(*self._memory, *(self._deciding.memory if self._deciding is not None else ())),
             kernel=self._kernel,
             draft_quantization=config.draft_quantization,
             verify_quantization=config.verify_quantization,
@@ -226,9 +228,9 @@ class LocalVerifier:
             if work.tenancy is not None
         ]
         verdicts: dict[int, list[RowVerdict]] = {}
-        if isinstance(self._forward, DecidingForward):
-            draws = row_draws(works, self._forward, self._draft_probs.shape[1])
-            hidden, said = self._forward.decided_rows(sequences, self._keys, self._values, draws, self._draft_probs)
+        if self._deciding is not None:
+            draws = row_draws(works, self._deciding, self._draft_probs.shape[1])
+            hidden, said = self._deciding.decided_rows(sequences, self._keys, self._values, draws, self._draft_probs)
             at = iter(said)
             of_slots = {work.slot: [next(at) for _ in work.token_ids] for work in works}
             verdicts = {slot: found for slot, rows in of_slots.items() if (found := [row for row in rows if row])}
@@ -272,10 +274,13 @@ class LocalVerifier:
                 if tenancy.awaits_constraint:
                     self._slots.set_cached(work.slot, tenancy, length - 1)
                     continue
-                history = self._slots.history(work.slot, length + len(drafts))
-                draft_probs = self._draft_probs[work.slot]
-                draft_probs = draft_probs.cpu() if tenancy.sampling.needs_draft_probs else draft_probs
-                decision = decide_rows(verification, tenancy, history, draft_probs, rows)
+                if isinstance(rows, Tensor):
+                    history = self._slots.history(work.slot, length + len(drafts))
+                    draft_probs = self._draft_probs[work.slot]
+                    draft_probs = draft_probs.cpu() if tenancy.sampling.needs_draft_probs else draft_probs
+                    decision = decide_rows(verification, tenancy, history, draft_probs, rows)
+                else:
+                    decision = decide_greedily(drafts, rows)
             self._slots.set_cached(work.slot, tenancy, length + decision.accepted)
             work.result = VerifyResult(
                 slot=work.slot,

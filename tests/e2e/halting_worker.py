@@ -39,7 +39,8 @@ def prepare_verifier() -> None:
     from qspec.engine import verifier
     from qspec.engine.slots import SlotTable
 
-    enter, decide, decide_rows = SlotTable.enter_tokens, verifier.LocalVerifier._decide, verifier.decide_rows
+    enter, decide = SlotTable.enter_tokens, verifier.LocalVerifier._decide
+    decide_rows, decide_greedily = verifier.decide_rows, verifier.decide_greedily
     decided = [0]
 
     def enter_tokens(self: SlotTable, slot: int, start: int, token_ids: Any) -> None:
@@ -51,15 +52,22 @@ def prepare_verifier() -> None:
         decided[0] = 0
         decide(self, *arguments)
 
-    def decide_and_count(*arguments: Any) -> Any:
+    def count_one() -> None:
         decided[0] += 1
         if decided[0] == 2:
             halt("verify")
+
+    def count_rows(*arguments: Any) -> Any:
+        count_one()
         return decide_rows(*arguments)
+
+    def count_greedy(*arguments: Any) -> Any:
+        count_one()
+        return decide_greedily(*arguments)
 
     SlotTable.enter_tokens = enter_tokens  # type: ignore[method-assign]
     verifier.LocalVerifier._decide = count_from_none  # type: ignore[method-assign]
-    verifier.decide_rows = decide_and_count
+    verifier.decide_rows, verifier.decide_greedily = count_rows, count_greedy
 
 
 def prepare_drafter() -> None:

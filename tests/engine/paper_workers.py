@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,7 +63,7 @@ class PaperVerifier:
         self.slots = SlotTable(
             self.arena, num_blocks, block_size, prefix_cache=prefix_cache)  # type: ignore[arg-type]
         self.block_size, self.num_blocks = block_size, num_blocks
-        self._planner = BatchPlanner(self.slots, torch.zeros(max_slots, dtype=torch.int64), BatchLimits(
+        self._planner = BatchPlanner(self.slots, np.zeros(max_slots, dtype=np.int64), BatchLimits(
             max_batch_rows=max_batch_rows, max_draft_length=8, max_model_len=MAX_MODEL_LEN, vocab_size=VOCAB_SIZE))
         self._entries: dict[tuple[int, int], int] = {}
         self._salts: dict[int, str] = {}

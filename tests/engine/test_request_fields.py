@@ -58,7 +58,7 @@ def test_text_does_not_depend_on_drafts_or_batch(model: Path, field: str) -> Non
 def test_text_does_not_depend_on_recomputation_or_prefill_chunks(model: Path, field: str) -> None:
     with running(model) as stack:
         plain = generate_alone(stack.loop, wanted(FIELDS[field], 0))
-    with running(model, kv_tokens=96, max_batch_rows=7) as stack:
+    with running(model, kv_tokens=80, max_batch_rows=7) as stack:
         drafted = wanted(FIELDS[field], 3)
         assert generate(stack.loop, drafted) == plain
         assert sum(sequence.stats.recomputations for sequence in drafted) > 0, "text counts as prompt afterwards"
