@@ -41,13 +41,6 @@ def answers(*arguments: str, timeout: float = TIMEOUT_S) -> list[dict[str, Any]]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def first_prompts(directory: Path, count: int) -> Path:
-    """A file with the first ``count`` of the repository's prompts."""
-    path = directory / f"prompts-{count}.jsonl"
-    path.write_text("".join(PROMPTS.read_text("utf-8").splitlines(keepends=True)[:count]), "utf-8")
-    return path
-
-
 @dataclass(frozen=True)
 class Footprint:
     """What a stack has outside its own memory: processes, the runtime directory, shared memory files."""

@@ -6,15 +6,13 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
 import pytest
 
-from qspec.v1 import generation_pb2_grpc as pb_grpc
-from tests.e2e.client import REPOSITORY, answers, command, run_client, wait_until_serving
+from tests.e2e.client import REPOSITORY, answers, command, run_client
+from tests.e2e.server import serving
 from tests.tiny_models import write_tiny_model
 
 pytestmark = pytest.mark.timeout(240)
@@ -30,18 +28,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server over a tiny model."""
     directory = tmp_path_factory.mktemp("constraints")
     write_tiny_model(directory / "tiny", "llama")
-    where = f"unix:{directory}/c.sock"
-    server = subprocess.Popen(
-        [sys.executable, "-m", "coordinator", "--listen", where, "--model", str(directory / "tiny"),
-         "--draft-quantization", "w8a8", "--verify-quantization", "none:fp32", "--threads", "1", "--kv-tokens", "512"],
-        cwd=REPOSITORY)
-    try:
-        with grpc.insecure_channel(where) as channel:
-            wait_until_serving(pb_grpc.GenerationServiceStub(channel), server)
+    with serving(directory, "--model", str(directory / "tiny"), "--draft-quantization", "w8a8", "--verify-quantization",
+                 "none:fp32", "--threads", "1", "--kv-tokens", "512") as where:
         yield where
-    finally:
-        server.terminate()
-        server.wait(30)
 
 
 def is_record(text: str) -> bool:
