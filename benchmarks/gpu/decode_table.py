@@ -13,17 +13,22 @@ Record = Mapping[str, Any]
 
 
 def cells_table(name: str, record: Record) -> Iterator[str]:
-    """A pair's cells, the formula's promises, and where the time goes."""
+    """A pair's cells, the formula's promises, and where the time goes.
+
+    Shares of a pure read are told twice: of whole rounds, the host's time between two passes included, as ``verdicts``
+    counts them, and of the verify calls alone.
+    """
     about = record["about"]
     floor_s = about["step_bytes"] / about["read_bytes_per_s"]
     yield f"## {name}: {about.get('draft', 'no drafts')} → {about['verify']}, {about['step_bytes'] / 1e9:.2f} GB a step"
-    yield ("| sampling | batch | k | tok/s | of a pure read | c | v | alpha | accepted | speed-up | promised | "
-           "measured/promised | outside µs |")
-    yield "|" + "---|" * 13
+    yield ("| sampling | batch | k | tok/s | of a pure read | its calls alone | c | v | alpha | accepted | speed-up | "
+           "promised | measured/promised | outside µs |")
+    yield "|" + "---|" * 14
     rows = list(cost_rows(record["cells"]))
     for row in rows:
-        share = f"{floor_s / row['verify_s']:.2f}" if row["k"] == 0 else ""
-        yield (f"| {row['sampling']} | {row['batch']} | {row['k']} | {row['tokens_per_s']:.1f} | {share} | "
+        shares = (f"{floor_s * row['tokens_per_s'] / row['batch']:.2f} | {floor_s / row['verify_s']:.2f}"
+                  if row["k"] == 0 else " | ")
+        yield (f"| {row['sampling']} | {row['batch']} | {row['k']} | {row['tokens_per_s']:.1f} | {shares} | "
                f"{_number(row['c'])} | {row['v']:.3f} | {_number(row['alpha'])} | {_number(row['accepted_share'])} | "
                f"{row['speed_up']:.3f} | {_number(row['promised'])} | {_number(row['made_good'])} | "
                f"{row['outside_s'] * 1e6:.0f} |")

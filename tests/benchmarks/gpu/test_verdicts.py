@@ -53,7 +53,7 @@ def records() -> dict[str, Any]:
         "x7": {**empty, "about": about, "cells": cells},
         "plain-cublas-x7": {**empty, "cells": {"greedy batch 1 k 0": cell(0, 250.0)}},
         "stack-x7": {**empty, "cells": stack},
-        "transformers-x7": {**empty, "cells": {"batch 1": {"tokens_per_s": 20.0}}},
+        "transformers-x7": {**empty, "cells": {"batch 1": {"tokens_per_s": 14.0, "all": [8.0, 20.0]}}},
         "linear": {**empty, "cells": {"4096x4096 M=64": {
             "outputs": 4096, "inputs": 4096, "rows": 64, "us": {"both": 12.0, "cuBLAS fp16": 10.0},
             "both_floor_us": 9.0, "high_floor_us": 5.0}}},
@@ -71,7 +71,8 @@ def test_costs_are_over_both_plain_cells_and_promises_by_alpha() -> None:
 
 def test_verdicts_count_the_faster_plain_decoding() -> None:
     found = {each.name: each for each in verdicts(records())}
-    assert found["x7, batch 1: plain decoding's share of a pure read"].value == pytest.approx(0.55)
+    share = found["x7, batch 1: plain decoding's share of a pure read, the host's time included"]
+    assert share.value == pytest.approx(0.55)
     auto = found["x7, batch 1: auto over the faster plain decoding"]
     assert auto.value == pytest.approx(270 / 250) and auto.kept
     best = found["x7, batch 1: best over the faster plain decoding"]
@@ -83,6 +84,8 @@ def test_verdicts_count_the_faster_plain_decoding() -> None:
     assert found["x7, batch 1: best over transformers' generate"].value == pytest.approx(14.0)
     assert not found["4096×4096, 64 rows: two planes over cuBLAS"].kept
     lines = list(report_lines(records()))
+    shares = [line for line in lines if line.startswith("| greedy | 1 | 0 |")]
+    assert [line.split(" | ")[4:6] for line in shares] == [["0.50", "0.62"], ["0.60", "0.62"]], "whole rounds, calls"
     assert sum(line.startswith(("ok ", "MISSED")) for line in lines) == len(found)
 
 
