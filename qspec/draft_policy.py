@@ -21,6 +21,9 @@ from qspec.interfaces import EarlyStop
 
 PROBE_EVERY = 100
 """Rounds without a draft after which one may draft."""
+PLAN_EVERY = 4
+"""Rounds for which a plan is kept where nothing but estimates changes, and they change slowly; planning takes as long
+as a message."""
 _PROBE_SHARE = 0.005
 """Share of the time that probing may cost."""
 _PROBED_SEQUENCES = 4
@@ -43,8 +46,10 @@ class Candidate:
 class DraftLengthPolicy:
     """Chooses draft lengths round by round; used by one thread."""
 
-    def __init__(self, longest: int) -> None:
+    def __init__(self, longest: int, *, plan_every: int = PLAN_EVERY) -> None:
+        """``plan_every``: rounds for which a plan may be kept; 1 where its goodput ends drafts early, too."""
         self.longest = longest
+        self._plan_every = plan_every
         self.costs = CostTable()
         self.population = PopulationAcceptance()
         self.worth = {True: ConfidenceWorth(), False: ConfidenceWorth()}
@@ -53,12 +58,17 @@ class DraftLengthPolicy:
         """Rounds that drafted to learn and for nothing else."""
         self._rounds_without_draft = 0
         self._plan: Plan | None = None
+        self._planned: Plan | None = None
+        self._room: tuple[object, ...] = ()
+        self._rounds_planned = 0
 
     def choose(self, candidates: Sequence[Candidate], load: Load = NO_LOAD) -> tuple[int, ...]:
         """The draft length of each candidate in this round; none is above its cap."""
         self.population.age()
         if not candidates:
             return ()
+        if all(candidate.draft_length is not None for candidate in candidates):
+            return tuple(min(candidate.draft_length or 0, candidate.cap) for candidate in candidates)
         prior = self.population.probability
         outlooks = [
             Outlook(
@@ -71,7 +81,7 @@ class DraftLengthPolicy:
         shape = self.population.shape(self.longest)
         if not self.costs.known:
             return self._learn_costs(outlooks)
-        plan = best_plan(outlooks, shape, self.costs, load)
+        plan = self._best(outlooks, shape, load)
         if any(length and not outlook.fixed for length, outlook in zip(plan.lengths, outlooks, strict=True)):
             self._rounds_without_draft = 0
             plan = _with_idle(plan, candidates)
@@ -80,6 +90,14 @@ class DraftLengthPolicy:
             plan = self._probe(plan, candidates, outlooks, shape, load)
         self._plan = plan
         return plan.lengths
+
+    def _best(self, outlooks: Sequence[Outlook], shape: Sequence[float], load: Load) -> Plan:
+        """``best_plan``, kept for some rounds while the same sequences may draft as much beside as many other rows."""
+        room = (load.rows, *((min(outlook.cap, self.longest), outlook.fixed) for outlook in outlooks))
+        self._rounds_planned += 1
+        if self._planned is None or room != self._room or self._rounds_planned >= self._plan_every:
+            self._planned, self._room, self._rounds_planned = best_plan(outlooks, shape, self.costs, load), room, 0
+        return self._planned
 
     def early_stop(self, estimate: AcceptanceEstimate, *, greedy: bool) -> EarlyStop:
         """When a sequence's draft of this round should end early: where its chance is worth less than row or step."""

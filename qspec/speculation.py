@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from qspec.cost_table import CostObserver
 from qspec.draft_call import check_drafts
 from qspec.draft_length import Load
-from qspec.draft_policy import Candidate, DraftLengthPolicy
+from qspec.draft_policy import PLAN_EVERY, Candidate, DraftLengthPolicy
 from qspec.errors import ContractViolation, QspecError, WorkerLost
 from qspec.interfaces import (
     Admission,
@@ -99,7 +99,8 @@ class SpeculationLoop:
         description = verifier.describe()
         self._verifier, self._description = verifier, description
         if self.policy.longest != description.max_draft_length:
-            self.policy = DraftLengthPolicy(description.max_draft_length)
+            self.policy = DraftLengthPolicy(
+                description.max_draft_length, plan_every=1 if self._early_stop_allowed else PLAN_EVERY)
         self._forget_drafter(None)
         sharing = PrefixSharing(description.block_size, description.prefix_cache)
         self._ledger.start_over(description.max_slots, self._claim_slots(), sharing)
