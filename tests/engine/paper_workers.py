@@ -62,7 +62,8 @@ class PaperVerifier:
         self.slots = SlotTable(
             self.arena, num_blocks, block_size, prefix_cache=prefix_cache)  # type: ignore[arg-type]
         self.block_size, self.num_blocks = block_size, num_blocks
-        self._planner = BatchPlanner(self.slots, torch.zeros(max_slots, dtype=torch.int64), BatchLimits(
+        self.draft_rounds = torch.zeros(max_slots, dtype=torch.int64)
+        self._planner = BatchPlanner(self.slots, self.draft_rounds, BatchLimits(
             max_batch_rows=max_batch_rows, max_draft_length=8, max_model_len=MAX_MODEL_LEN, vocab_size=VOCAB_SIZE))
         self._entries: dict[tuple[int, int], int] = {}
         self._salts: dict[int, str] = {}
@@ -196,4 +197,6 @@ class PaperDrafter:
                 wrong = len(text) % 3 == 0
                 text.append((next_token(text, item.sampling, VOCAB_SIZE) + wrong) % VOCAB_SIZE)
             drafts[item.slot] = text[item.committed_len :]
+            if item.sampling.needs_draft_probs:
+                self._verifier.draft_rounds[item.slot] = batch.round
         return DraftAnswer.answering(batch, drafts, {}, StageTimings())
