@@ -23,7 +23,7 @@ from coordinator.router import Router
 from coordinator.stream import Stream
 from coordinator.valid_request import ValidRequest
 from qspec.errors import DeadlineExceeded, QspecError, QueueFull, SlowReader, Unavailable, WorkerLost
-from qspec.interfaces import DraftAnswer, DraftBatch, Sampling, VerifyAnswer, VerifyBatch
+from qspec.interfaces import Sampling, VerifyAnswer, VerifyBatch
 from qspec.speculation import SpeculationLoop
 from tests.coordinator.stack_in_memory import NumberText, RecordingObserver
 from tests.engine.paper_workers import VOCAB_SIZE, PaperDrafter, PaperVerifier
@@ -88,18 +88,6 @@ class MortalVerifier(PaperVerifier):
         return answer
 
 
-class MortalDrafter(PaperDrafter):
-    """The same of a drafter."""
-
-    dying = False
-
-    def draft(self, batch: DraftBatch) -> DraftAnswer:
-        """See ``Drafter``."""
-        if self.dying:
-            raise WorkerLost("killed by the test")
-        return super().draft(batch)
-
-
 class SteppedEngine(Engine):
     """An engine without a thread, that notes whom it was given."""
 
@@ -121,7 +109,7 @@ class SteppedEngine(Engine):
 
     def renew_drafter(self) -> None:
         """Another drafter."""
-        self.drafter = MortalDrafter(self.verifier, self.loop.committed_tokens)
+        self.drafter = PaperDrafter(self.verifier, self.loop.committed_tokens)
         self.attach_drafter(self.drafter)
 
     def turn(self) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from qspec.engine.batch_plan import BatchLimits, BatchPlanner, Work
 from qspec.engine.regions import BLOCK_TABLES, SLOT_CACHED, SLOT_LEASES, SLOT_PROMPTS, SLOT_TOKENS
 from qspec.engine.slots import SlotTable
+from qspec.errors import WorkerLost
 from qspec.interfaces import (
     ArenaBackend,
     ArenaDescriptor,
@@ -163,7 +164,12 @@ class PaperVerifier:
 
 
 class PaperDrafter:
-    """A ``Drafter`` that is wrong at every third position, and checks what it finds in tables and blocks."""
+    """A ``Drafter`` that is wrong at every third position, and checks what it finds in tables and blocks.
+
+    Is gone once it is ``dying``.
+    """
+
+    dying = False
 
     def __init__(
         self, verifier: PaperVerifier, committed_tokens: Callable[[int, int], Sequence[int] | None]
@@ -182,6 +188,8 @@ class PaperDrafter:
 
     def draft(self, batch: DraftBatch) -> DraftAnswer:
         """See ``Drafter``."""
+        if self.dying:
+            raise WorkerLost("killed by the test")
         drafts: dict[int, list[int]] = {}
         arena, size = self._verifier.arena, self._verifier.block_size
         for item in batch.items:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from qspec.errors import WorkerLost
-from qspec.interfaces import AcceptanceRule, DraftAnswer, DraftBatch, Sampling, SlotOutcome, VerifyAnswer, VerifyBatch
+from qspec.interfaces import AcceptanceRule, Sampling, SlotOutcome, VerifyAnswer, VerifyBatch
 from qspec.sequence import Sequence
 from qspec.speculation import SpeculationLoop
 from tests.engine.paper_workers import VOCAB_SIZE, PaperDrafter, PaperVerifier
@@ -54,18 +54,6 @@ class CountingVerifier(PaperVerifier):
         return answer
 
 
-class MortalDrafter(PaperDrafter):
-    """Is gone when the test says so."""
-
-    dying = False
-
-    def draft(self, batch: DraftBatch) -> DraftAnswer:
-        """See ``Drafter``."""
-        if self.dying:
-            raise WorkerLost("killed by the test")
-        return super().draft(batch)
-
-
 class Scheduling(RuleBasedStateMachine):
     """Sequences with beginnings in common over few slots and blocks; workers may be lost, and answers on their way."""
 
@@ -87,7 +75,7 @@ class Scheduling(RuleBasedStateMachine):
 
     def attach_drafter(self) -> None:
         """Another drafter."""
-        self.drafter = MortalDrafter(self.verifier, self.loop.committed_tokens)
+        self.drafter = PaperDrafter(self.verifier, self.loop.committed_tokens)
         self.loop.attach_drafter(self.drafter)
 
     @rule(
