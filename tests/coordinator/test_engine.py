@@ -228,7 +228,7 @@ def test_cancelled_before_it_got_a_slot() -> None:
 
 def test_full_queue_is_refused_and_has_room_again_later() -> None:
     async def test() -> None:
-        verifier = FakeVerifier(max_slots=1)
+        verifier = FakeVerifier(max_slots=1, delay_s=0.005)
         async with running_engine(verifier, None, max_active=2) as (engine, _):
             streams = [engine.submit(request()), engine.submit(request())]
             with pytest.raises(QueueFull):
