@@ -2,7 +2,9 @@
 
 ``cpu``: SmolLM2-135M on two cores, w8a8 draft and fp32 verification. ``memory-bound``: an 8-billion model on a large
 GPU, whose weights are read from memory once a pass, however few the rows. ``compute-bound``: the same where rows cost
-what they compute, as with long batches. ``slow-drafter``: drafting a token costs what verifying it does.
+what they compute, as with long batches. ``slow-drafter``: drafting a token costs what verifying it does. ``h200-x7``: a
+model of 5.4 billion weights (``benchmarks.widen``, factor 7) in fp16 on an H200, drafted with the high plane, as
+measured (``benchmarks/gpu/results/h200-decode.json``, medians of calls at batches of 1, 8 and 32).
 """
 
 from __future__ import annotations
@@ -36,6 +38,9 @@ MACHINES = {
     "compute-bound": CalibratedCosts(
         verify=_roofline(_ROWS, 0.0008, 0.0072, 0.0009), draft_step=_roofline(_SEQUENCES, 0.0004, 0.0038, 0.00045),
         draft_call_s=0.0003, verify_context_s=2e-8, draft_context_s=2e-8),
+    "h200-x7": CalibratedCosts(
+        verify=((1, 0.00399), (5, 0.00407), (8, 0.00415), (24, 0.00457), (40, 0.00510), (64, 0.00599), (96, 0.00766)),
+        draft_step=((1, 0.00234), (8, 0.00260), (32, 0.00342)), draft_call_s=0.00005),
     "slow-drafter": CalibratedCosts(
         verify=_roofline(_ROWS, 0.0008, 0.0072, 0.00002), draft_step=_roofline(_SEQUENCES, 0.0008, 0.0072, 0.00002),
         draft_call_s=0.0003, verify_context_s=2e-8, draft_context_s=2e-8),

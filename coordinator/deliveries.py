@@ -28,9 +28,10 @@ class Deliveries:
             called = bool(self._changed)
             self._changed.update(streams)
             if self._changed and not called and not self._event_loop.is_closed():
-                self._event_loop.call_soon_threadsafe(self._wake)
+                self._event_loop.call_soon_threadsafe(self.wake)
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Do it now; on the event loop."""
         with self._lock:
             changed, self._changed = self._changed, set()
         for stream in changed:

@@ -204,11 +204,7 @@ class Engine:
         error: QspecError = Unavailable("the server is shutting down", RETRY_ELSEWHERE_S)
         try:
             while not self._closing:
-                self._obey_commands()
-                self._texts.begin(self._seats.take())
-                if self._has_work:
-                    self._round()
-                    self._publish()
+                self._turn(wait=True)
         except BaseException as failure:
             logger.exception("the decoding loop failed")
             self._failure = failure
@@ -228,10 +224,17 @@ class Engine:
             stream.fail(error)
         self._home.engine_ended(self, error, [*failed, *never_begun])
 
-    def _obey_commands(self) -> None:
-        """Empty the queue; wait for a command when there is nothing else to do."""
-        while not self._closing and (command := self._commands.next(block=not self._has_work)) is not None:
+    def _turn(self, *, wait: bool) -> None:
+        """Obey commands, take what was placed, run a round; ``wait`` for a command when there is nothing else to do."""
+        while not self._closing:
+            command = self._commands.next(block=wait and not self._has_work)
+            if command is None:
+                break
             command()
+            self._publish()
+        self._texts.begin(self._seats.take())
+        if self._has_work:
+            self._round()
             self._publish()
 
     def _publish(self) -> None:

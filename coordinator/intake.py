@@ -39,6 +39,7 @@ class Intake:
         now = self._event_loop.time()
         if deadline is not None and deadline <= now:
             raise DeadlineExceeded("the request's deadline passed before it could wait for its turn")
+        self.deliveries.wake()  # texts that have ended have no place any more, though nobody may have been told yet
         displaced = self._admission.enter(streams)
         if displaced is not None:
             self._end(displaced, self._admission.refusal("the queue is full, and a client with less in it came"))

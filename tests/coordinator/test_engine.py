@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
@@ -227,13 +228,23 @@ def test_cancelled_before_it_got_a_slot() -> None:
 
 def test_full_queue_is_refused_and_has_room_again_later() -> None:
     async def test() -> None:
-        verifier = FakeVerifier(max_slots=1)
+        verifier = FakeVerifier(max_slots=1, delay_s=0.005)
         async with running_engine(verifier, None, max_active=2) as (engine, _):
             streams = [engine.submit(request()), engine.submit(request())]
             with pytest.raises(QueueFull):
                 engine.submit(request())
             for stream in streams:
                 assert len([piece async for piece in stream]) > 0
+            assert (await text_of(engine, request())).count(",") == 20
+    run(test)
+
+
+def test_a_text_that_has_ended_has_no_place_before_anybody_was_told() -> None:
+    async def test() -> None:
+        async with running_engine(FakeVerifier(max_slots=1), None, max_active=1) as (engine, _):
+            ended = engine.submit(request(max_tokens=3))
+            while not ended.complete:  # type: ignore[union-attr]  # of one choice
+                time.sleep(0.001)  # noqa: ASYNC251  so that the event loop hears nothing of it
             assert (await text_of(engine, request())).count(",") == 20
     run(test)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from qspec.engine.batch_plan import BatchLimits, BatchPlanner, Work
 from qspec.engine.regions import BLOCK_TABLES, SLOT_CACHED, SLOT_LEASES, SLOT_PROMPTS, SLOT_TOKENS
 from qspec.engine.slots import SlotTable
+from qspec.errors import WorkerLost
 from qspec.interfaces import (
     ArenaBackend,
     ArenaDescriptor,
@@ -63,7 +64,8 @@ class PaperVerifier:
         self.slots = SlotTable(
             self.arena, num_blocks, block_size, prefix_cache=prefix_cache)  # type: ignore[arg-type]
         self.block_size, self.num_blocks = block_size, num_blocks
-        self._planner = BatchPlanner(self.slots, np.zeros(max_slots, dtype=np.int64), BatchLimits(
+        self.draft_rounds = np.zeros(max_slots, dtype=np.int64)
+        self._planner = BatchPlanner(self.slots, self.draft_rounds, BatchLimits(
             max_batch_rows=max_batch_rows, max_draft_length=8, max_model_len=MAX_MODEL_LEN, vocab_size=VOCAB_SIZE))
         self._entries: dict[tuple[int, int], int] = {}
         self._salts: dict[int, str] = {}
@@ -165,7 +167,12 @@ class PaperVerifier:
 
 
 class PaperDrafter:
-    """A ``Drafter`` that is wrong at every third position, and checks what it finds in tables and blocks."""
+    """A ``Drafter`` that is wrong at every third position, and checks what it finds in tables and blocks.
+
+    Is gone once it is ``dying``.
+    """
+
+    dying = False
 
     def __init__(
         self, verifier: PaperVerifier, committed_tokens: Callable[[int, int], Sequence[int] | None]
@@ -184,6 +191,8 @@ class PaperDrafter:
 
     def draft(self, batch: DraftBatch) -> DraftAnswer:
         """See ``Drafter``."""
+        if self.dying:
+            raise WorkerLost("killed by the test")
         drafts: dict[int, list[int]] = {}
         arena, size = self._verifier.arena, self._verifier.block_size
         for item in batch.items:
@@ -199,4 +208,6 @@ class PaperDrafter:
                 wrong = len(text) % 3 == 0
                 text.append((next_token(text, item.sampling, VOCAB_SIZE) + wrong) % VOCAB_SIZE)
             drafts[item.slot] = text[item.committed_len :]
+            if item.sampling.needs_draft_probs:
+                self._verifier.draft_rounds[item.slot] = batch.round
         return DraftAnswer.answering(batch, drafts, {}, StageTimings())

@@ -9,7 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from qspec.interfaces import Sampling, SlotOutcome, VerifyAnswer, VerifyBatch
+from qspec.errors import WorkerLost
+from qspec.interfaces import AcceptanceRule, Sampling, SlotOutcome, VerifyAnswer, VerifyBatch
 from qspec.sequence import Sequence
 from qspec.speculation import SpeculationLoop
 from tests.engine.paper_workers import VOCAB_SIZE, PaperDrafter, PaperVerifier
@@ -18,13 +19,25 @@ from tests.toy_model import continue_text
 MOST_ROUNDS = 1000
 BEGINNINGS = tuple(tuple((start * 7 + 3 * index) % VOCAB_SIZE for index in range(24)) for start in range(2))
 SEEDED = Sampling(temperature=1.0, seed=5)
+REJECTING = Sampling(temperature=1.0, seed=6, rule=AcceptanceRule.REJECTION)
 
 
 class CountingVerifier(PaperVerifier):
-    """Knows whether drafts were to blame when a batch ran out of blocks."""
+    """Knows whether drafts were to blame when a batch ran out of blocks. When ``unheard``, its next answer is lost."""
+
+    unheard = False
+    short_while_drafting = 0
+    """Drafts that were not looked at because there was no block even without them."""
 
     def verify(self, batch: VerifyBatch) -> VerifyAnswer:
         """See ``Verifier``."""
+        answer = self._counted(batch)
+        if self.unheard:
+            self.unheard = False
+            raise WorkerLost("lost by the test")
+        return answer
+
+    def _counted(self, batch: VerifyBatch) -> VerifyAnswer:
         before = {slot: len(tenancy.blocks) for slot, tenancy in self.slots._tenancies.items()}
         answer = super().verify(batch)
         without = {item.slot: -(-item.committed_len // self.block_size) for item in batch.verifications}
@@ -33,6 +46,7 @@ class CountingVerifier(PaperVerifier):
         taken = sum(
             len(self.slots._tenancies[slot].blocks) - max(before[slot], without[slot])
             for slot in drafting.difference(short))
+        self.short_while_drafting += len(drafting.intersection(short))
         for slot in short:
             if slot in without:
                 missing = without[slot] - len(self.slots._tenancies[slot].blocks)
@@ -41,7 +55,7 @@ class CountingVerifier(PaperVerifier):
 
 
 class Scheduling(RuleBasedStateMachine):
-    """Sequences with beginnings in common over few slots and blocks; the verifier may be lost."""
+    """Sequences with beginnings in common over few slots and blocks; workers may be lost, and answers on their way."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,12 +71,17 @@ class Scheduling(RuleBasedStateMachine):
         """A verifier, and a drafter."""
         self.verifier = CountingVerifier(num_blocks=14, epoch=next(self.epochs))
         self.loop.attach_verifier(self.verifier)
-        self.loop.attach_drafter(PaperDrafter(self.verifier, self.loop.committed_tokens))
+        self.attach_drafter()
+
+    def attach_drafter(self) -> None:
+        """Another drafter."""
+        self.drafter = PaperDrafter(self.verifier, self.loop.committed_tokens)
+        self.loop.attach_drafter(self.drafter)
 
     @rule(
         beginning=st.sampled_from(BEGINNINGS), shared=st.integers(1, 24),
         own=st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=6), max_tokens=st.integers(1, 16),
-        sampling=st.sampled_from([Sampling(), SEEDED]), draft_length=st.sampled_from([None, 0, 3]),
+        sampling=st.sampled_from([Sampling(), SEEDED, REJECTING]), draft_length=st.sampled_from([None, 0, 3]),
         client=st.sampled_from("ab"), priority=st.integers(0, 2), salt=st.sampled_from(["", "", "s"]))
     def come(
         self, beginning: tuple[int, ...], shared: int, own: list[int], max_tokens: int, sampling: Sampling,
@@ -97,6 +116,19 @@ class Scheduling(RuleBasedStateMachine):
     def lose_the_verifier(self) -> None:
         self.attach()
         assert self.verifier.slots.free_blocks == self.verifier.num_blocks
+
+    @rule()
+    def lose_an_answer(self) -> None:
+        self.verifier.unheard = True
+
+    @rule()
+    def lose_the_drafter(self) -> None:
+        self.drafter.dying = True
+
+    @precondition(lambda self: not self.loop.drafter_attached)
+    @rule()
+    def replace_the_drafter(self) -> None:
+        self.attach_drafter()
 
     @property
     def unfinished(self) -> list[Sequence]:
@@ -252,6 +284,17 @@ def test_nobody_gives_way_for_the_sake_of_drafts() -> None:
         run(loop, *wanted)  # the first needs its fourth block when the second has given back its third
         assert [one.stats.recomputations for one in wanted] == [0, 0]
         assert bool(wanted[0].stats.drafted) == bool(draft_length)
+
+
+def test_drafts_that_met_no_blocks_are_drawn_again_under_rejection() -> None:
+    verifier = CountingVerifier(max_slots=2, num_blocks=5, block_size=4, max_batch_rows=64)
+    loop = attached(verifier)
+    loop.attach_drafter(PaperDrafter(verifier, loop.committed_tokens))
+    wanted = [Sequence("", [start, *range(5)], 8, REJECTING, draft_length=3) for start in (90, 50)]
+    run(loop, *wanted)
+    assert verifier.short_while_drafting == 1
+    assert [one.stats.recomputations for one in wanted] == [0, 1]
+    assert wanted[0].stats.accepted > 0
 
 
 @pytest.mark.parametrize(("others", "victim"), [
