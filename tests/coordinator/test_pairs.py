@@ -159,6 +159,7 @@ def test_pairs_start_together_and_nothing_is_left_of_them() -> None:
             assert len(set(pids)) == 4
             running = asyncio.ensure_future(server.texts(100))
             await until(lambda: server.engine(0).running > 0 and server.engine(1).running > 0)
+            await until(lambda: server.engine(0).running + server.engine(1).running == 6)
             info = info_message(server.serving)
             assert [(pair.name, pair.state) for pair in info.pairs] == [
                 ("1", pb.PAIR_STATE_SERVING), ("2", pb.PAIR_STATE_SERVING)]
