@@ -42,7 +42,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
             behaviour = getattr(handler, kind)
             if behaviour is not None:
                 wrapped = {kind: self._wrap(behaviour)}
-                if kind.startswith("unary"):
+                if kind.startswith("unary") and handler.request_deserializer is not None:
                     wrapped["request_deserializer"] = _reading(handler.request_deserializer)
                 return handler._replace(**wrapped)
         raise TypeError(f"{handler_call_details.method} has no behaviour")

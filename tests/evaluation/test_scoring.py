@@ -34,13 +34,24 @@ def error_db(exact: Tensor, found: Tensor) -> float:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_logits_are_the_verifiers(scored: ScoredModel, wide: Path, name: str) -> None:
-    """The same numbers in another order of summation; activations of few bits turn such a difference into a step."""
+    """The same numbers in another order of summation, which is the processor's.
+
+    Activations of few bits turn such a difference into a step where a number lies between two codes. That befalls few
+    texts: another format befalls all.
+    """
     choice = choose_verify(name, Backend.CPU)
+    texts = (*TEXTS, (250, 17, 5), (40, 41), (99, 3, 7, 12), (300, 11))
+    errors = []
     with running(wide, draft_quantization="off", verify_quantization=name) as stack:
-        for text, found in zip(TEXTS, scored.logits(scored.layers(scored.uniform(choice)), TEXTS), strict=True):
+        for text, found in zip(texts, scored.logits(scored.layers(scored.uniform(choice)), texts), strict=True):
             theirs = stack.verifier.cached_decoder(8).score(text, 64)
             assert found.shape == theirs.shape
-            assert error_db(theirs, found) > (90 if choice.variant.activations == "fp32" else 30)
+            errors.append(error_db(theirs, found))
+    if choice.variant.activations == "fp32":
+        assert min(errors) > 90
+    else:
+        assert sorted(errors)[len(errors) // 2] > 90
+        assert min(errors) > 20
 
 
 @pytest.mark.parametrize("name", ["int4", "w4a8:g64-asymmetric", "int4:g32"])
@@ -53,7 +64,7 @@ def test_codes_that_came_with_the_model_are_scored(wide: Path, tmp_path: Path, n
     with running(tmp_path / "packed", draft_quantization="off", verify_quantization=name) as stack:
         theirs = stack.verifier.cached_decoder(8).score(TEXTS[0], 64)
     found = packed.logits(packed.layers(packed.uniform(choice)), TEXTS[:1])[0]
-    assert error_db(theirs, found) > (90 if choice.variant.activations == "fp32" else 30)
+    assert error_db(theirs, found) > (90 if choice.variant.activations == "fp32" else 20)
     if choice.variant.weights == "int4-g64-asymmetric":
         exact = packed.decoded("layers.0.qkv", "fp32")
         assert torch.equal(packed.decoded("layers.0.qkv", choice.variant.weights), exact)
