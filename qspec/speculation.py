@@ -8,6 +8,7 @@ blocks run out, and what happens when a worker is lost. The text does not depend
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -248,14 +249,17 @@ class SpeculationLoop:
         if self._asks_ahead(asked):
             plan = RoundPlan.of(
                 self._ledger, self.description, self.policy.costs, self._max_prefill_s, before=asked.batch)
-            self._ahead = self._ask(OpenRound(self._next_round(), 0.0), plan)
-            self.rounds_asked_ahead += 1
+            with contextlib.suppress(WorkerLost):  # which this round's answer will tell
+                self._ahead = self._ask(OpenRound(self._next_round(), 0.0), plan)
+                self.rounds_asked_ahead += 1
         return asked
 
     def _asks_ahead(self, asked: AskedRound) -> bool:
         """Whether to ask for the round after ``asked`` before that is answered."""
         ledger, last = self._ledger, self.report
         if asked.verifying is None or not self.description.asked_ahead or self.cost_recorder is not None:
+            return False
+        if self._drafter is not None and self._both is None:  # it has to know where to begin
             return False
         if last is None or last.seconds > AHEAD_BELOW_S or ledger.waiting or ledger.releases:
             return False

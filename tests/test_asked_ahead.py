@@ -115,6 +115,34 @@ def test_constraints_are_not_asked_ahead() -> None:
     assert text.generated == text_of(text, 12) and stack.loop.rounds_asked_ahead == 0
 
 
+def test_a_drafter_that_must_be_told_where_to_begin_is_asked_in_turn() -> None:
+    stack, text = Stack(drafts=False), sequence(max_tokens=20, draft_length=None)
+    stack.loop.attach_drafter(FakeDrafter(wrong_every=3))
+    run(stack.loop, text)
+    assert text.generated == text_of(text, 20) and text.stats.drafted and stack.loop.rounds_asked_ahead == 0
+
+
+def test_workers_that_cannot_be_asked_ahead_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The round that is under way is not lost with it."""
+    stack, text = Stack(), sequence(max_tokens=40)
+    loop = stack.loop
+    loop.add(text)
+    for _ in range(4):
+        loop.step()
+    begin, asked = stack.verifier.begin_verify, loop.rounds_asked_ahead
+
+    def refuse(*_batch: object) -> None:
+        raise WorkerLost("closed")
+
+    monkeypatch.setattr(stack.verifier, "begin_verify", refuse)
+    known = len(text.tokens)
+    loop.step()
+    assert len(text.tokens) > known and loop.rounds_asked_ahead == asked
+    monkeypatch.setattr(stack.verifier, "begin_verify", begin)
+    run(loop)
+    assert text.generated == text_of(text, 40)
+
+
 @pytest.mark.parametrize("kind", ["fails_before", "fails_after"])
 def test_a_drafter_that_fails_while_two_rounds_are_asked_for(kind: str) -> None:
     stack, text = Stack(), sequence(max_tokens=60)
