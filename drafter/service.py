@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import grpc
 
 from qspec.interfaces import Drafter
+from qspec.overlap import FollowingDrafter
 from qspec.rpc.batch_handler import BatchStreams
 from qspec.rpc.drafter_codec import (
     attach_request_from_pb,
@@ -63,4 +65,10 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
         def answer(drafter: Drafter) -> drafter_pb2.DraftResponse:
             return draft_answer_to_pb(drafter.draft(after_waiting(draft_batch_from_pb(request), received)))
 
-        return await self._engine.call(answer)
+        try:
+            return await self._engine.call(answer)
+        except asyncio.CancelledError:  # whoever asked is gone, and the verifier's decisions may never come
+            engine = self._engine.engine
+            if isinstance(engine, FollowingDrafter):
+                engine.give_up_round(request.epoch, request.round)
+            raise

@@ -81,6 +81,9 @@ class DraftItem:
     draft_length: int
     sampling: Sampling
     early_stop: EarlyStop | None = None
+    after_round: int = 0
+    """Draft from where the verifier's decisions of this round leave the sequence, once they are in the arena; committed
+    length and pending token are not known yet. 0: they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +203,9 @@ class Verification:
     awaited_drafts: int = 0
     """Most drafts to take from the arena, in the place of ``draft_tokens``, once the drafter has left those of the
     batch's round there."""
+    after_round: int = 0
+    """Go on from where this round, the verifier's last one, left the sequence: committed length and pending token are
+    not known yet. Left undecided (``OK`` and no tokens) if nothing was decided then. 0: they are known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,15 +37,15 @@ class OpenRound:
         self.confidences = {result.slot: result.confidences for result in answer.results}
         self.fed = sequences_fed(answer)
         self.draft_s, self.draft_timings = seconds, answer.timings
-        self.rpc_s += seconds - answer.timings.total_ns * 1e-9
+        self.rpc_s += max(seconds - answer.timings.total_ns * 1e-9, 0.0)
 
     def verified(self, answer: VerifyAnswer, seconds: float) -> None:
         """The verifier has answered."""
         self.verify_s, self.verify_timings = seconds, answer.timings
-        self.rpc_s += seconds - answer.timings.total_ns * 1e-9
+        self.rpc_s += max(seconds - answer.timings.total_ns * 1e-9, 0.0)
 
     def verified_meanwhile(self, answer: VerifyAnswer, seconds: float) -> None:
-        """The verifier has answered, ``seconds`` after both workers were asked.
+        """The verifier has answered, ``seconds`` after both workers were asked, or after its last answer.
 
         What it waited for drafts in between is what they cost the round, messages to the drafter included.
         """

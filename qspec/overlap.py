@@ -1,14 +1,15 @@
 """Asking both workers at once: the verifier awaits the drafts of a round where the drafter leaves them.
 
 One after the other, a round's drafts travel to whoever runs the loop and from there to the verifier, and both wait
-meanwhile. Workers that share an arena need not: see ``qspec.engine.draft_handover``. Workers in the loop's own process
-are called one after the other, which costs nothing there.
+meanwhile. Workers that share an arena need not: see ``qspec.engine.draft_handover``. Nor need they wait for whoever
+runs the loop between two rounds: ``qspec.engine.decision_handover``. Workers in the loop's own process are called one
+after the other, which costs nothing there.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -22,7 +23,11 @@ class Pending(Protocol[_ResultCo]):
     """A call on its way."""
 
     def result(self) -> _ResultCo:
-        """Wait for the answer; raises what the call would have raised. Once."""
+        """Wait for the answer; raises what the call would have raised. Once, and in the order of the calls."""
+        ...
+
+    def cancel(self) -> object:
+        """Nobody waits for the answer any more; other calls of the same worker may be lost with it."""
         ...
 
 
@@ -32,6 +37,18 @@ class HandingDrafter(Drafter, Protocol):
 
     def begin_draft(self, batch: DraftBatch) -> Pending[DraftAnswer]:
         """``draft``, to be waited for later."""
+        ...
+
+
+@runtime_checkable
+class FollowingDrafter(Drafter, Protocol):
+    """A drafter that can begin where the verifier's decisions leave off (``DraftItem.after_round``)."""
+
+    def give_up_round(self, epoch: int, round_number: int) -> None:
+        """Nobody wants the drafts of this round: it waits for no decisions before them. Harmless otherwise.
+
+        May be called while ``draft`` runs in another thread.
+        """
         ...
 
 
@@ -56,32 +73,24 @@ class AwaitingVerifier(AwaitingEngine, Protocol):
         ...
 
 
-def ask_both(
-    drafter: HandingDrafter, verifier: AwaitingVerifier, drafts: DraftBatch, batch: VerifyBatch,
-    take: Callable[[DraftAnswer], None], give_up: Callable[[QspecError], None],
-) -> Pending[VerifyAnswer]:
-    """Have ``drafts`` made and ``batch``, which awaits them, decided on; returns when it is known which they are.
+def begin_both(
+    drafter: HandingDrafter, verifier: AwaitingVerifier, drafts: DraftBatch, batch: VerifyBatch
+) -> tuple[Pending[DraftAnswer] | QspecError, Pending[VerifyAnswer]]:
+    """Have ``drafts`` made and ``batch``, which awaits them, decided on.
 
-    ``take`` gets the drafter's answer and raises ``QspecError`` where it is none, ``give_up`` what was raised instead:
-    the verifier then goes on without, unless it has the drafts already. Raises ``WorkerLost`` of the verifier.
+    A drafter that cannot be asked is an error in the place of its answer; the verifier is asked to decide without then.
+    Raises ``WorkerLost`` of the verifier.
     """
     try:
         drafting = drafter.begin_draft(drafts)
     except QspecError as error:
-        give_up(error)
-        return verifier.begin_verify(with_drafts(batch, {}))
+        return error, verifier.begin_verify(with_drafts(batch, {}))
     try:
-        verifying = verifier.begin_verify(batch)
+        return drafting, verifier.begin_verify(batch)
     except BaseException:
         with contextlib.suppress(QspecError):  # or the next call would get the answer to this one
             drafting.result()
         raise
-    try:
-        take(drafting.result())
-    except QspecError as error:
-        verifier.give_up_drafts(batch.epoch, batch.round)
-        give_up(error)
-    return verifying
 
 
 def with_drafts(batch: VerifyBatch, drafts: Mapping[int, tuple[int, ...]]) -> VerifyBatch:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from qspec.cost_table import CostTable
@@ -32,12 +32,17 @@ class RoundPlan:
     """Most rows of prompts to enter."""
     spare_blocks: int
     """KV blocks that are left when every sequence has what it needs without drafts; below 0 some will lack one."""
+    after_round: int = 0
+    """The round before, where it is not known yet what that decides; else 0."""
+    undecided: Mapping[int, int] = field(default_factory=dict)
+    """Most tokens that it commits, by slot."""
 
     @classmethod
     def of(
-        cls, ledger: SlotLedger, about: VerifierDescription, costs: CostTable, max_prefill_s: float
+        cls, ledger: SlotLedger, about: VerifierDescription, costs: CostTable, max_prefill_s: float,
+        before: VerifyBatch | None = None,
     ) -> RoundPlan:
-        """The plan for the sequences in slots.
+        """The plan for the sequences in slots; ``before``: what was asked in the round before, if nobody knows yet.
 
         ``max_prefill_s``: what entering prompts may add to the round, by these ``costs``, where other texts go on.
         """
@@ -49,7 +54,8 @@ class RoundPlan:
             max_prefill_s if ready else math.inf)
         return cls(
             about=about, texts=texts, running=len(ledger.running), prefill_rows=rows,
-            spare_blocks=ledger.unclaimed_blocks)
+            spare_blocks=ledger.unclaimed_blocks, after_round=0 if before is None else before.round,
+            undecided={} if before is None else most_committed(before))
 
     @property
     def deadline(self) -> float | None:
@@ -64,7 +70,9 @@ class RoundPlan:
     @property
     def draft_caps(self) -> list[int]:
         """Most tokens to draft for each of ``drafting``."""
-        holdings = [Holding(len(text.tokens), text.reserved_len, self._cap(text)) for text in self.drafting]
+        holdings = [
+            Holding(len(text.tokens) + self.undecided.get(text.slot, 0), text.reserved_len, self._cap(text))
+            for text in self.drafting]
         return caps_within_blocks(holdings, self.spare_blocks, self.about.block_size)
 
     def _cap(self, text: Text) -> int:
@@ -72,9 +80,10 @@ class RoundPlan:
 
         Every sequence has its share of the rows, so that drafts never keep a prompt from being entered.
         """
-        room = self.about.max_model_len - len(text.tokens)
+        most = self.undecided.get(text.slot, 0)
+        room = self.about.max_model_len - len(text.tokens) - most
         rows = self.about.max_batch_rows // self.running - 1
-        return max(min(text.remaining - 1, self.about.max_draft_length, room, rows), 0)
+        return max(min(text.remaining - most - 1, self.about.max_draft_length, room, rows), 0)
 
     def batch(
         self, drafts: Mapping[int, tuple[int, ...]], *, number: int, releases: Sequence[Release],
@@ -99,7 +108,8 @@ class RoundPlan:
                 rows -= 1
             verifications.append(Verification(
                 slot=text.slot, lease=text.lease, committed_len=len(text.tokens), pending_token=text.tokens[-1],
-                draft_tokens=drafts.get(text.slot, ()), awaited_drafts=awaited.get(text.slot, 0)))
+                draft_tokens=drafts.get(text.slot, ()), awaited_drafts=awaited.get(text.slot, 0),
+                after_round=self.after_round))
         return VerifyBatch(
             epoch=self.about.epoch, round=number, releases=tuple(releases), admissions=tuple(admissions),
             prefill_chunks=tuple(chunks), verifications=tuple(verifications))
@@ -117,6 +127,25 @@ class RoundPlan:
         return PrefillChunk(
             slot=text.slot, lease=text.lease, start=start, token_ids=tuple(text.tokens[start:end]),
             next_token=text.token_behind(end))
+
+
+def most_committed(batch: VerifyBatch) -> dict[int, int]:
+    """Most tokens that a batch commits, by slot."""
+    return {v.slot: 1 + max(v.awaited_drafts, len(v.draft_tokens)) for v in batch.verifications}
+
+
+def goes_on(texts: Sequence[Text], before: VerifyBatch, about: VerifierDescription) -> bool:
+    """Whether it is certain that all ``texts``, and nobody else, want another round like the one ``before``.
+
+    So each is decided on there, has as many tokens left to make for a second round whatever comes of the first, and no
+    constraint may end it.
+    """
+    most = most_committed(before)
+    asked = {(verification.slot, verification.lease) for verification in before.verifications}
+    return bool(texts) and not (before.admissions or before.prefill_chunks) and all(
+        (text.slot, text.lease) in asked and text.ready and not text.undecided and text.constraint is None
+        and 2 * most[text.slot] <= min(text.remaining, about.max_model_len - len(text.tokens))
+        for text in texts)
 
 
 def latest_deadline(texts: Sequence[Text]) -> float | None:

@@ -8,11 +8,13 @@ blocks run out, and what happens when a worker is lost. The text does not depend
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from qspec.asked_round import AskedRound
 from qspec.cost_table import CostObserver
 from qspec.draft_call import check_drafts
 from qspec.draft_length import Load
@@ -37,13 +39,17 @@ from qspec.interfaces import (
     VerifyResult,
 )
 from qspec.open_round import OpenRound
-from qspec.overlap import AwaitingVerifier, HandingDrafter, Pending, ask_both, with_drafts
+from qspec.overlap import AwaitingVerifier, HandingDrafter, Pending, begin_both, with_drafts
 from qspec.prefix_sharing import PrefixSharing
 from qspec.room import Room
-from qspec.round_batch import BatchRows, RoundPlan, latest_deadline
+from qspec.round_batch import BatchRows, RoundPlan, goes_on, latest_deadline
 from qspec.round_report import RoundReport
 from qspec.sequence import FinishReason, Sequence
 from qspec.slot_ledger import SlotLedger
+
+AHEAD_BELOW_S = 0.05
+"""Rounds that are shorter than this are asked for ahead: messages would take a few per cent of them. Whoever comes or
+goes meanwhile waits for one round more, which is why longer ones are not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +97,17 @@ class SpeculationLoop:
         self._description: VerifierDescription | None = None
         self._ledger = SlotLedger()
         self._round = 0
+        self.rounds_asked_ahead = 0
+        """Rounds whose workers were asked before the round before was answered."""
+        self._ahead: AskedRound | None = None
+        """The next round, if its workers have been asked already."""
+        self._answered = 0.0  # when the verifier's last answer came
 
     # ---- workers ----------------------------------------------------------------------------------------------------
 
     def attach_verifier(self, verifier: Verifier) -> VerifierDescription:
         """Work with ``verifier`` from now on; every running sequence is prefilled again from its committed tokens."""
+        self._drop_ahead()
         description = verifier.describe()
         self._verifier, self._description = verifier, description
         if self.policy.longest != description.max_draft_length:
@@ -155,7 +167,7 @@ class SpeculationLoop:
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self._ledger.running or self._ledger.waiting or self._ledger.releases)
+        return bool(self._ledger.running or self._ledger.waiting or self._ledger.releases or self._ahead)
 
     @property
     def free_blocks(self) -> int:
@@ -206,10 +218,16 @@ class SpeculationLoop:
         Raises ``WorkerLost`` when the verifier is lost: sequences are kept, and the next ``attach_verifier`` goes on
         with them. A lost drafter is noted in ``drafter_error``, and the round goes on without drafts.
         """
-        this = OpenRound(self._next_round(), self.clock())
-        self._ledger.admit()
-        plan = RoundPlan.of(self._ledger, self.description, self.policy.costs, self._max_prefill_s)
-        batch, answer = self._ask(this, plan, self._draft_items(plan))
+        asked: AskedRound | None = None
+        try:
+            asked = self._ask_next()
+            batch, answer = self._await(asked)
+        except BaseException:
+            self._drop_ahead()
+            if asked is not None:
+                asked.cancel()
+            raise
+        this = asked.this
         rows = BatchRows.of(batch)
         self._observe_verify(batch, rows, answer, this.verify_s)
         self._ledger.confirm(batch.releases, answer.free_blocks)
@@ -217,6 +235,41 @@ class SpeculationLoop:
         commits = self._apply(this, answer)
         self.report = this.report(rows, self.clock())
         return commits
+
+    def _ask_next(self) -> AskedRound:
+        """The next round; the one after it has been asked for, too, where that is of use."""
+        asked, self._ahead = self._ahead, None
+        if asked is None:
+            this = OpenRound(self._next_round(), self.clock())
+            self._ledger.admit()
+            asked = self._ask(this, RoundPlan.of(
+                self._ledger, self.description, self.policy.costs, self._max_prefill_s))
+        else:
+            asked.called = asked.this.started = self._answered
+        if self._asks_ahead(asked):
+            plan = RoundPlan.of(
+                self._ledger, self.description, self.policy.costs, self._max_prefill_s, before=asked.batch)
+            with contextlib.suppress(WorkerLost):  # which this round's answer will tell
+                self._ahead = self._ask(OpenRound(self._next_round(), 0.0), plan)
+                self.rounds_asked_ahead += 1
+        return asked
+
+    def _asks_ahead(self, asked: AskedRound) -> bool:
+        """Whether to ask for the round after ``asked`` before that is answered."""
+        ledger, last = self._ledger, self.report
+        if asked.verifying is None or not self.description.asked_ahead or self.cost_recorder is not None:
+            return False
+        if self._drafter is not None and self._both is None:  # it has to know where to begin
+            return False
+        if last is None or last.seconds > AHEAD_BELOW_S or ledger.waiting or ledger.releases:
+            return False
+        return goes_on(ledger.running, asked.batch, self.description)
+
+    def _drop_ahead(self) -> None:
+        """Nobody waits for the round that was asked for ahead."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.cancel()
 
     def _draft_items(self, plan: RoundPlan) -> tuple[DraftItem, ...]:
         """Whom to draft for, and how many tokens: those that can be drafted for and get at least one."""
@@ -231,7 +284,8 @@ class SpeculationLoop:
         return tuple(
             DraftItem(
                 slot=text.slot, lease=text.lease, committed_len=len(text.tokens), pending_token=text.tokens[-1],
-                draft_length=length, sampling=text.sampling, early_stop=self._early_stop(text))
+                draft_length=length, sampling=text.sampling, early_stop=self._early_stop(text),
+                after_round=plan.after_round)
             for text, length in zip(texts, lengths, strict=True) if length
         )
 
@@ -241,44 +295,77 @@ class SpeculationLoop:
             return None
         return self.policy.early_stop(sequence.acceptance, greedy=sequence.sampling.greedy)
 
-    def _ask(
-        self, this: OpenRound, plan: RoundPlan, items: tuple[DraftItem, ...]
-    ) -> tuple[VerifyBatch, VerifyAnswer]:
-        """Draft and verify, at once where the workers can; what was decided on, and the answer.
-
-        Without an answer of the drafter the round has no drafts.
-        """
-        drafter, called = self._drafter, self.clock()
+    def _ask(self, this: OpenRound, plan: RoundPlan) -> AskedRound:
+        """Ask for a round: both workers at once where they can, else the drafter, whose answer is waited for."""
+        items = self._draft_items(plan)
         drafting = {item.slot for item in items}
         deadline = latest_deadline([text for text in plan.drafting if text.slot in drafting])
         drafts = DraftBatch(
             epoch=self.description.epoch, round=this.number, items=items, time_left_s=self._time_left(deadline))
-
-        def take(answer: DraftAnswer) -> None:
-            check_drafts(answer, drafts, self.description.vocab_size)
-            this.drafted(answer, self.clock() - called)
-
+        asked = AskedRound(
+            this=this, plan=plan, drafts=drafts, called=self.clock(),
+            batch=plan.batch({}, number=this.number, releases=self._ledger.releases))
         if items and self._both is not None:
             batch = plan.batch({}, number=this.number, releases=self._ledger.releases,
                                awaited={item.slot: item.draft_length for item in items})
-            batch = replace(batch, time_left_s=self._time_left(plan.deadline))
-            pending = ask_both(*self._both, drafts, batch, take, self._forget_drafter)
-            batch = with_drafts(batch, this.drafts)
-            answer = self._call_verifier(batch, plan.deadline, pending)
-            this.verified_meanwhile(answer, self.clock() - called)
+            asked.batch = replace(batch, time_left_s=self._time_left(plan.deadline))
+            answer, asked.verifying = begin_both(*self._both, drafts, asked.batch)
+            if isinstance(answer, QspecError):
+                self._forget_drafter(answer)
+            else:
+                asked.drafting = answer
+        elif items and self._drafter is not None:
+            try:
+                self._take_drafts(asked, self._drafter.draft(drafts))
+            except QspecError as error:
+                self._forget_drafter(error)
+            asked.batch = plan.batch(this.drafts, number=this.number, releases=self._ledger.releases)
+            asked.called = self.clock()
+        elif isinstance(self._verifier, AwaitingVerifier):
+            asked.batch = replace(asked.batch, time_left_s=self._time_left(plan.deadline))
+            asked.verifying = self._verifier.begin_verify(asked.batch)
+        return asked
+
+    def _await(self, asked: AskedRound) -> tuple[VerifyBatch, VerifyAnswer]:
+        """Wait for a round that was asked for; what was decided on, and the answer.
+
+        Without an answer of the drafter the round has no drafts.
+        """
+        this, plan, at_once = asked.this, asked.plan, asked.drafting is not None
+        if asked.drafting is not None:
+            try:
+                self._take_drafts(asked, asked.drafting.result())
+            except QspecError as error:
+                if isinstance(self._verifier, AwaitingVerifier):
+                    self._verifier.give_up_drafts(asked.batch.epoch, asked.batch.round)
+                self._forget_drafter(error)
+        batch = self._settled(asked)
+        answer = self._call_verifier(batch, plan.deadline, asked.verifying)
+        self._answered = self.clock()
+        if at_once:
+            this.verified_meanwhile(answer, self._answered - asked.called)
         else:
-            if items and drafter is not None:
-                try:
-                    take(drafter.draft(drafts))
-                except QspecError as error:
-                    self._forget_drafter(error)
-            batch = plan.batch(this.drafts, number=this.number, releases=self._ledger.releases)
-            called = self.clock()
-            answer = self._call_verifier(batch, plan.deadline)
-            this.verified(answer, self.clock() - called)
+            this.verified(answer, self._answered - asked.called)
         if this.fed:
-            self._costs.observe_draft(this.fed, sum(item.committed_len - 1 for item in items), this.draft_s)
+            drafted = {item.slot for item in asked.drafts.items}
+            context = sum(v.committed_len - 1 for v in batch.verifications if v.slot in drafted)
+            self._costs.observe_draft(this.fed, context, this.draft_s)
         return batch, answer
+
+    def _take_drafts(self, asked: AskedRound, answer: DraftAnswer) -> None:
+        """Take the drafter's answer in, if it is one."""
+        check_drafts(answer, asked.drafts, self.description.vocab_size)
+        asked.this.drafted(answer, self.clock() - asked.called)
+
+    def _settled(self, asked: AskedRound) -> VerifyBatch:
+        """What a round decides on, with all that is known by now: the drafts, and what the round before left."""
+        batch = with_drafts(asked.batch, asked.this.drafts)
+        if not asked.plan.after_round:
+            return batch
+        running = {(text.slot, text.lease): text.tokens for text in self._ledger.running}
+        return replace(batch, verifications=tuple(
+            replace(part, committed_len=len(tokens), pending_token=tokens[-1], after_round=0)
+            for part in batch.verifications if (tokens := running.get((part.slot, part.lease))) is not None))
 
     def _call_verifier(
         self, batch: VerifyBatch, deadline: float | None = None, pending: Pending[VerifyAnswer] | None = None
@@ -295,6 +382,7 @@ class SpeculationLoop:
             else:
                 answer = self._verifier.verify(replace(batch, time_left_s=self._time_left(deadline)))
         except WorkerLost:
+            self._drop_ahead()
             answer = self._verifier.verify(replace(batch, time_left_s=self._time_left(deadline)))
         if answer.round != batch.round:
             raise ContractViolation("the verifier answered another round")
@@ -354,6 +442,8 @@ class SpeculationLoop:
     def _observe_verify(self, batch: VerifyBatch, rows: BatchRows, answer: VerifyAnswer, seconds: float) -> None:
         """Learn what rows cost, if the verifier computed just those that it was asked for, and decided on them."""
         asked = {verification.slot for verification in batch.verifications}
+        if not asked.issuperset(result.slot for result in answer.results if result.token_ids):
+            return  # rows of texts that have ended meanwhile
         done = all(
             result.outcome is SlotOutcome.DEAD_END or (
                 result.outcome is SlotOutcome.OK and (bool(result.token_ids) or result.slot not in asked))
@@ -374,4 +464,10 @@ class SpeculationLoop:
         return self._round
 
     def _forget_drafter(self, error: QspecError | None) -> None:
+        ahead = self._ahead
+        if ahead is not None and ahead.drafting is not None:
+            ahead.drafting.cancel()
+            ahead.drafting = None
+            if isinstance(self._verifier, AwaitingVerifier):
+                self._verifier.give_up_drafts(ahead.batch.epoch, ahead.batch.round)
         self._drafter, self.drafter, self.drafter_error, self._both = None, None, error, None

@@ -96,6 +96,9 @@ class VerifierDescription:
     """Whether it looks for the entries of an admission's ``token_ids``."""
     awaits_drafts: bool = False
     """Whether it can take drafts from the arena (``qspec.interfaces.Verification.awaited_drafts``)."""
+    asked_ahead: bool = False
+    """Whether it, and drafters over its arena, can be asked for a round before the one before has been answered
+    (``after_round``)."""
 
     @property
     def epoch(self) -> int:

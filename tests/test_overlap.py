@@ -2,93 +2,16 @@
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from concurrent.futures import Future
 
 import pytest
 
 from qspec.errors import QspecError, WorkerLost
-from qspec.interfaces import DraftAnswer, DraftBatch, VerifierDescription, VerifyAnswer, VerifyBatch
-from qspec.overlap import with_drafts
+from qspec.interfaces import VerifyAnswer, VerifyBatch
 from qspec.speculation import SpeculationLoop
 from tests.fakes import FakeDrafter, FakeVerifier
+from tests.overlapping_fakes import Awaiting, Handing, Place
 from tests.test_speculation import run, sequence, text_of
-
-
-class Place:
-    """What stands for the arena: drafts by round."""
-
-    def __init__(self) -> None:
-        self.changed = threading.Condition()
-        self.drafts: dict[int, DraftAnswer] = {}
-        self.given_up: set[int] = set()
-
-
-class Awaiting(FakeVerifier):
-    """Takes awaited drafts from the place; ``lost`` names rounds whose answer is lost, once each."""
-
-    def __init__(self, place: Place) -> None:
-        super().__init__()
-        self._place, self._threads = place, ThreadPoolExecutor(1)
-        self.lost: set[int] = set()
-        self.awaited = 0
-
-    def describe(self) -> VerifierDescription:
-        return replace(super().describe(), awaits_drafts=True)
-
-    def begin_verify(self, batch: VerifyBatch) -> Future[VerifyAnswer]:
-        return self._threads.submit(self.verify, batch)
-
-    def give_up_drafts(self, epoch: int, round_number: int) -> None:
-        with self._place.changed:
-            self._place.given_up.add(round_number)
-            self._place.changed.notify_all()
-
-    def verify(self, batch: VerifyBatch) -> VerifyAnswer:
-        if any(part.awaited_drafts for part in batch.verifications):
-            self.awaited += 1
-            place = self._place
-            with place.changed:
-                there = place.changed.wait_for(lambda: {batch.round} & (place.drafts.keys() | place.given_up), 5)
-            assert there, "nobody drafts, and nobody says so"
-            made = place.drafts.get(batch.round)
-            tokens = {} if made is None else {result.slot: result.draft_tokens for result in made.results}
-            batch = with_drafts(batch, tokens)
-        answer = super().verify(batch)
-        if batch.round in self.lost:
-            self.lost.discard(batch.round)
-            raise WorkerLost("the answer was lost")
-        return replace(answer, waited_ns=1000)
-
-
-class Handing(FakeDrafter):
-    """Leaves its drafts in the place; ``fails`` is called with a round's number before and after."""
-
-    def __init__(self, place: Place) -> None:
-        super().__init__(wrong_every=3)
-        self._place, self._threads = place, ThreadPoolExecutor(1)
-        self.fails_before: set[int] = set()
-        self.fails_after: set[int] = set()
-        self.fails_at_once = False
-        self.results = 0
-
-    def begin_draft(self, batch: DraftBatch) -> Future[DraftAnswer]:
-        if self.fails_at_once:
-            raise WorkerLost("closed")
-        return self._threads.submit(self.draft, batch)
-
-    def draft(self, batch: DraftBatch) -> DraftAnswer:
-        if batch.round in self.fails_before:
-            raise WorkerLost("dead")
-        answer = super().draft(batch)
-        with self._place.changed:
-            self._place.drafts[batch.round] = answer
-            self._place.changed.notify_all()
-        self.results += 1
-        if batch.round in self.fails_after:
-            raise WorkerLost("died with the answer")
-        return answer
 
 
 @pytest.fixture

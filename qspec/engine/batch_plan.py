@@ -7,7 +7,7 @@ an outcome in its ``Work`` (stale, no blocks, late), what the protocol forbids i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from numpy.typing import NDArray
@@ -127,6 +127,11 @@ class BatchPlanner:
         """Add the pending token and the drafts, or take the stored answer; without either it may be too late."""
         if work.tenancy is None or work.outcome is not SlotOutcome.OK:
             return
+        if verification.after_round:
+            continued = _continued(work.tenancy, verification)
+            if continued is None:
+                return
+            verification = continued
         tenancy, length, drafts = work.tenancy, verification.committed_len, verification.draft_tokens
         if tenancy.answer is not None and tenancy.answered_len == length:
             work.result = tenancy.answer
@@ -168,3 +173,13 @@ class BatchPlanner:
         work.outcome = SlotOutcome.NO_BLOCKS
         work.token_ids.clear()
         return False
+
+
+def _continued(tenancy: Tenancy, verification: Verification) -> Verification | None:
+    """The verification with what the round before left; None if that decided nothing or ended the text."""
+    answer, length = tenancy.answer, tenancy.cached_len + 1
+    if answer is None or tenancy.answered_round != verification.after_round or answer.outcome is not SlotOutcome.OK:
+        return None
+    if tenancy.answered_len + len(answer.token_ids) != length:
+        return None
+    return replace(verification, committed_len=length, pending_token=answer.token_ids[-1], after_round=0)

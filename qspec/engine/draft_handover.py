@@ -26,6 +26,8 @@ HANDOVER_TIMEOUT_S = 30.0
 """A drafter is given up long before; then the coordinator is gone, too."""
 _LOOK_AGAIN_S = 0.05
 """``give_up`` does not ring: the bell is the drafter's. So it is noticed within this time."""
+_REMEMBERED = 8
+"""Rounds that were given up and may not have begun."""
 
 
 class DraftHandover:
@@ -37,7 +39,7 @@ class DraftHandover:
         self._handed, self._bell = numbers(arena, DRAFT_HANDED), numbers(arena, DRAFT_BELL)
         self._bell_address = self._bell.ctypes.data
         self._vocab_size = vocab_size
-        self._given_up = 0
+        self._given_up: tuple[int, ...] = ()
 
     def put(self, round_number: int, results: Iterable[DraftResult]) -> None:
         """Leave a round's drafts."""
@@ -55,7 +57,7 @@ class DraftHandover:
         """
         awaiting = tuple(v for v in awaited if v.slot < len(self._leases))  # of others the planner says what is wrong
         end = time.monotonic() + HANDOVER_TIMEOUT_S
-        while (left := end - time.monotonic()) > 0 and self._given_up != round_number:
+        while (left := end - time.monotonic()) > 0 and round_number not in self._given_up:
             bell = int(self._bell[0])
             if int(self._handed[0]) == round_number and all(int(self._leases[v.slot]) == v.lease for v in awaiting):
                 return {v.slot: self._read(v.slot, v.awaited_drafts) for v in awaiting}
@@ -64,7 +66,7 @@ class DraftHandover:
 
     def give_up(self, round_number: int) -> None:
         """There will be no drafts of this round."""
-        self._given_up = round_number
+        self._given_up = (*self._given_up[1 - _REMEMBERED :], round_number)
 
     def _read(self, slot: int, most: int) -> tuple[int, ...]:
         count = int(self._counts[slot])

@@ -23,6 +23,7 @@ from qspec.device import configured_backend
 from qspec.early_stop import DraftGate
 from qspec.engine.backend import check_machine, choose_backend
 from qspec.engine.batch_state import numbers
+from qspec.engine.decision_handover import DecisionHandover
 from qspec.engine.draft_handover import DraftHandover
 from qspec.engine.draft_weights import DraftWeights
 from qspec.engine.forward import (
@@ -93,7 +94,8 @@ class _Attached:
     """An arena, and the model over it."""
 
     def __init__(
-        self, arena: Arena, forward: DraftForward, parts: Mapping[str, Parts], handover: DraftHandover | None
+        self, arena: Arena, forward: DraftForward, parts: Mapping[str, Parts], handover: DraftHandover | None,
+        decisions: DecisionHandover | None,
     ) -> None:
         self.arena, self.forward = arena, forward
         self.parts = parts  # the stored weights that the model multiplies with; none where they are packed
@@ -102,7 +104,7 @@ class _Attached:
         self.block_tables = numbers(arena, BLOCK_TABLES)
         self.tokens, self.prompts = numbers(arena, SLOT_TOKENS), numbers(arena, SLOT_PROMPTS)
         self.draft_probs, self.draft_rounds = arena.tensor(DRAFT_PROBS), numbers(arena, DRAFT_ROUNDS)
-        self.handover = handover
+        self.handover, self.decisions = handover, decisions
 
 
 class LocalDrafter:
@@ -160,7 +162,8 @@ class LocalDrafter:
             arena, self._model.config, weights.methods, weights.store, parts, weights.packed, verifier, weights.threads,
             self._progress)
         handover = DraftHandover(arena, self._model.config.vocab_size) if verifier.awaits_drafts else None
-        self._attached = _Attached(arena, forward, parts, handover)
+        decisions = DecisionHandover(arena) if verifier.asked_ahead else None
+        self._attached = _Attached(arena, forward, parts, handover, decisions)
         return forward
 
     def _settled(self, verifier: VerifierDescription) -> StackConfig:
@@ -207,15 +210,34 @@ class LocalDrafter:
         with torch.inference_mode(), attached.forward.computing():
             return self._draft(attached, batch)
 
+    def give_up_round(self, epoch: int, round_number: int) -> None:
+        """Nobody wants the drafts of a round: it no longer waits for the decisions of the one before. For any thread.
+        """
+        attached = self._attached
+        if attached is not None and attached.decisions is not None and attached.arena.descriptor.epoch == epoch:
+            attached.decisions.give_up(round_number)
+
+    def _placed(self, attached: _Attached, batch: DraftBatch) -> list[DraftItem]:
+        """The items whose sequences' lengths are known, once the rounds that they come after have been decided."""
+        rounds = [item.after_round for item in batch.items if item.after_round]
+        if not rounds:
+            return list(batch.items)
+        if attached.decisions is None:
+            raise ContractViolation("the verifier tells drafters nothing of its decisions")
+        attached.decisions.wait(max(rounds), batch.round)
+        placed = (attached.decisions.placed(item) if item.after_round else item for item in batch.items)
+        return [item for item in placed if item is not None]
+
     def _draft(self, attached: _Attached, batch: DraftBatch) -> DraftAnswer:
+        late = Countdown(batch.time_left_s)
+        items = self._placed(attached, batch)
         started = time.perf_counter_ns()
-        drafts = {item.slot: draft for item in batch.items if (draft := self._begin(attached, item)) is not None}
+        drafts = {item.slot: draft for item in items if (draft := self._begin(attached, item)) is not None}
         draft_pass = attached.forward.draft_pass([draft.context for draft in drafts.values()], attached.cache)
         prepared = time.perf_counter_ns()
         sampling_ns = 0
-        late = Countdown(batch.time_left_s)
         drafted = late.over or _draft_at_once(draft_pass, list(drafts.values()), attached.draft_probs)
-        for step in range(0 if drafted else max((item.draft_length for item in batch.items), default=0)):
+        for step in range(0 if drafted else max((item.draft_length for item in items), default=0)):
             active = [draft for draft in drafts.values() if draft.item.draft_length > step and not draft.gate.ended]
             if not active or late.over:
                 break

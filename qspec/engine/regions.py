@@ -21,6 +21,10 @@ SLOT_CACHED = "state/cached_lengths"
 """``[slots]`` int64: valid cached positions."""
 SLOT_TOKENS = "state/tokens"
 """``[slots, max_model_len]`` int32: the tokens at the cached positions, for what depends on a sequence's history."""
+SLOT_PENDING, SLOT_ROUNDS = "state/pending_tokens", "state/decided_rounds"
+"""``[slots]`` int32: the token behind the cached positions, as of the round ``[slots]`` int64 that decided on it."""
+DECIDED_ROUND, DECIDED_BELL = "state/last_round", "state/bell"
+"""``[1]`` int64: the verifier's last round; ``[1]`` int32: changes with it (``qspec.engine.decision_handover``)."""
 SLOT_PROMPTS = "state/prompt_lengths"
 """``[slots]`` int64: leading tokens that were not generated."""
 BLOCK_TABLES = "state/block_tables"
@@ -52,6 +56,10 @@ def arena_specs(
         RegionSpec(SLOT_CACHED, torch.int64, (slots,)),
         RegionSpec(SLOT_TOKENS, torch.int32, (slots, max_model_len)),
         RegionSpec(SLOT_PROMPTS, torch.int64, (slots,)),
+        RegionSpec(SLOT_PENDING, torch.int32, (slots,)),
+        RegionSpec(SLOT_ROUNDS, torch.int64, (slots,)),
+        RegionSpec(DECIDED_ROUND, torch.int64, (1,)),
+        RegionSpec(DECIDED_BELL, torch.int32, (1,)),
         RegionSpec(BLOCK_TABLES, torch.int64, (slots, -(-max_model_len // config.block_size))),
         RegionSpec(TAIL_KEYS, cache_dtype, tail, own),
         RegionSpec(TAIL_VALUES, cache_dtype, tail, own),

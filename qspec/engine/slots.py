@@ -50,6 +50,8 @@ class Tenancy:
     answered_len: int = 0
     """Committed length that ``answer`` was given for."""
     answer: VerifyResult | None = None
+    answered_round: int = 0
+    """The round that gave it."""
 
     @property
     def awaits_constraint(self) -> bool:

@@ -22,6 +22,7 @@ from qspec.engine.batch_plan import BatchLimits, BatchPlanner, Work
 from qspec.engine.batch_state import numbers
 from qspec.engine.cached_decoder import CachedDecoder
 from qspec.engine.constraint_compiler import ConstraintCompiler
+from qspec.engine.decision_handover import DecisionHandover
 from qspec.engine.draft_handover import DraftHandover
 from qspec.engine.forward import DecidingForward, Forward
 from qspec.engine.linears import is_plain, kernel_names
@@ -82,6 +83,7 @@ class LocalVerifier:
         self._keys, self._values = self.arena.tensor(KV_KEYS), self.arena.tensor(KV_VALUES)
         self._draft_probs = self.arena.tensor(DRAFT_PROBS)
         self._handover = DraftHandover(self.arena, model.config.vocab_size)
+        self._decisions = DecisionHandover(self.arena)
         self._constraints = ConstraintCompiler(Grammars(
             lambda: Tokenizer.load(model.tokenizer_directory), vocab_size=model.config.vocab_size))
         self._slots = SlotTable(
@@ -154,6 +156,7 @@ class LocalVerifier:
             auto_reason=self._auto_reason,
             prefix_cache=config.prefix_cache,
             awaits_drafts=FUTEX_AVAILABLE,
+            asked_ahead=FUTEX_AVAILABLE,
         )
 
     def verify(self, batch: VerifyBatch) -> VerifyAnswer:
@@ -182,8 +185,10 @@ class LocalVerifier:
             left = [work for work in decided if work.slot not in verdicts]
             targets = self._targets(left, self._decided_hidden(computed, left, hidden)) if left else []
             forwarded = time.perf_counter_ns()
-            self._decide(decided, targets, verdicts)
+            self._decide(decided, targets, verdicts, batch.round)
         results = tuple(work.result or self._result(work) for work in works)
+        if FUTEX_AVAILABLE:
+            self._decisions.put(batch.round, results)
         done = time.perf_counter_ns()
         return VerifyAnswer(
             epoch=batch.epoch,
@@ -254,7 +259,8 @@ class LocalVerifier:
         return self._forward.logits(hidden)
 
     def _decide(
-        self, works: list[Work], targets: list[int] | Tensor, verdicts: Mapping[int, Sequence[RowVerdict]]
+        self, works: list[Work], targets: list[int] | Tensor, verdicts: Mapping[int, Sequence[RowVerdict]],
+        round_number: int,
     ) -> None:
         """Accept or reject; commits. ``targets``: of the rows of all ``works`` without ``verdicts``, in order.
 
@@ -295,7 +301,7 @@ class LocalVerifier:
                 reused_len=tenancy.reused_len,
                 drafted=len(drafts),
             )
-            tenancy.answered_len, tenancy.answer = length, work.result
+            tenancy.answered_len, tenancy.answer, tenancy.answered_round = length, work.result, round_number
 
     def _result(self, work: Work) -> VerifyResult:
         """The result of a slot on which nothing was decided."""

@@ -1,8 +1,8 @@
 """The client's side of a long-lived stream of batches, synchronous, because the decoding loop is a thread.
 
-One request is on its way at a time. A synchronous gRPC stream cannot be read with a timeout, so a watchdog thread
-cancels the call of an answer that is late. It costs nothing per batch: it sleeps for one timeout at a time, and a
-deadline set while it sleeps lies never before the moment at which it wakes.
+Several requests may be on their way; their answers come in the same order. A synchronous gRPC stream cannot be read
+with a timeout, so a watchdog thread cancels the call of an answer that is late. It costs nothing per batch: it sleeps
+for one timeout at a time, and a deadline set while it sleeps lies never before the moment at which it wakes.
 """
 
 from __future__ import annotations
@@ -39,12 +39,17 @@ class StreamCall(Protocol[_ResponseCo]):
 class PendingAnswer(Generic[_Response]):
     """A ``qspec.overlap.Pending`` that is received when it is asked for."""
 
-    def __init__(self, receive: Callable[[], _Response]) -> None:
+    def __init__(self, receive: Callable[[], _Response], cancel: Callable[[], None]) -> None:
         self._receive = receive
+        self._cancel = cancel
 
     def result(self) -> _Response:
         """See ``qspec.overlap.Pending``."""
         return self._receive()
+
+    def cancel(self) -> None:
+        """See ``qspec.overlap.Pending``."""
+        self._cancel()
 
 
 class BatchStream(Generic[_Request, _Response]):
@@ -66,35 +71,35 @@ class BatchStream(Generic[_Request, _Response]):
         self._call: StreamCall[_Response] | None = None
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._deadline: float | None = None
+        self._on_their_way = 0
         self._late = False
         self._closed = threading.Event()
         self._watchdog: threading.Thread | None = None
 
     def exchange(self, request: _Request) -> _Response:
         """Send a request and return its answer; raises what ``send`` and ``receive`` raise."""
-        self.send(request)
-        return self.receive()
+        return self.receive(self.send(request))
 
-    def send(self, request: _Request) -> None:
-        """Send a request, whose answer has to be received before the next one is sent.
+    def send(self, request: _Request) -> StreamCall[_Response]:
+        """Send a request; returns the call that its answer will come from, in the order of the requests.
 
         Raises ``WorkerLost`` when the stream is closed for good.
         """
         if self._closed.is_set():
             raise WorkerLost(f"the stream to {self._peer} is closed")
-        self._arm()
+        call = self._arm()
         self._requests.put(request)
+        return call
 
-    def receive(self) -> _Response:
-        """The answer to the request that was sent.
+    def receive(self, call: StreamCall[_Response]) -> _Response:
+        """The next answer of the call that a request went to.
 
         Raises what ``qspec.rpc.errors.from_rpc_error`` makes of the stream's status, ``WorkerLost`` when the answer is
-        late. The stream is gone then, and the next request opens a new one.
+        late, or when the call was lost before. The stream is gone then, and the next request opens a new one.
         """
         with self._lock:
-            call = self._call
-        if call is None:
-            raise WorkerLost(f"the stream to {self._peer} is closed")
+            if self._call is not call:
+                raise WorkerLost(f"the stream to {self._peer} is closed")
         try:
             response = next(call)
         except StopIteration:
@@ -110,14 +115,19 @@ class BatchStream(Generic[_Request, _Response]):
             self._drop()
             raise
         with self._lock:
-            self._deadline = None
+            self._on_their_way -= 1
+            self._deadline = time.monotonic() + self._timeout_s if self._on_their_way else None
             late = self._late
         if late:  # it came while the watchdog was cancelling; the answer is good, the stream is not
             self._drop()
         return response
 
-    def drop(self) -> None:
-        """Cancel the stream, because its peer does not keep to the protocol; the next exchange opens a new one."""
+    def drop(self, call: StreamCall[_Response] | None = None) -> None:
+        """Cancel the stream, because its peer does not keep to the protocol or nobody waits for its answers; the next
+        exchange opens a new one. With ``call`` only if it is the stream's."""
+        with self._lock:
+            if call is not None and self._call is not call:
+                return
         self._drop()
 
     def close(self) -> None:
@@ -127,20 +137,23 @@ class BatchStream(Generic[_Request, _Response]):
         if self._watchdog is not None:
             self._watchdog.join()
 
-    def _arm(self) -> None:
+    def _arm(self) -> StreamCall[_Response]:
         with self._lock:
             if self._call is None:
                 self._requests = queue.SimpleQueue()
                 self._late = False
                 self._call = self._open_call(iter(self._requests.get, None))
-            self._deadline = time.monotonic() + self._timeout_s
+            if not self._on_their_way:
+                self._deadline = time.monotonic() + self._timeout_s
+            self._on_their_way += 1
             if self._watchdog is None:
                 self._watchdog = threading.Thread(target=self._watch, name="stream-watchdog", daemon=True)
                 self._watchdog.start()
+            return self._call
 
     def _drop(self) -> None:
         with self._lock:
-            call, self._call, self._deadline = self._call, None, None
+            call, self._call, self._deadline, self._on_their_way = self._call, None, None, 0
             self._requests.put(None)  # ends gRPC's request thread
         if call is not None:
             with contextlib.suppress(grpc.RpcError):

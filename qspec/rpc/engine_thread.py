@@ -57,7 +57,7 @@ class EngineThread(Generic[_EngineT]):
     async def call(self, function: Callable[[_EngineT], _Result]) -> _Result:
         """``function(engine)``, after loading and after the calls before it.
 
-        A call that has begun runs to its end even if the caller is cancelled.
+        A call that has begun runs to its end even if the caller is cancelled; another one is not begun then.
         """
         if not self._loaded.done() or self._engine is None:
             await self.loaded()
@@ -66,6 +66,8 @@ class EngineThread(Generic[_EngineT]):
         answer: asyncio.Future[_Result] = self._loop.create_future()
 
         def job() -> None:
+            if answer.cancelled():
+                return
             try:
                 result = function(engine)
             except BaseException as error:  # noqa: BLE001  handed to whoever waits

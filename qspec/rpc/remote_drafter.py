@@ -7,7 +7,7 @@ import grpc
 from qspec.errors import ContractViolation
 from qspec.interfaces import DraftAnswer, DraftBatch, DrafterDescription, SlotOutcome, VerifierDescription
 from qspec.overlap import Pending
-from qspec.rpc.batch_stream import BatchStream, PendingAnswer
+from qspec.rpc.batch_stream import BatchStream, PendingAnswer, StreamCall
 from qspec.rpc.channel import open_channel
 from qspec.rpc.drafter_codec import (
     attach_request_to_pb,
@@ -61,11 +61,11 @@ class RemoteDrafter:
 
     def begin_draft(self, batch: DraftBatch) -> Pending[DraftAnswer]:
         """See ``qspec.overlap.HandingDrafter``."""
-        self._stream.send(draft_batch_to_pb(batch))
-        return PendingAnswer(lambda: self._answer(batch))
+        call = self._stream.send(draft_batch_to_pb(batch))
+        return PendingAnswer(lambda: self._answer(batch, call), lambda: self._stream.drop(call))
 
-    def _answer(self, batch: DraftBatch) -> DraftAnswer:
-        message = self._stream.receive()
+    def _answer(self, batch: DraftBatch, call: StreamCall[drafter_pb2.DraftResponse]) -> DraftAnswer:
+        message = self._stream.receive(call)
         try:
             answer = draft_answer_from_pb(message)
             _check(batch, answer)

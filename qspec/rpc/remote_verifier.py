@@ -9,7 +9,7 @@ import grpc
 from qspec.errors import ContractViolation
 from qspec.interfaces import VerifierDescription, VerifyAnswer, VerifyBatch
 from qspec.overlap import Pending
-from qspec.rpc.batch_stream import BatchStream, PendingAnswer
+from qspec.rpc.batch_stream import BatchStream, PendingAnswer, StreamCall
 from qspec.rpc.channel import open_channel
 from qspec.rpc.errors import from_rpc_error
 from qspec.rpc.verifier_codec import description_from_pb, verify_answer_from_pb, verify_batch_to_pb
@@ -52,8 +52,8 @@ class RemoteVerifier:
 
     def begin_verify(self, batch: VerifyBatch) -> Pending[VerifyAnswer]:
         """See ``qspec.overlap.AwaitingVerifier``."""
-        self._stream.send(verify_batch_to_pb(batch))
-        return PendingAnswer(lambda: self._answer(batch))
+        call = self._stream.send(verify_batch_to_pb(batch))
+        return PendingAnswer(lambda: self._answer(batch, call), lambda: self._stream.drop(call))
 
     def give_up_drafts(self, epoch: int, round_number: int) -> None:
         """See ``qspec.overlap.AwaitingVerifier``. Whoever waits for its answer notices a verifier that is gone."""
@@ -61,8 +61,8 @@ class RemoteVerifier:
         with contextlib.suppress(grpc.RpcError):
             self._stub.GiveUpDrafts(request, timeout=GIVE_UP_TIMEOUT_S)
 
-    def _answer(self, batch: VerifyBatch) -> VerifyAnswer:
-        message = self._stream.receive()
+    def _answer(self, batch: VerifyBatch, call: StreamCall[verifier_pb2.VerifyResponse]) -> VerifyAnswer:
+        message = self._stream.receive(call)
         try:
             answer = verify_answer_from_pb(message)
             _check(batch, answer)

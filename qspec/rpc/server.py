@@ -171,12 +171,12 @@ async def serve(
     stopping, hurry = stop or asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     server = RpcServer(services, public=public, access=access)
-    address = await server.start(listen)
     with contextlib.ExitStack() as handlers:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT):  # before anybody can know that there is somebody to tell
             with contextlib.suppress(ValueError, RuntimeError):  # not in the main thread: signals are the caller's
                 loop.add_signal_handler(number, lambda: (hurry if stopping.is_set() else stopping).set())
                 handlers.callback(loop.remove_signal_handler, number)
+        address = await server.start(listen)
         preparing = asyncio.ensure_future(prepare())
         waiting = asyncio.ensure_future(stopping.wait())
         try:

@@ -45,6 +45,7 @@ def description_to_pb(about: VerifierDescription) -> verifier_pb2.DescribeRespon
         auto_reason=about.auto_reason,
         prefix_cache=about.prefix_cache,
         awaits_drafts=about.awaits_drafts,
+        asked_ahead=about.asked_ahead,
     )
 
 
@@ -58,6 +59,7 @@ def description_from_pb(message: verifier_pb2.DescribeResponse) -> VerifierDescr
         arena=arena_from_pb(message.arena), memory=memory_from_pb(message.memory), kernel=message.kernel,
         draft_quantization=message.draft_quantization, verify_quantization=message.verify_quantization,
         auto_reason=message.auto_reason, prefix_cache=message.prefix_cache, awaits_drafts=message.awaits_drafts,
+        asked_ahead=message.asked_ahead,
     )
 
 
@@ -81,7 +83,7 @@ def verify_batch_to_pb(batch: VerifyBatch) -> verifier_pb2.VerifyRequest:
         verifications=[
             verifier_pb2.Verification(
                 slot=v.slot, lease=v.lease, committed_len=v.committed_len, pending_token=v.pending_token,
-                draft_tokens=v.draft_tokens, awaited_drafts=v.awaited_drafts,
+                draft_tokens=v.draft_tokens, awaited_drafts=v.awaited_drafts, after_round=v.after_round,
             )
             for v in batch.verifications
         ],
@@ -112,7 +114,7 @@ def verify_batch_from_pb(message: verifier_pb2.VerifyRequest) -> VerifyBatch:
         verifications=tuple(
             Verification(
                 slot=v.slot, lease=v.lease, committed_len=v.committed_len, pending_token=v.pending_token,
-                draft_tokens=tuple(v.draft_tokens), awaited_drafts=v.awaited_drafts,
+                draft_tokens=tuple(v.draft_tokens), awaited_drafts=v.awaited_drafts, after_round=v.after_round,
             )
             for v in message.verifications
         ),

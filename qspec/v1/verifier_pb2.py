@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from qspec.v1 import types_pb2 as qspec_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17qspec/v1/verifier.proto\x12\x08qspec.v1\x1a\x14qspec/v1/types.proto\"\x11\n\x0f\x44\x65scribeRequest\"\xd6\x03\n\x10\x44\x65scribeResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x15\n\rrow_invariant\x18\x03 \x01(\x08\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x19\n\x11vocab_fingerprint\x18\x05 \x01(\t\x12\x15\n\rmax_model_len\x18\x06 \x01(\r\x12\x11\n\tmax_slots\x18\x07 \x01(\r\x12\x18\n\x10max_draft_length\x18\x08 \x01(\r\x12\x16\n\x0emax_batch_rows\x18\t \x01(\r\x12\x12\n\nblock_size\x18\n \x01(\r\x12\x12\n\nnum_blocks\x18\x0b \x01(\r\x12(\n\x05\x61rena\x18\x0c \x01(\x0b\x32\x19.qspec.v1.ArenaDescriptor\x12$\n\x06memory\x18\r \x03(\x0b\x32\x14.qspec.v1.MemoryItem\x12\x0e\n\x06kernel\x18\x0e \x01(\t\x12\x1a\n\x12\x64raft_quantization\x18\x0f \x01(\t\x12\x1b\n\x13verify_quantization\x18\x10 \x01(\t\x12\x13\n\x0b\x61uto_reason\x18\x11 \x01(\t\x12\x14\n\x0cprefix_cache\x18\x12 \x01(\x08\x12\x15\n\rawaits_drafts\x18\x13 \x01(\x08\"3\n\x13GiveUpDraftsRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\"\x16\n\x14GiveUpDraftsResponse\"\x84\x02\n\rVerifyRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12#\n\x08releases\x18\x03 \x03(\x0b\x32\x11.qspec.v1.Release\x12\'\n\nadmissions\x18\x04 \x03(\x0b\x32\x13.qspec.v1.Admission\x12.\n\x0eprefill_chunks\x18\x05 \x03(\x0b\x32\x16.qspec.v1.PrefillChunk\x12-\n\rverifications\x18\x06 \x03(\x0b\x32\x16.qspec.v1.Verification\x12\x18\n\x0btime_left_s\x18\x07 \x01(\x01H\x00\x88\x01\x01\x42\x0e\n\x0c_time_left_s\"&\n\x07Release\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\r\n\x05lease\x18\x02 \x01(\x04\"\xd2\x01\n\tAdmission\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\r\n\x05lease\x18\x02 \x01(\x04\x12$\n\x08sampling\x18\x03 \x01(\x0b\x32\x12.qspec.v1.Sampling\x12\x12\n\nprompt_len\x18\x04 \x01(\r\x12\x15\n\x0bjson_schema\x18\x05 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x06 \x01(\tH\x00\x12\x11\n\x07grammar\x18\x07 \x01(\tH\x00\x12\x11\n\ttoken_ids\x18\x08 \x03(\r\x12\x12\n\ncache_salt\x18\t \x01(\tB\x0c\n\nconstraint\"u\n\x0cPrefillChunk\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\r\n\x05lease\x18\x02 \x01(\x04\x12\r\n\x05start\x18\x03 \x01(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x17\n\nnext_token\x18\x05 \x01(\rH\x00\x88\x01\x01\x42\r\n\x0b_next_token\"\x87\x01\n\x0cVerification\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\r\n\x05lease\x18\x02 \x01(\x04\x12\x15\n\rcommitted_len\x18\x03 \x01(\r\x12\x15\n\rpending_token\x18\x04 \x01(\r\x12\x14\n\x0c\x64raft_tokens\x18\x05 \x03(\r\x12\x16\n\x0e\x61waited_drafts\x18\x06 \x01(\r\"\xbe\x01\n\x0eVerifyResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12\'\n\x07results\x18\x03 \x03(\x0b\x32\x16.qspec.v1.VerifyResult\x12\x13\n\x0b\x66ree_blocks\x18\x04 \x01(\r\x12\'\n\x07timings\x18\x05 \x01(\x0b\x32\x16.qspec.v1.StageTimings\x12\x14\n\x0cprefill_rows\x18\x06 \x01(\r\x12\x11\n\twaited_ns\x18\x07 \x01(\x04\"\xa4\x02\n\x0cVerifyResult\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\r\n\x05lease\x18\x02 \x01(\x04\x12&\n\x07outcome\x18\x03 \x01(\x0e\x32\x15.qspec.v1.SlotOutcome\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x04 \x01(\r\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12\x12\n\ncached_len\x18\x06 \x01(\r\x12\x14\n\x0creserved_len\x18\x07 \x01(\r\x12)\n\x08logprobs\x18\x08 \x03(\x0b\x32\x17.qspec.v1.TokenLogprobs\x12\x30\n\x0fprompt_logprobs\x18\t \x03(\x0b\x32\x17.qspec.v1.TokenLogprobs\x12\x12\n\nreused_len\x18\n \x01(\r\x12\x0f\n\x07\x64rafted\x18\x0b \x01(\r2\xe4\x01\n\x0fVerifierService\x12\x41\n\x08\x44\x65scribe\x12\x19.qspec.v1.DescribeRequest\x1a\x1a.qspec.v1.DescribeResponse\x12?\n\x06Verify\x12\x17.qspec.v1.VerifyRequest\x1a\x18.qspec.v1.VerifyResponse(\x01\x30\x01\x12M\n\x0cGiveUpDrafts\x12\x1d.qspec.v1.GiveUpDraftsRequest\x1a\x1e.qspec.v1.GiveUpDraftsResponseBF\n\x0c\x64\x65v.qspec.v1B\rVerifierProtoP\x01Z\x1aqspec.dev/qspec/v1;qspecv1\xaa\x02\x08Qspec.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17qspec/v1/verifier.proto\x12\x08qspec.v1\x1a\x14qspec/v1/types.proto\"\x11\n\x0f\x44\x65scribeRequest\"\xeb\x03\n\x10\x44\x65scribeResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x15\n\rrow_invariant\x18\x03 \x01(\x08\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x19\n\x11vocab_fingerprint\x18\x05 \x01(\t\x12\x15\n\rmax_model_len\x18\x06 \x01(\r\x12\x11\n\tmax_slots\x18\x07 \x01(\r\x12\x18\n\x10max_draft_length\x18\x08 \x01(\r\x12\x16\n\x0emax_batch_rows\x18\t \x01(\r\x12\x12\n\nblock_size\x18\n \x01(\r\x12\x12\n\nnum_blocks\x18\x0b \x01(\r\x12(\n\x05\x61rena\x18\x0c \x01(\x0b\x32\x19.qspec.v1.ArenaDescriptor\x12$\n\x06memory\x18\r \x03(\x0b\x32\x14.qspec.v1.MemoryItem\x12\x0e\n\x06kernel\x18\x0e \x01(\t\x12\x1a\n\x12\x64raft_quantization\x18\x0f \x01(\t\x12\x1b\n\x13verify_quantization\x18\x10 \x01(\t\x12\x13\n\x0b\x61uto_reason\x18\x11 \x01(\t\x12\x14\n\x0cprefix_cache\x18\x12 \x01(\x08\x12\x15\n\rawaits_drafts\x18\x13 \x01(\x08\x12\x13\n\x0b\x61sked_ahead\x18\x14 \x01(\x08\"3\n\x13GiveUpDraftsRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\"\x16\n\x14GiveUpDraftsResponse\"\x84\x02\n\rVerifyRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12#\n\x08releases\x18\x03 \x03(\x0b\x32\x11.qspec.v1.Release\x12\'\n\nadmissions\x18\x04 \x03(\x0b\x32\x13.qspec.v1.Admission\x12.\n\x0eprefill_chunks\x18\x05 \x03(\x0b\x32\x16.qspec.v1.PrefillChunk\x12-\n\rverifications\x18\x06 \x03(\x0b\x32\x16.qspec.v1.Verification\x12\x18\n\x0btime_left_s\x18\x07 \x01(\x01H\x00\x88\x01\x01\x42\x0e\n\x0c_time_left_s\"&\n\x07Release\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\r\n\x05lease\x18\x02 \x01(\x04\"\xd2\x01\n\tAdmission\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\r\n\x05lease\x18\x02 \x01(\x04\x12$\n\x08sampling\x18\x03 \x01(\x0b\x32\x12.qspec.v1.Sampling\x12\x12\n\nprompt_len\x18\x04 \x01(\r\x12\x15\n\x0bjson_schema\x18\x05 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x06 \x01(\tH\x00\x12\x11\n\x07grammar\x18\x07 \x01(\tH\x00\x12\x11\n\ttoken_ids\x18\x08 \x03(\r\x12\x12\n\ncache_salt\x18\t \x01(\tB\x0c\n\nconstraint\"u\n\x0cPrefillChunk\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\r\n\x05lease\x18\x02 \x01(\x04\x12\r\n\x05start\x18\x03 \x01(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x17\n\nnext_token\x18\x05 \x01(\rH\x00\x88\x01\x01\x42\r\n\x0b_next_token\"\x9c\x01\n\x0cVerification\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\r\n\x05lease\x18\x02 \x01(\x04\x12\x15\n\rcommitted_len\x18\x03 \x01(\r\x12\x15\n\rpending_token\x18\x04 \x01(\r\x12\x14\n\x0c\x64raft_tokens\x18\x05 \x03(\r\x12\x16\n\x0e\x61waited_drafts\x18\x06 \x01(\r\x12\x13\n\x0b\x61\x66ter_round\x18\x07 \x01(\x04\"\xbe\x01\n\x0eVerifyResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12\'\n\x07results\x18\x03 \x03(\x0b\x32\x16.qspec.v1.VerifyResult\x12\x13\n\x0b\x66ree_blocks\x18\x04 \x01(\r\x12\'\n\x07timings\x18\x05 \x01(\x0b\x32\x16.qspec.v1.StageTimings\x12\x14\n\x0cprefill_rows\x18\x06 \x01(\r\x12\x11\n\twaited_ns\x18\x07 \x01(\x04\"\xa4\x02\n\x0cVerifyResult\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\r\n\x05lease\x18\x02 \x01(\x04\x12&\n\x07outcome\x18\x03 \x01(\x0e\x32\x15.qspec.v1.SlotOutcome\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x04 \x01(\r\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12\x12\n\ncached_len\x18\x06 \x01(\r\x12\x14\n\x0creserved_len\x18\x07 \x01(\r\x12)\n\x08logprobs\x18\x08 \x03(\x0b\x32\x17.qspec.v1.TokenLogprobs\x12\x30\n\x0fprompt_logprobs\x18\t \x03(\x0b\x32\x17.qspec.v1.TokenLogprobs\x12\x12\n\nreused_len\x18\n \x01(\r\x12\x0f\n\x07\x64rafted\x18\x0b \x01(\r2\xe4\x01\n\x0fVerifierService\x12\x41\n\x08\x44\x65scribe\x12\x19.qspec.v1.DescribeRequest\x1a\x1a.qspec.v1.DescribeResponse\x12?\n\x06Verify\x12\x17.qspec.v1.VerifyRequest\x1a\x18.qspec.v1.VerifyResponse(\x01\x30\x01\x12M\n\x0cGiveUpDrafts\x12\x1d.qspec.v1.GiveUpDraftsRequest\x1a\x1e.qspec.v1.GiveUpDraftsResponseBF\n\x0c\x64\x65v.qspec.v1B\rVerifierProtoP\x01Z\x1aqspec.dev/qspec/v1;qspecv1\xaa\x02\x08Qspec.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,25 +36,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBEREQUEST']._serialized_start=59
   _globals['_DESCRIBEREQUEST']._serialized_end=76
   _globals['_DESCRIBERESPONSE']._serialized_start=79
-  _globals['_DESCRIBERESPONSE']._serialized_end=549
-  _globals['_GIVEUPDRAFTSREQUEST']._serialized_start=551
-  _globals['_GIVEUPDRAFTSREQUEST']._serialized_end=602
-  _globals['_GIVEUPDRAFTSRESPONSE']._serialized_start=604
-  _globals['_GIVEUPDRAFTSRESPONSE']._serialized_end=626
-  _globals['_VERIFYREQUEST']._serialized_start=629
-  _globals['_VERIFYREQUEST']._serialized_end=889
-  _globals['_RELEASE']._serialized_start=891
-  _globals['_RELEASE']._serialized_end=929
-  _globals['_ADMISSION']._serialized_start=932
-  _globals['_ADMISSION']._serialized_end=1142
-  _globals['_PREFILLCHUNK']._serialized_start=1144
-  _globals['_PREFILLCHUNK']._serialized_end=1261
-  _globals['_VERIFICATION']._serialized_start=1264
-  _globals['_VERIFICATION']._serialized_end=1399
-  _globals['_VERIFYRESPONSE']._serialized_start=1402
-  _globals['_VERIFYRESPONSE']._serialized_end=1592
-  _globals['_VERIFYRESULT']._serialized_start=1595
-  _globals['_VERIFYRESULT']._serialized_end=1887
-  _globals['_VERIFIERSERVICE']._serialized_start=1890
-  _globals['_VERIFIERSERVICE']._serialized_end=2118
+  _globals['_DESCRIBERESPONSE']._serialized_end=570
+  _globals['_GIVEUPDRAFTSREQUEST']._serialized_start=572
+  _globals['_GIVEUPDRAFTSREQUEST']._serialized_end=623
+  _globals['_GIVEUPDRAFTSRESPONSE']._serialized_start=625
+  _globals['_GIVEUPDRAFTSRESPONSE']._serialized_end=647
+  _globals['_VERIFYREQUEST']._serialized_start=650
+  _globals['_VERIFYREQUEST']._serialized_end=910
+  _globals['_RELEASE']._serialized_start=912
+  _globals['_RELEASE']._serialized_end=950
+  _globals['_ADMISSION']._serialized_start=953
+  _globals['_ADMISSION']._serialized_end=1163
+  _globals['_PREFILLCHUNK']._serialized_start=1165
+  _globals['_PREFILLCHUNK']._serialized_end=1282
+  _globals['_VERIFICATION']._serialized_start=1285
+  _globals['_VERIFICATION']._serialized_end=1441
+  _globals['_VERIFYRESPONSE']._serialized_start=1444
+  _globals['_VERIFYRESPONSE']._serialized_end=1634
+  _globals['_VERIFYRESULT']._serialized_start=1637
+  _globals['_VERIFYRESULT']._serialized_end=1929
+  _globals['_VERIFIERSERVICE']._serialized_start=1932
+  _globals['_VERIFIERSERVICE']._serialized_end=2160
 # @@protoc_insertion_point(module_scope)

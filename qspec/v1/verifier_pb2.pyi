@@ -12,7 +12,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("model", "method", "row_invariant", "vocab_size", "vocab_fingerprint", "max_model_len", "max_slots", "max_draft_length", "max_batch_rows", "block_size", "num_blocks", "arena", "memory", "kernel", "draft_quantization", "verify_quantization", "auto_reason", "prefix_cache", "awaits_drafts")
+    __slots__ = ("model", "method", "row_invariant", "vocab_size", "vocab_fingerprint", "max_model_len", "max_slots", "max_draft_length", "max_batch_rows", "block_size", "num_blocks", "arena", "memory", "kernel", "draft_quantization", "verify_quantization", "auto_reason", "prefix_cache", "awaits_drafts", "asked_ahead")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
     ROW_INVARIANT_FIELD_NUMBER: _ClassVar[int]
@@ -32,6 +32,7 @@ class DescribeResponse(_message.Message):
     AUTO_REASON_FIELD_NUMBER: _ClassVar[int]
     PREFIX_CACHE_FIELD_NUMBER: _ClassVar[int]
     AWAITS_DRAFTS_FIELD_NUMBER: _ClassVar[int]
+    ASKED_AHEAD_FIELD_NUMBER: _ClassVar[int]
     model: str
     method: str
     row_invariant: bool
@@ -51,7 +52,8 @@ class DescribeResponse(_message.Message):
     auto_reason: str
     prefix_cache: bool
     awaits_drafts: bool
-    def __init__(self, model: _Optional[str] = ..., method: _Optional[str] = ..., row_invariant: bool = ..., vocab_size: _Optional[int] = ..., vocab_fingerprint: _Optional[str] = ..., max_model_len: _Optional[int] = ..., max_slots: _Optional[int] = ..., max_draft_length: _Optional[int] = ..., max_batch_rows: _Optional[int] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., arena: _Optional[_Union[_types_pb2.ArenaDescriptor, _Mapping]] = ..., memory: _Optional[_Iterable[_Union[_types_pb2.MemoryItem, _Mapping]]] = ..., kernel: _Optional[str] = ..., draft_quantization: _Optional[str] = ..., verify_quantization: _Optional[str] = ..., auto_reason: _Optional[str] = ..., prefix_cache: bool = ..., awaits_drafts: bool = ...) -> None: ...
+    asked_ahead: bool
+    def __init__(self, model: _Optional[str] = ..., method: _Optional[str] = ..., row_invariant: bool = ..., vocab_size: _Optional[int] = ..., vocab_fingerprint: _Optional[str] = ..., max_model_len: _Optional[int] = ..., max_slots: _Optional[int] = ..., max_draft_length: _Optional[int] = ..., max_batch_rows: _Optional[int] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., arena: _Optional[_Union[_types_pb2.ArenaDescriptor, _Mapping]] = ..., memory: _Optional[_Iterable[_Union[_types_pb2.MemoryItem, _Mapping]]] = ..., kernel: _Optional[str] = ..., draft_quantization: _Optional[str] = ..., verify_quantization: _Optional[str] = ..., auto_reason: _Optional[str] = ..., prefix_cache: bool = ..., awaits_drafts: bool = ..., asked_ahead: bool = ...) -> None: ...
 
 class GiveUpDraftsRequest(_message.Message):
     __slots__ = ("epoch", "round")
@@ -128,20 +130,22 @@ class PrefillChunk(_message.Message):
     def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ..., start: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., next_token: _Optional[int] = ...) -> None: ...
 
 class Verification(_message.Message):
-    __slots__ = ("slot", "lease", "committed_len", "pending_token", "draft_tokens", "awaited_drafts")
+    __slots__ = ("slot", "lease", "committed_len", "pending_token", "draft_tokens", "awaited_drafts", "after_round")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_LEN_FIELD_NUMBER: _ClassVar[int]
     PENDING_TOKEN_FIELD_NUMBER: _ClassVar[int]
     DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     AWAITED_DRAFTS_FIELD_NUMBER: _ClassVar[int]
+    AFTER_ROUND_FIELD_NUMBER: _ClassVar[int]
     slot: int
     lease: int
     committed_len: int
     pending_token: int
     draft_tokens: _containers.RepeatedScalarFieldContainer[int]
     awaited_drafts: int
-    def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ..., committed_len: _Optional[int] = ..., pending_token: _Optional[int] = ..., draft_tokens: _Optional[_Iterable[int]] = ..., awaited_drafts: _Optional[int] = ...) -> None: ...
+    after_round: int
+    def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ..., committed_len: _Optional[int] = ..., pending_token: _Optional[int] = ..., draft_tokens: _Optional[_Iterable[int]] = ..., awaited_drafts: _Optional[int] = ..., after_round: _Optional[int] = ...) -> None: ...
 
 class VerifyResponse(_message.Message):
     __slots__ = ("epoch", "round", "results", "free_blocks", "timings", "prefill_rows", "waited_ns")

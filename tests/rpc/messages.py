@@ -68,7 +68,7 @@ verifier_descriptions = st.builds(
     VerifierDescription,
     model=text, method=text, row_invariant=st.booleans(), vocab_size=u32, vocab_fingerprint=text, max_model_len=u32,
     max_slots=u32, max_draft_length=u32, max_batch_rows=u32, block_size=u32, num_blocks=u32, arena=arenas,
-    memory=memory, kernel=text, prefix_cache=st.booleans(),
+    memory=memory, kernel=text, prefix_cache=st.booleans(), awaits_drafts=st.booleans(), asked_ahead=st.booleans(),
 )
 drafter_descriptions = st.builds(DrafterDescription, epoch=u64, method=text, kernel=text, memory=memory)
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -79,7 +79,7 @@ draft_batches = st.builds(
     items=st.lists(
         st.builds(
             DraftItem, slot=u32, lease=u64, committed_len=positive, pending_token=u32, draft_length=positive,
-            sampling=samplings, early_stop=st.none() | early_stops,
+            sampling=samplings, early_stop=st.none() | early_stops, after_round=u64,
         ),
         max_size=3,
     ).map(tuple),
@@ -111,7 +111,11 @@ verify_batches = st.builds(
     ).map(tuple),
     verifications=st.lists(
         st.builds(
-            Verification, slot=u32, lease=u64, committed_len=positive, pending_token=u32, draft_tokens=tokens
+            Verification, slot=u32, lease=u64, committed_len=positive, pending_token=u32, draft_tokens=tokens,
+            after_round=u64,
+        ) | st.builds(
+            Verification, slot=u32, lease=u64, committed_len=positive, pending_token=u32, draft_tokens=st.just(()),
+            awaited_drafts=u32, after_round=u64,
         ),
         max_size=2,
     ).map(tuple),

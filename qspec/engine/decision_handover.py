@@ -1,0 +1,73 @@
+"""From verifier to drafter without the coordinator in between: where a round's decisions leave its sequences.
+
+The coordinator may ask for a round before it knows what came of the one before. The drafter then has its question
+already while the verifier decides, and begins some microseconds after that. It learns the pending token here and the
+rest from the batch state, which it reads anyway; that there is a next round, for whom and how long, the coordinator has
+said. It is the other half of ``qspec.engine.draft_handover``, and follows the same order: the verifier writes the
+tokens, then the round, then the bell, and rings.
+
+A drafter that waits for decisions that will never come is told so by whoever waits for its drafts (``give_up``), and
+drafts nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+
+from qspec.engine.batch_state import numbers
+from qspec.engine.regions import DECIDED_BELL, DECIDED_ROUND, SLOT_CACHED, SLOT_LEASES, SLOT_PENDING, SLOT_ROUNDS
+from qspec.interfaces import DraftItem, SlotOutcome, VerifyResult
+from qspec.memory.attachment import Arena
+from qspec.memory.futex import futex_wait, futex_wake
+
+DECISION_TIMEOUT_S = 30.0
+"""A verifier is given up long before; then the coordinator is gone, too."""
+_LOOK_AGAIN_S = 0.05
+"""``give_up`` does not ring: the bell is the verifier's. So it is noticed within this time."""
+_REMEMBERED = 8
+"""Rounds that were given up and may not have begun."""
+
+
+class DecisionHandover:
+    """One end of it: ``put`` is the verifier's, ``wait`` and ``placed`` are the drafter's; any thread may ``give_up``.
+    """
+
+    def __init__(self, arena: Arena) -> None:
+        self._leases, self._cached = numbers(arena, SLOT_LEASES), numbers(arena, SLOT_CACHED)
+        self._pending, self._rounds = numbers(arena, SLOT_PENDING), numbers(arena, SLOT_ROUNDS)
+        self._last, self._bell = numbers(arena, DECIDED_ROUND), numbers(arena, DECIDED_BELL)
+        self._bell_address = self._bell.ctypes.data
+        self._given_up: tuple[int, ...] = ()
+
+    def put(self, round_number: int, results: Iterable[VerifyResult]) -> None:
+        """Say what was decided in a round."""
+        for result in results:
+            if result.token_ids and result.outcome is SlotOutcome.OK:
+                self._pending[result.slot], self._rounds[result.slot] = result.token_ids[-1], round_number
+        self._last[0] = round_number
+        self._bell[0] += 1
+        futex_wake(self._bell_address)
+
+    def wait(self, round_number: int, asking: int) -> None:
+        """Return when this round has been decided, or a later one, or when round ``asking`` was given up."""
+        end = time.monotonic() + DECISION_TIMEOUT_S
+        while (left := end - time.monotonic()) > 0 and asking not in self._given_up:
+            bell = int(self._bell[0])
+            if int(self._last[0]) >= round_number:
+                return
+            futex_wait(self._bell_address, bell & 0xFFFFFFFF, min(left, _LOOK_AGAIN_S))
+
+    def placed(self, item: DraftItem) -> DraftItem | None:
+        """The item with committed length and pending token; None where its round did not decide on it."""
+        if not 0 <= item.slot < len(self._leases) or int(self._leases[item.slot]) != item.lease:
+            return None
+        if int(self._rounds[item.slot]) != item.after_round:
+            return None
+        length, pending = int(self._cached[item.slot]) + 1, int(self._pending[item.slot])
+        return replace(item, committed_len=length, pending_token=pending, after_round=0)
+
+    def give_up(self, asking: int) -> None:
+        """Nobody wants the drafts of round ``asking``."""
+        self._given_up = (*self._given_up[1 - _REMEMBERED :], asking)
