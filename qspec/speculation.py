@@ -229,7 +229,7 @@ class SpeculationLoop:
             raise
         this = asked.this
         rows = BatchRows.of(batch)
-        self._observe_verify(batch, rows, answer, this.verify_s)
+        self._observe_verify(batch, rows, answer, this)
         self._ledger.confirm(batch.releases, answer.free_blocks)
         self.prefill_rows += answer.prefill_rows
         commits = self._apply(this, answer)
@@ -349,7 +349,8 @@ class SpeculationLoop:
         if this.fed:
             drafted = {item.slot for item in asked.drafts.items}
             context = sum(v.committed_len - 1 for v in batch.verifications if v.slot in drafted)
-            self._costs.observe_draft(this.fed, context, this.draft_s)
+            own_s = 0.0 if this.draft_timings is None else this.draft_timings.total_ns * 1e-9
+            self._costs.observe_draft(this.fed, context, own_s if self._follows_at_once(this) else this.draft_s)
         return batch, answer
 
     def _take_drafts(self, asked: AskedRound, answer: DraftAnswer) -> None:
@@ -439,7 +440,16 @@ class SpeculationLoop:
             self._ledger.vacate(sequence)
         return [Commit(sequence, taken, result.logprobs[: len(taken)])]
 
-    def _observe_verify(self, batch: VerifyBatch, rows: BatchRows, answer: VerifyAnswer, seconds: float) -> None:
+    def _follows_at_once(self, this: OpenRound) -> bool:
+        """Whether rounds like this one are asked for ahead, so that they cost what the workers work.
+
+        That is then what is learnt, of a round that was not, too: when an answer is read says little of when it came,
+        and a call that was believed to be shorter than it can be would have its like chosen from then on.
+        """
+        return self.description.asked_ahead and isinstance(self._verifier, AwaitingVerifier) and (
+            self._drafter is None or self._both is not None) and this.draft_s + this.verify_s < AHEAD_BELOW_S
+
+    def _observe_verify(self, batch: VerifyBatch, rows: BatchRows, answer: VerifyAnswer, this: OpenRound) -> None:
         """Learn what rows cost, if the verifier computed just those that it was asked for, and decided on them."""
         asked = {verification.slot for verification in batch.verifications}
         if not asked.issuperset(result.slot for result in answer.results if result.token_ids):
@@ -450,6 +460,7 @@ class SpeculationLoop:
             for result in answer.results)
         if not rows.decided or not done or answer.prefill_rows != rows.entered:
             return
+        seconds = answer.timings.total_ns * 1e-9 if self._follows_at_once(this) else this.verify_s
         if rows.entered:
             self._costs.observe_prefill(rows.entered, rows.attended, rows.decided, rows.context, seconds)
         else:

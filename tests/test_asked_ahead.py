@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from dataclasses import dataclass, field
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from qspec import speculation
 from qspec.constraint import Constraint, ConstraintKind
 from qspec.errors import QspecError, WorkerLost
-from qspec.interfaces import Sampling
+from qspec.interfaces import Sampling, VerifyAnswer, VerifyBatch
 from qspec.sequence import FinishReason, Sequence
 from qspec.speculation import SpeculationLoop
 from tests.fakes import FakeDrafter, FakeVerifier
@@ -80,6 +82,34 @@ def test_a_long_round_is_not_followed_ahead(monkeypatch: pytest.MonkeyPatch) -> 
     stack, text = Stack(), sequence(max_tokens=20)
     run(stack.loop, text)
     assert text.tokens == text.prompt + text_of(text, 20) and stack.loop.rounds_asked_ahead == 0
+
+
+def test_costs_are_the_workers_own_whenever_an_answer_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that is read late makes the next one seem early; calls that seem short would be believed."""
+    stack = Stack()
+    stack.verifier.delay_s = stack.drafter.delay_s = 0.004
+    begin, pause = stack.verifier.begin_verify, itertools.cycle((0.0035, 0.0))
+
+    class ReadLate:
+        """An answer."""
+
+        def __init__(self, batch: VerifyBatch) -> None:
+            self._answer = begin(batch)
+
+        def result(self) -> VerifyAnswer:
+            answer = self._answer.result()
+            time.sleep(next(pause))
+            return answer
+
+        def cancel(self) -> bool:
+            return self._answer.cancel()
+
+    monkeypatch.setattr(stack.verifier, "begin_verify", ReadLate)
+    text = sequence(max_tokens=120)
+    run(stack.loop, text)
+    costs = stack.loop.policy.costs
+    assert text.generated == text_of(text, 120) and stack.loop.rounds_asked_ahead > 20
+    assert costs.verify_seconds(5) > 0.0039 and costs.draft_seconds([1, 1, 1, 1]) > 0.0039
 
 
 def test_a_text_that_ends_unforeseen_leaves_a_row_behind_and_nothing_else() -> None:
