@@ -3,7 +3,7 @@
 NVML sees the whole device, whoever uses it, which is what a budget has to answer for: contexts, the driver's own
 tables and other tenants included. It needs neither a context nor CUDA itself. What one process holds it tells neither
 inside a PID namespace nor under MPS, so whatever cannot be computed is measured as the change of the whole: CUDA's
-start, contexts, libraries, graphs. That holds while nobody else allocates, so the processes of all stacks take
+start, contexts, libraries, buffers, graphs. That holds while nobody else allocates, so the processes of all stacks take
 turns (``device_turn``): to start CUDA, and to load, each from its context to its last graph.
 """
 
@@ -101,6 +101,11 @@ def device_turn(lock: Path, progress: Progress, timeout_s: float = TURN_TIMEOUT_
         yield
     finally:
         turn.release()
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that are free on a GPU, whoever uses the rest; 0 for a device that is none."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
 @contextmanager
