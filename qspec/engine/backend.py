@@ -28,15 +28,21 @@ def describe_backend(backend: Backend) -> str:
     return f"{backend.value}, torch's operations ({_native_absence()})"
 
 
-def check_machine(config: StackConfig) -> None:
-    """``InvalidInput`` where ``config`` demands a GPU or native kernels and the machine has none."""
+def check_machine(config: StackConfig, progress: Progress) -> None:
+    """``InvalidInput`` where ``config`` demands a GPU or native kernels and the machine has none.
+
+    May wait for the GPU's turn to start CUDA.
+    """
     reason = _native_absence()
     if config.kernels == "native" and reason is not None:
         raise InvalidInput.field("kernels", reason)
     if config.device == "cuda":
         from qspec.engine.gpu_support import machine_absence
+        from qspec.engine.gpu_turn import gpu_start
 
-        if (absence := machine_absence()) is not None:
+        with gpu_start(progress):
+            absence = machine_absence()
+        if absence is not None:
             raise InvalidInput.field("device", absence)
 
 
@@ -48,8 +54,11 @@ def choose_backend(config: StackConfig, model: DecoderConfig, progress: Progress
     """
     if configured_backend(config) is Backend.CUDA:
         from qspec.engine.gpu_support import gpu_absence
+        from qspec.engine.gpu_turn import gpu_start
 
-        if (absence := gpu_absence(model)) is None:
+        with gpu_start(progress):
+            absence = gpu_absence(model)
+        if absence is None:
             return Backend.CUDA
         if config.device == "cuda":
             raise InvalidInput.field("device", absence)

@@ -31,6 +31,7 @@ from qspec.kernels.triton.elementwise import (
 )
 from qspec.kernels.triton.embedding import embed
 from qspec.kernels.triton.plane_linear import PlaneWeight
+from qspec.memory.device_usage import free_bytes
 from qspec.models.config import DecoderConfig
 from qspec.quant.codecs import Parts
 from qspec.quant.method_plan import MethodPlan
@@ -75,6 +76,8 @@ class CudaDecoder:
     ) -> None:
         self.config, self.limits = config, limits
         self.device = next(iter(tensors.values())).device
+        self.free_before = free_bytes(self.device)
+        """Bytes of the device that were free before anything of a forward was there."""
         check_biases(tensors)
         linears = {
             name: CudaLinear.of(plan.layers[name], name, stored, _inputs(config, name))

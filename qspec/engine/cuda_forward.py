@@ -36,6 +36,7 @@ from qspec.kernels.triton.row_draws import (
     draw_kind,
     drawn_on_gpu,
 )
+from qspec.memory.device_usage import free_bytes
 from qspec.models.config import DecoderConfig
 from qspec.quant.planes import HIGH_SCALE
 
@@ -55,6 +56,7 @@ class CudaForward:
         self._pieces = attention_pieces(decoder.limits.positions)
         self._warm_up_bytes = 0
         self._history = torch.zeros(max(most_steps, 1) * decoder.limits.rows, dtype=torch.int32, device=decoder.device)
+        self._buffer_bytes = max(decoder.free_before - free_bytes(decoder.device), decoder.buffers.bytes)
 
     @property
     def config(self) -> DecoderConfig:
@@ -73,10 +75,12 @@ class CudaForward:
 
     @property
     def memory(self) -> tuple[MemoryItem, ...]:
-        """See ``DecidingForward``; graphs by how much the device's free memory changed as they were captured."""
+        """See ``DecidingForward``: by how much the device's free memory shrank as buffers were made, and as graphs were
+        captured. Torch takes up to 20 MB at once, and what it has left of that is nobody else's.
+        """
         taken = self._warm_up_bytes + self._graphs.bytes
         return (
-            MemoryItem(name="buffers of passes", bytes=self.decoder.buffers.bytes, shared=False),
+            MemoryItem(name="buffers of passes", bytes=self._buffer_bytes, shared=False),
             MemoryItem(name=f"kernels and {self.graphs} CUDA graphs, as measured", bytes=taken, shared=False),
         )
 
@@ -260,10 +264,10 @@ class CudaForward:
     def measured(self) -> Iterator[None]:
         """Around a warm-up: notes by how much the device's free memory changed."""
         self._graphs.counts = False
-        before = torch.cuda.mem_get_info(self.decoder.device)[0]
+        before = free_bytes(self.decoder.device)
         yield
         torch.cuda.synchronize()
-        self._warm_up_bytes += max(before - torch.cuda.mem_get_info(self.decoder.device)[0], 0)
+        self._warm_up_bytes += max(before - free_bytes(self.decoder.device), 0)
         self._graphs.counts = True
 
     def launch(self, kind: str, inputs: PassInputs, cache: PassCache, pieces: int) -> Tensor:

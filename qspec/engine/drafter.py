@@ -35,6 +35,7 @@ from qspec.engine.forward import (
     GreedyDraftPass,
     SamplingDraftPass,
 )
+from qspec.engine.gpu_turn import gpu_context, gpu_turn
 from qspec.engine.regions import (
     BLOCK_TABLES,
     DRAFT_PROBS,
@@ -49,7 +50,6 @@ from qspec.engine.regions import (
     TAIL_VALUES,
     arena_fingerprint,
 )
-from qspec.engine.stores import gpu_context, gpu_turn
 from qspec.engine.weights import shared_parts
 from qspec.engine.worker_forward import drafter_forward
 from qspec.errors import ContractViolation, EpochMismatch, InvalidInput
@@ -129,7 +129,7 @@ class LocalDrafter:
         """Convert the model if need be and prepare private weights; needs no arena yet. ``InvalidInput``."""
         for role in (Role.VERIFY, Role.DRAFT):
             check_methods(config, role, configured_backend(config))  # before a conversion that takes long
-        check_machine(config)
+        check_machine(config, progress)
         if config.draft_quantization == NO_DRAFTER:
             raise InvalidInput.field("draft_quantization", "a drafter needs a method; 'off' means to start none")
         model = prepare(config.model, progress=progress)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable
 
 import torch
 
-from qspec.memory.device_usage import out_of_memory_named
+from qspec.memory.device_usage import free_bytes, out_of_memory_named
 
 
 class GraphCache:
@@ -48,7 +48,7 @@ class GraphCache:
 
     def _free(self) -> int:
         """Bytes that are free on the device, while they count."""
-        return torch.cuda.mem_get_info(self._device)[0] if self.counts else 0
+        return free_bytes(self._device) if self.counts else 0
 
     def _capture(self, key: Hashable, launch: Callable[[], object]) -> None:
         graph = torch.cuda.CUDAGraph()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 
-from qspec.config import StackConfig, cache_directory
+from qspec.config import StackConfig
+from qspec.engine.gpu_turn import gpu_context
 from qspec.engine.linears import working_memory
 from qspec.engine.regions import (
     DRAFT_PROBS,
@@ -27,7 +27,6 @@ from qspec.memory.arena import HostArena
 from qspec.memory.attachment import Arena
 from qspec.memory.budget import budget_lines, require_memory
 from qspec.memory.layout import ArenaLayout, RegionSpec
-from qspec.models.cache_entry import unwritable
 from qspec.models.converted import ConvertedModel
 from qspec.models.layer_weights import LayerWeights
 from qspec.quant.method_plan import MethodPlan
@@ -92,34 +91,3 @@ def _on_gpu(
     stream_weights(arena, placed, weights, progress)
     state = MemoryItem(name="batch state (host memory)", bytes=sum(spec.bytes for spec in on_host), shared=True)
     return Store(arena, (*held, context, state), shapes)
-
-
-def gpu_context() -> MemoryItem:
-    """Make this process's CUDA context, and say what it takes. ``InvalidInput`` without a GPU or its packages."""
-    from qspec.memory.cuda_runtime import cuda_runtime
-    from qspec.memory.device_usage import DeviceUsage, measure_context
-
-    runtime = cuda_runtime()
-    return measure_context(runtime, 0, DeviceUsage.of(runtime.device_uuid(0)))
-
-
-@contextmanager
-def gpu_turn(backend: Backend, progress: Progress) -> Iterator[None]:
-    """Around all that a worker allocates on a GPU while it loads (``qspec.memory.device_usage``); else nothing.
-
-    ``ModelError`` where the cache, in which the lock lies, is read-only.
-    """
-    if backend is not Backend.CUDA:
-        yield
-        return
-    from qspec.memory.cuda_runtime import cuda_runtime
-    from qspec.memory.device_usage import device_turn, out_of_memory_named
-
-    lock = cache_directory() / f"{cuda_runtime().device_uuid(0)}.lock"
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        lock.touch()
-    except OSError as error:
-        raise unwritable(error) from error
-    with device_turn(lock, progress), out_of_memory_named("loading"):
-        yield

@@ -25,6 +25,7 @@ from qspec.engine.constraint_compiler import ConstraintCompiler
 from qspec.engine.decision_handover import DecisionHandover
 from qspec.engine.draft_handover import DraftHandover
 from qspec.engine.forward import DecidingForward, Forward
+from qspec.engine.gpu_turn import gpu_turn
 from qspec.engine.linears import is_plain, kernel_names
 from qspec.engine.passes import SequenceRows
 from qspec.engine.prompt_logprobs import note_prompt_logprobs
@@ -36,7 +37,7 @@ from qspec.engine.regions import (
 )
 from qspec.engine.row_decision import decide_by_verdicts, decide_greedily, decide_rows, decided_rows, row_draws
 from qspec.engine.slots import SlotTable
-from qspec.engine.stores import gpu_turn, open_store
+from qspec.engine.stores import open_store
 from qspec.engine.worker_forward import verifier_forward
 from qspec.errors import EpochMismatch, InvalidInput
 from qspec.grammar import Grammars
@@ -97,7 +98,7 @@ class LocalVerifier:
     def load(cls, config: StackConfig, *, progress: Progress, epoch: int) -> LocalVerifier:
         """Convert the model if need be, map its weights and allocate the arena. ``InvalidInput``, ``OutOfMemory``."""
         check_methods(config, Role.VERIFY, configured_backend(config))  # before a conversion that takes long
-        check_machine(config)
+        check_machine(config, progress)
         return cls.over(prepare(config.model, progress=progress), config, progress=progress, epoch=epoch)
 
     @classmethod

@@ -42,6 +42,9 @@ class CudaRuntime:
         self._library, self.view = library, view
         self.exported: WeakValueDictionary[bytes, DeviceBlock] = WeakValueDictionary()
         """Blocks that this process shares, by handle: CUDA opens no handle in the process that it comes from."""
+        self.start_bytes: int | None = None
+        """What CUDA's start in this process took of the first GPU and no line of memory counts yet; None until it is
+        measured (``qspec.engine.gpu_turn``)."""
 
     def device_uuids(self) -> list[str]:
         """UUID of each visible GPU as nvidia-smi prints it, by number; ``InvalidInput`` when there is none."""

@@ -1,10 +1,10 @@
 """What a GPU's memory is used for in all, and what a CUDA context takes of it.
 
 NVML sees the whole device, whoever uses it, which is what a budget has to answer for: contexts, the driver's own
-tables and other tenants included. It needs no context itself. What one process holds it tells neither inside a PID
-namespace nor under MPS, so whatever cannot be computed is measured as the change of the whole: contexts, libraries,
-graphs. That holds while nobody else allocates, so the processes of all stacks load one after the other
-(``device_turn``), each from its context to its last graph.
+tables and other tenants included. It needs neither a context nor CUDA itself. What one process holds it tells neither
+inside a PID namespace nor under MPS, so whatever cannot be computed is measured as the change of the whole: CUDA's
+start, contexts, libraries, buffers, graphs. That holds while nobody else allocates, so the processes of all stacks take
+turns (``device_turn``): to start CUDA, and to load, each from its context to its last graph.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class DeviceUsage:
     """The memory of one GPU as NVML sees it; ``library`` is the module ``pynvml``."""
 
     def __init__(self, library: Any, uuid: str) -> None:
-        self._library = library
+        self._library, self.uuid = library, uuid
         library.nvmlInit()
         self._handle = library.nvmlDeviceGetHandleByUUID(uuid)
 
@@ -47,9 +47,38 @@ class DeviceUsage:
         except pynvml.NVMLError as error:
             raise InvalidInput.field("device", f"NVML does not answer for {uuid}: {error}") from error
 
+    @classmethod
+    def expected(cls, visible: str | None) -> DeviceUsage | None:
+        """That of the GPU which CUDA will most likely number 0 in this process, found out without CUDA.
+
+        ``visible``: ``CUDA_VISIBLE_DEVICES``. None where it hides all, where there is no GPU, and without the package.
+        """
+        try:
+            import pynvml
+        except ImportError:
+            return None
+        try:
+            pynvml.nvmlInit()
+            uuid = _first_visible(pynvml, visible)
+            return None if uuid is None else cls(pynvml, uuid)
+        except pynvml.NVMLError:
+            return None
+
     def used(self) -> int:
         """Bytes in use on the whole device, by whomever."""
         return int(self._library.nvmlDeviceGetMemoryInfo(self._handle).used)
+
+
+def _first_visible(library: Any, visible: str | None) -> str | None:
+    """UUID of the first GPU that ``visible`` names: by its number, or by the beginning of its UUID."""
+    first = "0" if visible is None else visible.partition(",")[0].strip()
+    count = library.nvmlDeviceGetCount()
+    if first.isdecimal() and int(first) < count:
+        return str(library.nvmlDeviceGetUUID(library.nvmlDeviceGetHandleByIndex(int(first))))
+    if not first.startswith("GPU-"):
+        return None
+    uuids = [str(library.nvmlDeviceGetUUID(library.nvmlDeviceGetHandleByIndex(index))) for index in range(count)]
+    return next((uuid for uuid in uuids if uuid.startswith(first)), None)
 
 
 @contextmanager
@@ -74,6 +103,11 @@ def device_turn(lock: Path, progress: Progress, timeout_s: float = TURN_TIMEOUT_
         turn.release()
 
 
+def free_bytes(device: torch.device) -> int:
+    """Bytes that are free on a GPU, whoever uses the rest; 0 for a device that is none."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
 @contextmanager
 def out_of_memory_named(what: str) -> Iterator[None]:
     """Where a GPU's memory runs out in torch: ``OutOfMemory`` that says in one line in ``what``."""
@@ -87,15 +121,18 @@ def out_of_memory_named(what: str) -> Iterator[None]:
 def measure_context(
     runtime: CudaRuntime, device: int, usage: DeviceUsage, load: Callable[[CudaRuntime, int], None] | None = None
 ) -> MemoryItem:
-    """Make this process's context, ``load`` what every torch program loads, and say what that took of the GPU.
+    """Make this process's context, ``load`` what every torch program loads, and say what that took of the GPU, with
+    what CUDA's start had taken: of the first client of an MPS daemon that is the server's own memory, too.
 
     To be called in the process's turn and before anything else touches the GPU: a context that exists already measures
-    as nothing.
+    as nothing. An MPS server that other clients have started is nobody's.
     """
     before = usage.used()
     runtime.make_context(device)
     (load or _load_libraries)(runtime, device)
-    return MemoryItem(name="CUDA context and libraries", bytes=max(usage.used() - before, 0), shared=False)
+    taken = max(usage.used() - before, 0) + (runtime.start_bytes or 0)
+    runtime.start_bytes = 0  # it is counted now
+    return MemoryItem(name="CUDA context and libraries", bytes=taken, shared=False)
 
 
 def _load_libraries(runtime: CudaRuntime, device: int) -> None:

@@ -63,7 +63,7 @@ def fake_gpu() -> Iterator[FakeGpu]:
     runtime = FakeCudaRuntime(gpu).runtime()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("qspec.memory.cuda_arena.cuda_runtime", lambda: runtime)
-        patch.setattr("qspec.memory.cuda_runtime.cuda_runtime", lambda: runtime)
+        patch.setattr("qspec.engine.gpu_turn.cuda_runtime", lambda: runtime)
         patch.setattr("qspec.engine.stores.gpu_context", lambda: MemoryItem(name="context", bytes=0, shared=False))
         patch.setattr("qspec.engine.drafter.gpu_context", lambda: MemoryItem(name="context", bytes=0, shared=False))
         patch.setattr("qspec.engine.gpu_support.machine_absence", lambda: None)

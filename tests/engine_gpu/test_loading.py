@@ -60,6 +60,17 @@ def test_both_workers_list_their_buffers_and_a_detached_drafter_holds_nothing(mo
         assert fake_gpu.used == attached
 
 
+def test_buffers_are_listed_by_what_torch_takes_for_them(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = 20 << 20  # at once, for buffers of less
+    monkeypatch.setattr("qspec.engine.cuda_decoder.free_bytes", lambda _device: 1 << 30)
+    monkeypatch.setattr("qspec.engine.cuda_forward.free_bytes", lambda _device: (1 << 30) - taken)
+    with running(model, **SETTINGS) as stack:
+        assert stack.drafter is not None
+        described = stack.verifier.describe()
+        for description in (described, stack.drafter.attach(described)):
+            assert [item.bytes for item in description.memory if item.name == "buffers of passes"] == [taken]
+
+
 def test_everything_that_is_measured_happens_in_the_process_s_turn(
     model: Path, fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:

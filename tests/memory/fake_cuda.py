@@ -54,11 +54,13 @@ class FakeGpu:
     total: int = 1 << 30
     allocations: dict[int, Allocation] = field(default_factory=dict)
     """By address."""
+    unallocated: int = 0
+    """Bytes that are in use without having been allocated by a program: contexts, servers, libraries."""
 
     @property
     def used(self) -> int:
-        """Bytes that somebody holds."""
-        return sum(len(each.memory) for each in self.allocations.values())
+        """Bytes that are in use."""
+        return self.unallocated + sum(len(each.memory) for each in self.allocations.values())
 
     def let_go(self, pointer: int) -> None:
         """One holder less; the last one's memory is free."""
@@ -79,9 +81,15 @@ class FakeCudaRuntime:
     cudaIpcMemLazyEnablePeerAccess = 1  # noqa: N815
     cudaIpcMemHandle_t = _MemHandle  # noqa: N815
 
-    def __init__(self, *gpus: FakeGpu, pid: int = 1, error: Error = Error.cudaSuccess) -> None:
-        """``error``: what every call gives, when it is not success."""
+    def __init__(
+        self, *gpus: FakeGpu, pid: int = 1, error: Error = Error.cudaSuccess, start_bytes: int = 0,
+        context_bytes: int = 0,
+    ) -> None:
+        """``error``: what every call gives, when it is not success. ``start_bytes``: what the first call takes of the
+        first GPU; ``context_bytes``: what a context takes, which this one gets with ``cudaFree(0)``.
+        """
         self.gpus, self.pid, self.error = gpus, pid, error
+        self.start_bytes, self.context_bytes = start_bytes, context_bytes
         self.calls: list[str] = []
         self.device = 0
 
@@ -93,12 +101,14 @@ class FakeCudaRuntime:
         return (Error.cudaSuccess,)
 
     def cudaGetDeviceCount(self) -> tuple[Any, ...]:
+        self._start()
         return (self.error, None) if self.error else (Error.cudaSuccess, len(self.gpus))
 
     def cudaGetDeviceProperties(self, device: int) -> tuple[Any, ...]:
         return Error.cudaSuccess, SimpleNamespace(uuid=SimpleNamespace(bytes=self.gpus[device].uuid.bytes))
 
     def cudaSetDevice(self, device: int) -> tuple[Any, ...]:
+        self._start()
         self.device = device
         return (Error.cudaSuccess,)
 
@@ -128,6 +138,9 @@ class FakeCudaRuntime:
         self.calls.append("cudaFree")
         if pointer:
             self.gpus[self.device].let_go(pointer)
+        else:
+            self.gpus[self.device].unallocated += self.context_bytes
+            self.context_bytes = 0
         return (Error.cudaSuccess,)
 
     def cudaIpcGetMemHandle(self, pointer: int) -> tuple[Any, ...]:
@@ -151,6 +164,11 @@ class FakeCudaRuntime:
         self.calls.append("cudaIpcCloseMemHandle")
         self.gpus[self.device].let_go(pointer)
         return (Error.cudaSuccess,)
+
+    def _start(self) -> None:
+        if self.gpus:
+            self.gpus[0].unallocated += self.start_bytes
+        self.start_bytes = 0
 
 
 def _host_view(block: DeviceBlock) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from pathlib import Path
-from types import SimpleNamespace
+from uuid import UUID
 
 import pytest
 import torch
@@ -15,64 +15,82 @@ from qspec.interfaces import MemoryItem
 from qspec.memory.cuda_runtime import CudaRuntime
 from qspec.memory.device_usage import DeviceUsage, device_turn, measure_context, out_of_memory_named
 from tests.memory.fake_cuda import FakeCudaRuntime, FakeGpu
+from tests.memory.fake_nvml import FakeNvml
+
+UUIDS = ("GPU-8a000000-0000-0000-0000-000000000001", "GPU-8b000000-0000-0000-0000-000000000002")
 
 
-class FakeNvml:
-    """``pynvml`` of a machine with one GPU."""
+def gpu(uuid: str = UUIDS[0]) -> FakeGpu:
+    return FakeGpu(UUID(uuid.removeprefix("GPU-")))
 
-    class NVMLError(Exception):
-        """As NVML's."""
 
-    def __init__(self, used: int) -> None:
-        self.used = used
-
-    def nvmlInit(self) -> None:
-        """Nothing to do."""
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
-        if uuid != "GPU-1":
-            raise self.NVMLError("Not Found")
-        return uuid
-
-    def nvmlDeviceGetMemoryInfo(self, handle: str) -> SimpleNamespace:
-        return SimpleNamespace(used=self.used, free=0, total=0)
+def no_libraries(_runtime: CudaRuntime, _device: int) -> None:
+    """Nothing more than a context."""
 
 
 def test_the_whole_device_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    nvml = FakeNvml(5)
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    usage = DeviceUsage.of("GPU-1")
-    nvml.used = 9
+    (ours := gpu()).unallocated = 5
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(ours))
+    usage = DeviceUsage.of(UUIDS[0])
+    ours.unallocated = 9
     assert usage.used() == 9
-    with pytest.raises(InvalidInput, match="NVML does not answer for GPU-2: Not Found"):
-        DeviceUsage.of("GPU-2")
+    with pytest.raises(InvalidInput, match=f"NVML does not answer for {UUIDS[1]}: Not Found"):
+        DeviceUsage.of(UUIDS[1])
 
 
 def test_without_the_package_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with pytest.raises(InvalidInput, match="nvidia-ml-py.*qspec-serve\\[gpu\\]"):
-        DeviceUsage.of("GPU-1")
+        DeviceUsage.of(UUIDS[0])
+    assert DeviceUsage.expected(None) is None
+
+
+@pytest.mark.parametrize(("visible", "expected"), [
+    (None, UUIDS[0]), ("0", UUIDS[0]), ("1", UUIDS[1]), (" 1 ,0", UUIDS[1]), (UUIDS[1], UUIDS[1]),
+    ("GPU-8b,GPU-8a", UUIDS[1]), ("", None), ("-1", None), ("2", None), ("GPU-8c", None), ("MIG-8a", None),
+])
+def test_the_first_gpu_is_known_before_cuda_is_asked(
+    visible: str | None, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(*map(gpu, UUIDS)))
+    usage = DeviceUsage.expected(visible)
+    assert (None if usage is None else usage.uuid) == expected
+
+
+@pytest.mark.parametrize("nvml", [FakeNvml(), FakeNvml(gpu(), driver=False)], ids=["no GPU", "no driver"])
+def test_no_gpu_is_expected_where_nvml_knows_none(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    assert DeviceUsage.expected(None) is None
 
 
 def test_no_context_is_measured_while_another_process_loads(tmp_path: Path) -> None:
-    nvml, lock, waiting = FakeNvml(100), tmp_path / "lock", threading.Event()
-    usage, found = DeviceUsage(nvml, "GPU-1"), list[MemoryItem]()
+    ours, lock, waiting = gpu(), tmp_path / "lock", threading.Event()
+    ours.unallocated = 100
+    usage, found = DeviceUsage(FakeNvml(ours), UUIDS[0]), list[MemoryItem]()
 
-    def load(_runtime: CudaRuntime, _device: int) -> None:
-        nvml.used += 7
+    def measured() -> MemoryItem:
+        return measure_context(FakeCudaRuntime(ours, context_bytes=7).runtime(), 0, usage, no_libraries)
 
     def second() -> None:
         with device_turn(lock, lambda _text, _share: waiting.set()):
-            found.append(measure_context(FakeCudaRuntime(FakeGpu()).runtime(), 0, usage, load))
+            found.append(measured())
 
     other = threading.Thread(target=second)
     with device_turn(lock, lambda text, _share: pytest.fail(text)):
-        found.append(measure_context(FakeCudaRuntime(FakeGpu()).runtime(), 0, usage, load))
+        found.append(measured())
         other.start()
         assert waiting.wait(10)
-        nvml.used += 5000  # the arena, long after this process's context
+        ours.unallocated += 5000  # the arena, long after this process's context
     other.join(10)
     assert [item.bytes for item in found] == [7, 7]
+
+
+def test_what_cuda_s_start_took_is_counted_once() -> None:
+    runtime = FakeCudaRuntime(ours := gpu(), context_bytes=7).runtime()
+    runtime.start_bytes = 40
+    usage = DeviceUsage(FakeNvml(ours), UUIDS[0])
+    items = [measure_context(runtime, 0, usage, no_libraries) for _ in range(2)]
+    assert [item.bytes for item in items] == [47, 0]
 
 
 def test_a_turn_that_never_comes_is_an_error(tmp_path: Path) -> None:
