@@ -61,14 +61,12 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
 
     async def _answer(self, request: drafter_pb2.DraftRequest) -> drafter_pb2.DraftResponse:
         received = time.monotonic()
-
-        def answer(drafter: Drafter) -> drafter_pb2.DraftResponse:
-            return draft_answer_to_pb(drafter.draft(after_waiting(draft_batch_from_pb(request), received)))
-
+        batch = draft_batch_from_pb(request)  # here and below, so that the engine has its next batch at once
         try:
-            return await self._engine.call(answer)
+            answer = await self._engine.call(lambda drafter: drafter.draft(after_waiting(batch, received)))
         except asyncio.CancelledError:  # whoever asked is gone, and the verifier's decisions may never come
             engine = self._engine.engine
             if isinstance(engine, FollowingDrafter):
                 engine.give_up_round(request.epoch, request.round)
             raise
+        return draft_answer_to_pb(answer)

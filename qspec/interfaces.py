@@ -274,6 +274,8 @@ class VerifyAnswer:
     """Rows that were computed for prefill chunks."""
     waited_ns: int = 0
     """Nanoseconds in which it waited for awaited drafts; they are not in ``timings``."""
+    idle_ns: int = 0
+    """Nanoseconds from the end of the call before to the beginning of this one."""
 
 
 class Drafter(Protocol):

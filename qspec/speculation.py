@@ -250,7 +250,7 @@ class SpeculationLoop:
             plan = RoundPlan.of(
                 self._ledger, self.description, self.policy.costs, self._max_prefill_s, before=asked.batch)
             with contextlib.suppress(WorkerLost):  # which this round's answer will tell
-                self._ahead = self._ask(OpenRound(self._next_round(), 0.0), plan)
+                self._ahead = self._ask(OpenRound(self._next_round(), 0.0, ahead=True), plan)
                 self.rounds_asked_ahead += 1
         return asked
 
@@ -349,8 +349,7 @@ class SpeculationLoop:
         if this.fed:
             drafted = {item.slot for item in asked.drafts.items}
             context = sum(v.committed_len - 1 for v in batch.verifications if v.slot in drafted)
-            own_s = 0.0 if this.draft_timings is None else this.draft_timings.total_ns * 1e-9
-            self._costs.observe_draft(this.fed, context, own_s if self._follows_at_once(this) else this.draft_s)
+            self._costs.observe_draft(this.fed, context, this.draft_s)
         return batch, answer
 
     def _take_drafts(self, asked: AskedRound, answer: DraftAnswer) -> None:
@@ -441,10 +440,11 @@ class SpeculationLoop:
         return [Commit(sequence, taken, result.logprobs[: len(taken)])]
 
     def _follows_at_once(self, this: OpenRound) -> bool:
-        """Whether rounds like this one are asked for ahead, so that they cost what the workers work.
+        """Whether rounds like this one are asked for ahead, so that they cost what the verifier says.
 
-        That is then what is learnt, of a round that was not, too: when an answer is read says little of when it came,
-        and a call that was believed to be shorter than it can be would have its like chosen from then on.
+        That is then what is learnt, of a round that was not, too, as far as it tells of the others: when an answer is
+        read says little of when it came, and a call that was believed to be shorter than it can be would have its like
+        chosen from then on.
         """
         return self.description.asked_ahead and isinstance(self._verifier, AwaitingVerifier) and (
             self._drafter is None or self._both is not None) and this.draft_s + this.verify_s < AHEAD_BELOW_S
@@ -460,7 +460,9 @@ class SpeculationLoop:
             for result in answer.results)
         if not rows.decided or not done or answer.prefill_rows != rows.entered:
             return
-        seconds = answer.timings.total_ns * 1e-9 if self._follows_at_once(this) else this.verify_s
+        seconds = this.verify_s
+        if self._follows_at_once(this):
+            seconds = (answer.timings.total_ns + (answer.idle_ns if this.ahead else 0)) * 1e-9
         if rows.entered:
             self._costs.observe_prefill(rows.entered, rows.attended, rows.decided, rows.context, seconds)
         else:

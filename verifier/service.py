@@ -61,15 +61,13 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServiceServicer):
 
     async def _answer(self, request: verifier_pb2.VerifyRequest) -> verifier_pb2.VerifyResponse:
         received = time.monotonic()
-
-        def answer(verifier: Verifier) -> verifier_pb2.VerifyResponse:
-            return verify_answer_to_pb(verifier.verify(after_waiting(verify_batch_from_pb(request), received)))
-
+        batch = verify_batch_from_pb(request)  # here and below, so that the engine has its next batch at once
         try:
-            return await self._engine.call(answer)
+            answer = await self._engine.call(lambda verifier: verifier.verify(after_waiting(batch, received)))
         except asyncio.CancelledError:  # whoever asked is gone, and cannot give up drafts any more
             self._give_up(request.epoch, request.round)
             raise
+        return verify_answer_to_pb(answer)
 
     def _give_up(self, epoch: int, round_number: int) -> None:
         engine = self._engine.engine

@@ -85,6 +85,7 @@ class LocalVerifier:
         self._draft_probs = self.arena.tensor(DRAFT_PROBS)
         self._handover = DraftHandover(self.arena, model.config.vocab_size)
         self._decisions = DecisionHandover(self.arena)
+        self._ended_ns = 0  # the last call
         self._constraints = ConstraintCompiler(Grammars(
             lambda: Tokenizer.load(model.tokenizer_directory), vocab_size=model.config.vocab_size))
         self._slots = SlotTable(
@@ -162,15 +163,18 @@ class LocalVerifier:
 
     def verify(self, batch: VerifyBatch) -> VerifyAnswer:
         """Apply one batch (``qspec.interfaces.VerifyBatch``)."""
+        idle_ns = time.perf_counter_ns() - self._ended_ns if self._ended_ns else 0
         with torch.inference_mode(), self._forward.computing():
-            return self._verify(batch)
+            answer = self._verify(batch, idle_ns)
+        self._ended_ns = time.perf_counter_ns()
+        return answer
 
     def give_up_drafts(self, epoch: int, round_number: int) -> None:
         """Decide on a round without the drafts that it awaits. For any thread."""
         if epoch == self.arena.descriptor.epoch:
             self._handover.give_up(round_number)
 
-    def _verify(self, batch: VerifyBatch) -> VerifyAnswer:
+    def _verify(self, batch: VerifyBatch, idle_ns: int) -> VerifyAnswer:
         if batch.epoch != self.arena.descriptor.epoch:
             raise EpochMismatch(f"the verifier is in epoch {self.arena.descriptor.epoch}, not {batch.epoch}")
         batch, waited_ns = self._with_drafts(batch)
@@ -204,6 +208,7 @@ class LocalVerifier:
             ),
             prefill_rows=sum(len(work.token_ids) - work.decided_rows for work in computed),
             waited_ns=waited_ns,
+            idle_ns=idle_ns,
         )
 
     def _with_drafts(self, batch: VerifyBatch) -> tuple[VerifyBatch, int]:

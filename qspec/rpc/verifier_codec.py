@@ -127,7 +127,7 @@ def verify_answer_to_pb(answer: VerifyAnswer) -> verifier_pb2.VerifyResponse:
     """Encode."""
     return verifier_pb2.VerifyResponse(
         epoch=answer.epoch, round=answer.round, free_blocks=answer.free_blocks, timings=timings_to_pb(answer.timings),
-        prefill_rows=answer.prefill_rows, waited_ns=answer.waited_ns,
+        prefill_rows=answer.prefill_rows, waited_ns=answer.waited_ns, idle_ns=answer.idle_ns,
         results=[
             verifier_pb2.VerifyResult(
                 slot=r.slot, lease=r.lease, outcome=outcome_to_pb(r.outcome), accepted=r.accepted,
@@ -156,4 +156,5 @@ def verify_answer_from_pb(message: verifier_pb2.VerifyResponse) -> VerifyAnswer:
     return VerifyAnswer(
         epoch=message.epoch, round=message.round, results=results, free_blocks=message.free_blocks,
         timings=timings_from_pb(message.timings), prefill_rows=message.prefill_rows, waited_ns=message.waited_ns,
+        idle_ns=message.idle_ns,
     )

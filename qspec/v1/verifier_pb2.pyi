@@ -148,7 +148,7 @@ class Verification(_message.Message):
     def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ..., committed_len: _Optional[int] = ..., pending_token: _Optional[int] = ..., draft_tokens: _Optional[_Iterable[int]] = ..., awaited_drafts: _Optional[int] = ..., after_round: _Optional[int] = ...) -> None: ...
 
 class VerifyResponse(_message.Message):
-    __slots__ = ("epoch", "round", "results", "free_blocks", "timings", "prefill_rows", "waited_ns")
+    __slots__ = ("epoch", "round", "results", "free_blocks", "timings", "prefill_rows", "waited_ns", "idle_ns")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     RESULTS_FIELD_NUMBER: _ClassVar[int]
@@ -156,6 +156,7 @@ class VerifyResponse(_message.Message):
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     PREFILL_ROWS_FIELD_NUMBER: _ClassVar[int]
     WAITED_NS_FIELD_NUMBER: _ClassVar[int]
+    IDLE_NS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     round: int
     results: _containers.RepeatedCompositeFieldContainer[VerifyResult]
@@ -163,7 +164,8 @@ class VerifyResponse(_message.Message):
     timings: _types_pb2.StageTimings
     prefill_rows: int
     waited_ns: int
-    def __init__(self, epoch: _Optional[int] = ..., round: _Optional[int] = ..., results: _Optional[_Iterable[_Union[VerifyResult, _Mapping]]] = ..., free_blocks: _Optional[int] = ..., timings: _Optional[_Union[_types_pb2.StageTimings, _Mapping]] = ..., prefill_rows: _Optional[int] = ..., waited_ns: _Optional[int] = ...) -> None: ...
+    idle_ns: int
+    def __init__(self, epoch: _Optional[int] = ..., round: _Optional[int] = ..., results: _Optional[_Iterable[_Union[VerifyResult, _Mapping]]] = ..., free_blocks: _Optional[int] = ..., timings: _Optional[_Union[_types_pb2.StageTimings, _Mapping]] = ..., prefill_rows: _Optional[int] = ..., waited_ns: _Optional[int] = ..., idle_ns: _Optional[int] = ...) -> None: ...
 
 class VerifyResult(_message.Message):
     __slots__ = ("slot", "lease", "outcome", "accepted", "token_ids", "cached_len", "reserved_len", "logprobs", "prompt_logprobs", "reused_len", "drafted")

@@ -77,6 +77,13 @@ def test_text_is_that_of_asking_in_turn(workers: Workers, sampling: Sampling, le
     assert decode_ahead(workers, begin(workers, 1, sampling), 5, length) == known
 
 
+def test_a_verifier_tells_how_long_it_did_nothing(workers: Workers) -> None:
+    sequence = begin(workers)
+    time.sleep(0.05)
+    idle = workers.verifier.verify(verify_batch(next(ROUNDS), sequence.verification())).idle_ns
+    assert 0.05e9 <= idle < 10e9
+
+
 def test_what_was_not_decided_is_left_undecided(workers: Workers) -> None:
     sequence = begin(workers)
     number = next(ROUNDS)

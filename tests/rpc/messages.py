@@ -138,5 +138,5 @@ verify_results = tokens.flatmap(lambda token_ids: st.builds(
 ))
 verify_answers = st.builds(
     VerifyAnswer, epoch=u64, round=u64, results=st.lists(verify_results, max_size=3).map(tuple), free_blocks=u32,
-    timings=timings, prefill_rows=u32,
+    timings=timings, prefill_rows=u32, waited_ns=u64, idle_ns=u64,
 )
