@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_INNER_TILES = 8
-"""Of the packed form; the library takes 2, 4 or 8."""
+_INNER_TILES = (8, 4, 2)
+"""Of the packed form: so many tiles of 16 inputs lie together, as many as the inputs can be divided by."""
+_TILE_INPUTS = 16
 _MIDDLE = 8
 """Code of a group's zero."""
 
@@ -28,7 +29,8 @@ class LibraryInt4:
     def random(cls, outputs: int, inputs: int, group: int, device: torch.device) -> LibraryInt4:
         """Random codes."""
         codes = torch.randint(0, 16, (outputs, inputs), dtype=torch.uint8, device=device)
-        packed = torch._convert_weight_to_int4pack(codes[:, ::2] << 4 | codes[:, 1::2], _INNER_TILES)
+        tiles = next(count for count in _INNER_TILES if inputs % (count * _TILE_INPUTS) == 0)
+        packed = torch._convert_weight_to_int4pack(codes[:, ::2] << 4 | codes[:, 1::2], tiles)
         scales = torch.rand(inputs // group, outputs, 1, device=device) / 100 + 0.001
         both = torch.cat([scales, torch.zeros_like(scales)], 2).bfloat16().contiguous()
         return cls(packed, both, group, codes[:2048].clone())
