@@ -84,6 +84,9 @@ class DraftItem:
     after_round: int = 0
     """Draft from where the verifier's decisions of this round leave the sequence, once they are in the arena; committed
     length and pending token are not known yet. 0: they are."""
+    end_len: int = 0
+    """With ``after_round``: committed length at which the text ends at the latest; no tokens are drafted that it has no
+    room for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +209,9 @@ class Verification:
     after_round: int = 0
     """Go on from where this round, the verifier's last one, left the sequence: committed length and pending token are
     not known yet. Left undecided (``OK`` and no tokens) if nothing was decided then. 0: they are known."""
+    end_len: int = 0
+    """With ``after_round``: committed length at which the text ends at the latest; left undecided if it has, and drafts
+    beyond are passed over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

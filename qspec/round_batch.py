@@ -47,7 +47,9 @@ class RoundPlan:
         ``max_prefill_s``: what entering prompts may add to the round, by these ``costs``, where other texts go on.
         """
         held_back = ledger.sharing.held_back(ledger.running)
-        texts = tuple(text for text in ledger.running if text.slot not in held_back)
+        texts = tuple(
+            text for text in ledger.running
+            if text.slot not in held_back and not (before is not None and ends_for_sure(text, about)))
         ready = sum(text.ready for text in texts)
         rows = prefill_rows(
             [(text.cached_len, text.missing) for text in texts if text.missing], about.max_batch_rows - ready, costs,
@@ -80,10 +82,10 @@ class RoundPlan:
 
         Every sequence has its share of the rows, so that drafts never keep a prompt from being entered.
         """
-        most = self.undecided.get(text.slot, 0)
-        room = self.about.max_model_len - len(text.tokens) - most
+        least = 1 if self.after_round else 0  # is committed before
+        room = self.about.max_model_len - len(text.tokens) - least
         rows = self.about.max_batch_rows // self.running - 1
-        return max(min(text.remaining - most - 1, self.about.max_draft_length, room, rows), 0)
+        return max(min(text.remaining - least - 1, self.about.max_draft_length, room, rows), 0)
 
     def batch(
         self, drafts: Mapping[int, tuple[int, ...]], *, number: int, releases: Sequence[Release],
@@ -109,10 +111,14 @@ class RoundPlan:
             verifications.append(Verification(
                 slot=text.slot, lease=text.lease, committed_len=len(text.tokens), pending_token=text.tokens[-1],
                 draft_tokens=drafts.get(text.slot, ()), awaited_drafts=awaited.get(text.slot, 0),
-                after_round=self.after_round))
+                after_round=self.after_round, end_len=self.end_len(text)))
         return VerifyBatch(
             epoch=self.about.epoch, round=number, releases=tuple(releases), admissions=tuple(admissions),
             prefill_chunks=tuple(chunks), verifications=tuple(verifications))
+
+    def end_len(self, text: Text) -> int:
+        """Committed length at which a text ends at the latest, where its length is not known; else 0."""
+        return min(len(text.tokens) + text.remaining, self.about.max_model_len) if self.after_round else 0
 
     def _admission(self, text: Text) -> Admission:
         return Admission(
@@ -134,17 +140,20 @@ def most_committed(batch: VerifyBatch) -> dict[int, int]:
     return {v.slot: 1 + max(v.awaited_drafts, len(v.draft_tokens)) for v in batch.verifications}
 
 
-def goes_on(texts: Sequence[Text], before: VerifyBatch, about: VerifierDescription) -> bool:
-    """Whether it is certain that all ``texts``, and nobody else, want another round like the one ``before``.
+def ends_for_sure(text: Text, about: VerifierDescription) -> bool:
+    """Whether a round that decides on the text is its last one."""
+    return min(text.remaining, about.max_model_len - len(text.tokens)) <= 1
 
-    So each is decided on there, has as many tokens left to make for a second round whatever comes of the first, and no
-    constraint may end it.
+
+def goes_on(texts: Sequence[Text], before: VerifyBatch, about: VerifierDescription) -> bool:
+    """Whether another round like the one ``before`` is of use, whatever comes of that.
+
+    So all ``texts`` are decided on there, one of them at least may go on, and no constraint may end any.
     """
-    most = most_committed(before)
     asked = {(verification.slot, verification.lease) for verification in before.verifications}
-    return bool(texts) and not (before.admissions or before.prefill_chunks) and all(
+    return not (before.admissions or before.prefill_chunks) and not all(
+        ends_for_sure(text, about) for text in texts) and all(
         (text.slot, text.lease) in asked and text.ready and not text.undecided and text.constraint is None
-        and 2 * most[text.slot] <= min(text.remaining, about.max_model_len - len(text.tokens))
         for text in texts)
 
 

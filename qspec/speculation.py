@@ -250,7 +250,8 @@ class SpeculationLoop:
             plan = RoundPlan.of(
                 self._ledger, self.description, self.policy.costs, self._max_prefill_s, before=asked.batch)
             with contextlib.suppress(WorkerLost):  # which this round's answer will tell
-                self._ahead = self._ask(OpenRound(self._next_round(), 0.0, ahead=True), plan)
+                self._ahead = self._ask(
+                    OpenRound(self._next_round(), 0.0, ahead=True), plan, sent=len(asked.batch.releases))
                 self.rounds_asked_ahead += 1
         return asked
 
@@ -261,7 +262,7 @@ class SpeculationLoop:
             return False
         if self._drafter is not None and self._both is None:  # it has to know where to begin
             return False
-        if last is None or last.seconds > AHEAD_BELOW_S or ledger.waiting or ledger.releases:
+        if last is None or last.seconds > AHEAD_BELOW_S or ledger.waiting:
             return False
         return goes_on(ledger.running, asked.batch, self.description)
 
@@ -285,7 +286,7 @@ class SpeculationLoop:
             DraftItem(
                 slot=text.slot, lease=text.lease, committed_len=len(text.tokens), pending_token=text.tokens[-1],
                 draft_length=length, sampling=text.sampling, early_stop=self._early_stop(text),
-                after_round=plan.after_round)
+                after_round=plan.after_round, end_len=plan.end_len(text))
             for text, length in zip(texts, lengths, strict=True) if length
         )
 
@@ -295,8 +296,12 @@ class SpeculationLoop:
             return None
         return self.policy.early_stop(sequence.acceptance, greedy=sequence.sampling.greedy)
 
-    def _ask(self, this: OpenRound, plan: RoundPlan) -> AskedRound:
-        """Ask for a round: both workers at once where they can, else the drafter, whose answer is waited for."""
+    def _ask(self, this: OpenRound, plan: RoundPlan, *, sent: int = 0) -> AskedRound:
+        """Ask for a round: both workers at once where they can, else the drafter, whose answer is waited for.
+
+        ``sent``: releases that are on their way already.
+        """
+        releases = self._ledger.releases[sent:]
         items = self._draft_items(plan)
         drafting = {item.slot for item in items}
         deadline = latest_deadline([text for text in plan.drafting if text.slot in drafting])
@@ -304,9 +309,9 @@ class SpeculationLoop:
             epoch=self.description.epoch, round=this.number, items=items, time_left_s=self._time_left(deadline))
         asked = AskedRound(
             this=this, plan=plan, drafts=drafts, called=self.clock(),
-            batch=plan.batch({}, number=this.number, releases=self._ledger.releases))
+            batch=plan.batch({}, number=this.number, releases=releases))
         if items and self._both is not None:
-            batch = plan.batch({}, number=this.number, releases=self._ledger.releases,
+            batch = plan.batch({}, number=this.number, releases=releases,
                                awaited={item.slot: item.draft_length for item in items})
             asked.batch = replace(batch, time_left_s=self._time_left(plan.deadline))
             answer, asked.verifying = begin_both(*self._both, drafts, asked.batch)
@@ -319,7 +324,7 @@ class SpeculationLoop:
                 self._take_drafts(asked, self._drafter.draft(drafts))
             except QspecError as error:
                 self._forget_drafter(error)
-            asked.batch = plan.batch(this.drafts, number=this.number, releases=self._ledger.releases)
+            asked.batch = plan.batch(this.drafts, number=this.number, releases=releases)
             asked.called = self.clock()
         elif isinstance(self._verifier, AwaitingVerifier):
             asked.batch = replace(asked.batch, time_left_s=self._time_left(plan.deadline))

@@ -97,9 +97,11 @@ class Awaiting(FakeVerifier):
             return part
         self.continued += 1
         number, length, token = self._left.get((part.slot, part.lease), (0, 0, 0))
-        if number != part.after_round:
+        if number != part.after_round or length >= part.end_len:
             return None
-        return replace(part, committed_len=length, pending_token=token, after_round=0)
+        return replace(
+            part, committed_len=length, pending_token=token, after_round=0, end_len=0,
+            draft_tokens=part.draft_tokens[: part.end_len - length - 1])
 
 
 class Handing(FakeDrafter):
@@ -139,7 +141,8 @@ class Handing(FakeDrafter):
         with self._place.changed:
             assert self._place.changed.wait_for(lambda: item.after_round in decided, WAIT_S), "nobody decides"
         result = decided[item.after_round].get((item.slot, item.lease))
-        if result is None:
+        if result is None or result.cached_len + 2 >= item.end_len:
             return None
         return replace(
-            item, committed_len=result.cached_len + 1, pending_token=result.token_ids[-1], after_round=0)
+            item, committed_len=result.cached_len + 1, pending_token=result.token_ids[-1], after_round=0, end_len=0,
+            draft_length=min(item.draft_length, item.end_len - result.cached_len - 2))

@@ -122,6 +122,19 @@ def test_a_text_that_ends_unforeseen_leaves_a_row_behind_and_nothing_else() -> N
     assert stack.loop.free_blocks == 64 and not stack.loop.has_work
 
 
+def test_texts_that_end_at_different_times_leave_no_gap() -> None:
+    """Slots are given back by rounds that are asked for ahead, too."""
+    stack = Stack()
+    texts = [sequence(start=start, max_tokens=10 * start) for start in (1, 2, 3, 4)]
+    run(stack.loop, *texts)
+    for text in texts:
+        assert text.generated == text_of(text, text.max_tokens)
+    asked = [batch for batch in stack.verifier.batches if batch.verifications]
+    assert stack.loop.rounds_asked_ahead >= len(asked) - 3
+    released = [release.lease for batch in stack.verifier.batches[2:] for release in batch.releases]
+    assert len(released) == len(set(released)) == 4 and stack.loop.free_blocks == 64
+
+
 def test_whoever_is_dropped_or_comes_meanwhile() -> None:
     stack = Stack(slots=2)
     dropped, stays, comes = (sequence(start=start, max_tokens=40) for start in (1, 2, 3))

@@ -180,6 +180,9 @@ def _continued(tenancy: Tenancy, verification: Verification) -> Verification | N
     answer, length = tenancy.answer, tenancy.cached_len + 1
     if answer is None or tenancy.answered_round != verification.after_round or answer.outcome is not SlotOutcome.OK:
         return None
-    if tenancy.answered_len + len(answer.token_ids) != length:
+    room = verification.end_len - length if verification.end_len else len(verification.draft_tokens) + 1
+    if tenancy.answered_len + len(answer.token_ids) != length or room < 1:
         return None
-    return replace(verification, committed_len=length, pending_token=answer.token_ids[-1], after_round=0)
+    return replace(
+        verification, committed_len=length, pending_token=answer.token_ids[-1], after_round=0, end_len=0,
+        draft_tokens=verification.draft_tokens[: room - 1])

@@ -60,13 +60,19 @@ class DecisionHandover:
             futex_wait(self._bell_address, bell & 0xFFFFFFFF, min(left, _LOOK_AGAIN_S))
 
     def placed(self, item: DraftItem) -> DraftItem | None:
-        """The item with committed length and pending token; None where its round did not decide on it."""
+        """The item with committed length and pending token; None where its round did not decide on it, or where its
+        text has no room for drafts.
+        """
         if not 0 <= item.slot < len(self._leases) or int(self._leases[item.slot]) != item.lease:
             return None
         if int(self._rounds[item.slot]) != item.after_round:
             return None
         length, pending = int(self._cached[item.slot]) + 1, int(self._pending[item.slot])
-        return replace(item, committed_len=length, pending_token=pending, after_round=0)
+        drafts = min(item.draft_length, item.end_len - length - 1) if item.end_len else item.draft_length
+        if drafts < 1:
+            return None
+        return replace(
+            item, committed_len=length, pending_token=pending, draft_length=drafts, after_round=0, end_len=0)
 
     def give_up(self, asking: int) -> None:
         """Nobody wants the drafts of round ``asking``."""

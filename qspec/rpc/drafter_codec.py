@@ -81,7 +81,7 @@ def draft_batch_to_pb(batch: DraftBatch) -> drafter_pb2.DraftRequest:
             drafter_pb2.DraftItem(
                 slot=item.slot, lease=item.lease, committed_len=item.committed_len, pending_token=item.pending_token,
                 draft_length=item.draft_length, sampling=sampling_to_pb(item.sampling),
-                early_stop=early_stop_to_pb(item.early_stop), after_round=item.after_round,
+                early_stop=early_stop_to_pb(item.early_stop), after_round=item.after_round, end_len=item.end_len,
             )
             for item in batch.items
         ],
@@ -101,7 +101,7 @@ def draft_batch_from_pb(message: drafter_pb2.DraftRequest) -> DraftBatch:
                 slot=item.slot, lease=item.lease, committed_len=item.committed_len, pending_token=item.pending_token,
                 draft_length=item.draft_length, sampling=sampling_from_pb(item.sampling),
                 early_stop=early_stop_from_pb(item.early_stop) if item.HasField("early_stop") else None,
-                after_round=item.after_round,
+                after_round=item.after_round, end_len=item.end_len,
             )
             for item in message.items
         ),

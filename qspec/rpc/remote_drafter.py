@@ -88,6 +88,7 @@ def _check(batch: DraftBatch, answer: DraftAnswer) -> None:
         raise ContractViolation("the drafter did not answer for the slots that it was asked about, in their order")
     for item, result in zip(batch.items, answer.results, strict=True):
         drafted = len(result.draft_tokens)
-        short = drafted < item.draft_length and item.early_stop is None and batch.time_left_s is None
+        may_be_short = item.early_stop is not None or batch.time_left_s is not None or item.end_len > 0
+        short = drafted < item.draft_length and not may_be_short
         if result.outcome is SlotOutcome.OK and (drafted > item.draft_length or short):
             raise ContractViolation(f"{item.draft_length} drafts were asked for, {drafted} came")

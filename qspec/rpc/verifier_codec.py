@@ -84,6 +84,7 @@ def verify_batch_to_pb(batch: VerifyBatch) -> verifier_pb2.VerifyRequest:
             verifier_pb2.Verification(
                 slot=v.slot, lease=v.lease, committed_len=v.committed_len, pending_token=v.pending_token,
                 draft_tokens=v.draft_tokens, awaited_drafts=v.awaited_drafts, after_round=v.after_round,
+                end_len=v.end_len,
             )
             for v in batch.verifications
         ],
@@ -115,6 +116,7 @@ def verify_batch_from_pb(message: verifier_pb2.VerifyRequest) -> VerifyBatch:
             Verification(
                 slot=v.slot, lease=v.lease, committed_len=v.committed_len, pending_token=v.pending_token,
                 draft_tokens=tuple(v.draft_tokens), awaited_drafts=v.awaited_drafts, after_round=v.after_round,
+                end_len=v.end_len,
             )
             for v in message.verifications
         ),

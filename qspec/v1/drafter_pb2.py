@@ -26,7 +26,7 @@ from qspec.v1 import types_pb2 as qspec_dot_v1_dot_types__pb2
 from qspec.v1 import verifier_pb2 as qspec_dot_v1_dot_verifier__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16qspec/v1/drafter.proto\x12\x08qspec.v1\x1a\x14qspec/v1/types.proto\x1a\x17qspec/v1/verifier.proto\"=\n\rAttachRequest\x12,\n\x08verifier\x18\x01 \x01(\x0b\x32\x1a.qspec.v1.DescribeResponse\"e\n\x0e\x41ttachResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x0e\n\x06kernel\x18\x03 \x01(\t\x12$\n\x06memory\x18\x04 \x03(\x0b\x32\x14.qspec.v1.MemoryItem\"\x1e\n\rDetachRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"\x10\n\x0e\x44\x65tachResponse\"z\n\x0c\x44raftRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12\"\n\x05items\x18\x03 \x03(\x0b\x32\x13.qspec.v1.DraftItem\x12\x18\n\x0btime_left_s\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\x0e\n\x0c_time_left_s\"\xe4\x01\n\tDraftItem\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\r\n\x05lease\x18\x02 \x01(\x04\x12\x15\n\rcommitted_len\x18\x03 \x01(\r\x12\x15\n\rpending_token\x18\x04 \x01(\r\x12\x14\n\x0c\x64raft_length\x18\x05 \x01(\r\x12$\n\x08sampling\x18\x06 \x01(\x0b\x32\x12.qspec.v1.Sampling\x12,\n\nearly_stop\x18\x07 \x01(\x0b\x32\x13.qspec.v1.EarlyStopH\x00\x88\x01\x01\x12\x13\n\x0b\x61\x66ter_round\x18\x08 \x01(\x04\x42\r\n\x0b_early_stop\"U\n\tEarlyStop\x12\x13\n\x0bleast_drawn\x18\x01 \x01(\x01\x12\x11\n\tleast_fed\x18\x02 \x01(\x01\x12\x11\n\tintercept\x18\x03 \x01(\x01\x12\r\n\x05slope\x18\x04 \x01(\x01\"~\n\rDraftResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12&\n\x07results\x18\x03 \x03(\x0b\x32\x15.qspec.v1.DraftResult\x12\'\n\x07timings\x18\x04 \x01(\x0b\x32\x16.qspec.v1.StageTimings\"}\n\x0b\x44raftResult\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\r\n\x05lease\x18\x02 \x01(\x04\x12&\n\x07outcome\x18\x03 \x01(\x0e\x32\x15.qspec.v1.SlotOutcome\x12\x14\n\x0c\x64raft_tokens\x18\x04 \x03(\r\x12\x13\n\x0b\x63onfidences\x18\x05 \x03(\x01\x32\xc8\x01\n\x0e\x44rafterService\x12;\n\x06\x41ttach\x12\x17.qspec.v1.AttachRequest\x1a\x18.qspec.v1.AttachResponse\x12;\n\x06\x44\x65tach\x12\x17.qspec.v1.DetachRequest\x1a\x18.qspec.v1.DetachResponse\x12<\n\x05\x44raft\x12\x16.qspec.v1.DraftRequest\x1a\x17.qspec.v1.DraftResponse(\x01\x30\x01\x42\x45\n\x0c\x64\x65v.qspec.v1B\x0c\x44rafterProtoP\x01Z\x1aqspec.dev/qspec/v1;qspecv1\xaa\x02\x08Qspec.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16qspec/v1/drafter.proto\x12\x08qspec.v1\x1a\x14qspec/v1/types.proto\x1a\x17qspec/v1/verifier.proto\"=\n\rAttachRequest\x12,\n\x08verifier\x18\x01 \x01(\x0b\x32\x1a.qspec.v1.DescribeResponse\"e\n\x0e\x41ttachResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x0e\n\x06kernel\x18\x03 \x01(\t\x12$\n\x06memory\x18\x04 \x03(\x0b\x32\x14.qspec.v1.MemoryItem\"\x1e\n\rDetachRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"\x10\n\x0e\x44\x65tachResponse\"z\n\x0c\x44raftRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12\"\n\x05items\x18\x03 \x03(\x0b\x32\x13.qspec.v1.DraftItem\x12\x18\n\x0btime_left_s\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\x0e\n\x0c_time_left_s\"\xf5\x01\n\tDraftItem\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\r\n\x05lease\x18\x02 \x01(\x04\x12\x15\n\rcommitted_len\x18\x03 \x01(\r\x12\x15\n\rpending_token\x18\x04 \x01(\r\x12\x14\n\x0c\x64raft_length\x18\x05 \x01(\r\x12$\n\x08sampling\x18\x06 \x01(\x0b\x32\x12.qspec.v1.Sampling\x12,\n\nearly_stop\x18\x07 \x01(\x0b\x32\x13.qspec.v1.EarlyStopH\x00\x88\x01\x01\x12\x13\n\x0b\x61\x66ter_round\x18\x08 \x01(\x04\x12\x0f\n\x07\x65nd_len\x18\t \x01(\rB\r\n\x0b_early_stop\"U\n\tEarlyStop\x12\x13\n\x0bleast_drawn\x18\x01 \x01(\x01\x12\x11\n\tleast_fed\x18\x02 \x01(\x01\x12\x11\n\tintercept\x18\x03 \x01(\x01\x12\r\n\x05slope\x18\x04 \x01(\x01\"~\n\rDraftResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12&\n\x07results\x18\x03 \x03(\x0b\x32\x15.qspec.v1.DraftResult\x12\'\n\x07timings\x18\x04 \x01(\x0b\x32\x16.qspec.v1.StageTimings\"}\n\x0b\x44raftResult\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\r\n\x05lease\x18\x02 \x01(\x04\x12&\n\x07outcome\x18\x03 \x01(\x0e\x32\x15.qspec.v1.SlotOutcome\x12\x14\n\x0c\x64raft_tokens\x18\x04 \x03(\r\x12\x13\n\x0b\x63onfidences\x18\x05 \x03(\x01\x32\xc8\x01\n\x0e\x44rafterService\x12;\n\x06\x41ttach\x12\x17.qspec.v1.AttachRequest\x1a\x18.qspec.v1.AttachResponse\x12;\n\x06\x44\x65tach\x12\x17.qspec.v1.DetachRequest\x1a\x18.qspec.v1.DetachResponse\x12<\n\x05\x44raft\x12\x16.qspec.v1.DraftRequest\x1a\x17.qspec.v1.DraftResponse(\x01\x30\x01\x42\x45\n\x0c\x64\x65v.qspec.v1B\x0c\x44rafterProtoP\x01Z\x1aqspec.dev/qspec/v1;qspecv1\xaa\x02\x08Qspec.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,13 +45,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DRAFTREQUEST']._serialized_start=299
   _globals['_DRAFTREQUEST']._serialized_end=421
   _globals['_DRAFTITEM']._serialized_start=424
-  _globals['_DRAFTITEM']._serialized_end=652
-  _globals['_EARLYSTOP']._serialized_start=654
-  _globals['_EARLYSTOP']._serialized_end=739
-  _globals['_DRAFTRESPONSE']._serialized_start=741
-  _globals['_DRAFTRESPONSE']._serialized_end=867
-  _globals['_DRAFTRESULT']._serialized_start=869
-  _globals['_DRAFTRESULT']._serialized_end=994
-  _globals['_DRAFTERSERVICE']._serialized_start=997
-  _globals['_DRAFTERSERVICE']._serialized_end=1197
+  _globals['_DRAFTITEM']._serialized_end=669
+  _globals['_EARLYSTOP']._serialized_start=671
+  _globals['_EARLYSTOP']._serialized_end=756
+  _globals['_DRAFTRESPONSE']._serialized_start=758
+  _globals['_DRAFTRESPONSE']._serialized_end=884
+  _globals['_DRAFTRESULT']._serialized_start=886
+  _globals['_DRAFTRESULT']._serialized_end=1011
+  _globals['_DRAFTERSERVICE']._serialized_start=1014
+  _globals['_DRAFTERSERVICE']._serialized_end=1214
 # @@protoc_insertion_point(module_scope)

@@ -49,7 +49,7 @@ class DraftRequest(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., round: _Optional[int] = ..., items: _Optional[_Iterable[_Union[DraftItem, _Mapping]]] = ..., time_left_s: _Optional[float] = ...) -> None: ...
 
 class DraftItem(_message.Message):
-    __slots__ = ("slot", "lease", "committed_len", "pending_token", "draft_length", "sampling", "early_stop", "after_round")
+    __slots__ = ("slot", "lease", "committed_len", "pending_token", "draft_length", "sampling", "early_stop", "after_round", "end_len")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_LEN_FIELD_NUMBER: _ClassVar[int]
@@ -58,6 +58,7 @@ class DraftItem(_message.Message):
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     EARLY_STOP_FIELD_NUMBER: _ClassVar[int]
     AFTER_ROUND_FIELD_NUMBER: _ClassVar[int]
+    END_LEN_FIELD_NUMBER: _ClassVar[int]
     slot: int
     lease: int
     committed_len: int
@@ -66,7 +67,8 @@ class DraftItem(_message.Message):
     sampling: _types_pb2.Sampling
     early_stop: EarlyStop
     after_round: int
-    def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ..., committed_len: _Optional[int] = ..., pending_token: _Optional[int] = ..., draft_length: _Optional[int] = ..., sampling: _Optional[_Union[_types_pb2.Sampling, _Mapping]] = ..., early_stop: _Optional[_Union[EarlyStop, _Mapping]] = ..., after_round: _Optional[int] = ...) -> None: ...
+    end_len: int
+    def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ..., committed_len: _Optional[int] = ..., pending_token: _Optional[int] = ..., draft_length: _Optional[int] = ..., sampling: _Optional[_Union[_types_pb2.Sampling, _Mapping]] = ..., early_stop: _Optional[_Union[EarlyStop, _Mapping]] = ..., after_round: _Optional[int] = ..., end_len: _Optional[int] = ...) -> None: ...
 
 class EarlyStop(_message.Message):
     __slots__ = ("least_drawn", "least_fed", "intercept", "slope")

@@ -130,7 +130,7 @@ class PrefillChunk(_message.Message):
     def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ..., start: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., next_token: _Optional[int] = ...) -> None: ...
 
 class Verification(_message.Message):
-    __slots__ = ("slot", "lease", "committed_len", "pending_token", "draft_tokens", "awaited_drafts", "after_round")
+    __slots__ = ("slot", "lease", "committed_len", "pending_token", "draft_tokens", "awaited_drafts", "after_round", "end_len")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_LEN_FIELD_NUMBER: _ClassVar[int]
@@ -138,6 +138,7 @@ class Verification(_message.Message):
     DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     AWAITED_DRAFTS_FIELD_NUMBER: _ClassVar[int]
     AFTER_ROUND_FIELD_NUMBER: _ClassVar[int]
+    END_LEN_FIELD_NUMBER: _ClassVar[int]
     slot: int
     lease: int
     committed_len: int
@@ -145,7 +146,8 @@ class Verification(_message.Message):
     draft_tokens: _containers.RepeatedScalarFieldContainer[int]
     awaited_drafts: int
     after_round: int
-    def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ..., committed_len: _Optional[int] = ..., pending_token: _Optional[int] = ..., draft_tokens: _Optional[_Iterable[int]] = ..., awaited_drafts: _Optional[int] = ..., after_round: _Optional[int] = ...) -> None: ...
+    end_len: int
+    def __init__(self, slot: _Optional[int] = ..., lease: _Optional[int] = ..., committed_len: _Optional[int] = ..., pending_token: _Optional[int] = ..., draft_tokens: _Optional[_Iterable[int]] = ..., awaited_drafts: _Optional[int] = ..., after_round: _Optional[int] = ..., end_len: _Optional[int] = ...) -> None: ...
 
 class VerifyResponse(_message.Message):
     __slots__ = ("epoch", "round", "results", "free_blocks", "timings", "prefill_rows", "waited_ns", "idle_ns")

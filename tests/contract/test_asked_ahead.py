@@ -77,6 +77,29 @@ def test_text_is_that_of_asking_in_turn(workers: Workers, sampling: Sampling, le
     assert decode_ahead(workers, begin(workers, 1, sampling), 5, length) == known
 
 
+@pytest.mark.parametrize("left", [0, 1, 2, 3, MAX_DRAFT_LENGTH + 1])
+def test_a_text_ends_where_it_is_told_to(workers: Workers, left: int) -> None:
+    """With room for so many tokens behind the first round; drafts and verification are asked for as if there was more.
+    """
+    verifier, drafter = workers.verifier, workers.drafter
+    assert isinstance(verifier, AwaitingVerifier) and isinstance(drafter, HandingDrafter)
+    known = decode(workers, begin(workers, 1), 1 + left, 0, first_round=2)
+    sequence = begin(workers)
+    first, second = next(ROUNDS), next(ROUNDS)
+    end = len(sequence.tokens) + 1 + left
+    verifying = verifier.begin_verify(verify_batch(first, sequence.verification()))
+    drafting = drafter.begin_draft(DraftBatch(epoch=EPOCH, round=second, items=(
+        replace(item_ahead(sequence.draft_item(MAX_DRAFT_LENGTH), first), end_len=end),)))
+    following = verifier.begin_verify(verify_batch(
+        second, replace(ahead(sequence.verification(), first, MAX_DRAFT_LENGTH), end_len=end)))
+    text = list(only(verifying.result().results).token_ids)
+    drafts = drafting.result().results[0].draft_tokens
+    result = only(following.result().results)
+    assert (result.outcome, len(drafts)) == (SlotOutcome.OK, max(left - 1, 0))
+    assert (result.drafted, result.accepted) == (len(drafts), len(drafts))
+    assert [*text, *result.token_ids] == known
+
+
 def test_a_verifier_tells_how_long_it_did_nothing(workers: Workers) -> None:
     sequence = begin(workers)
     time.sleep(0.05)

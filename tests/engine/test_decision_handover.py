@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,6 +60,22 @@ def test_an_item_is_placed_where_its_round_left_it(ends: Ends) -> None:
     placed = drafter.placed(item(0, 7, 3))
     assert placed is not None
     assert (placed.committed_len, placed.pending_token, placed.after_round, placed.draft_length) == (5, 6, 0, 2)
+
+
+@pytest.mark.parametrize(("end", "drafts"), [(0, 2), (9, 2), (8, 2), (7, 1)])
+def test_drafts_are_no_more_than_there_is_room_for(ends: Ends, end: int, drafts: int) -> None:
+    """Five tokens are committed, and a round makes one anyway."""
+    verifier, drafter = ends
+    verifier.put(3, [result(0, 7, 5)])
+    placed = drafter.placed(replace(item(0, 7, 3), end_len=end))
+    assert placed is not None and (placed.draft_length, placed.end_len) == (drafts, 0)
+
+
+@pytest.mark.parametrize("end", [6, 5])
+def test_a_text_without_room_for_drafts_is_not_placed(ends: Ends, end: int) -> None:
+    verifier, drafter = ends
+    verifier.put(3, [result(0, 7, 5)])
+    assert drafter.placed(replace(item(0, 7, 3), end_len=end)) is None
 
 
 @pytest.mark.parametrize("asked", [

@@ -79,7 +79,7 @@ draft_batches = st.builds(
     items=st.lists(
         st.builds(
             DraftItem, slot=u32, lease=u64, committed_len=positive, pending_token=u32, draft_length=positive,
-            sampling=samplings, early_stop=st.none() | early_stops, after_round=u64,
+            sampling=samplings, early_stop=st.none() | early_stops, after_round=u64, end_len=u32,
         ),
         max_size=3,
     ).map(tuple),
@@ -112,10 +112,10 @@ verify_batches = st.builds(
     verifications=st.lists(
         st.builds(
             Verification, slot=u32, lease=u64, committed_len=positive, pending_token=u32, draft_tokens=tokens,
-            after_round=u64,
+            after_round=u64, end_len=u32,
         ) | st.builds(
             Verification, slot=u32, lease=u64, committed_len=positive, pending_token=u32, draft_tokens=st.just(()),
-            awaited_drafts=u32, after_round=u64,
+            awaited_drafts=u32, after_round=u64, end_len=u32,
         ),
         max_size=2,
     ).map(tuple),
