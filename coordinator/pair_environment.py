@@ -11,12 +11,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from coordinator.gpus import VISIBLE, visible_gpus
 from coordinator.mps import mps_for_workers
 from coordinator.pair_source import PairSource
 from qspec.config import StackConfig
 from qspec.device import configured_backend, has_driver
 from qspec.errors import InvalidInput
+from qspec.gpus import VISIBLE, visible_gpus
 from qspec.quant.methods import NO_DRAFTER, Backend
 
 

@@ -307,13 +307,12 @@ class SpeculationLoop:
         deadline = latest_deadline([text for text in plan.drafting if text.slot in drafting])
         drafts = DraftBatch(
             epoch=self.description.epoch, round=this.number, items=items, time_left_s=self._time_left(deadline))
+        awaited = {item.slot: item.draft_length for item in items} if self._both is not None else {}
+        batch = plan.batch({}, number=this.number, releases=releases, awaited=awaited)
         asked = AskedRound(
             this=this, plan=plan, drafts=drafts, called=self.clock(),
-            batch=plan.batch({}, number=this.number, releases=releases))
+            batch=replace(batch, time_left_s=self._time_left(plan.deadline)))
         if items and self._both is not None:
-            batch = plan.batch({}, number=this.number, releases=releases,
-                               awaited={item.slot: item.draft_length for item in items})
-            asked.batch = replace(batch, time_left_s=self._time_left(plan.deadline))
             answer, asked.verifying = begin_both(*self._both, drafts, asked.batch)
             if isinstance(answer, QspecError):
                 self._forget_drafter(answer)
@@ -327,7 +326,6 @@ class SpeculationLoop:
             asked.batch = plan.batch(this.drafts, number=this.number, releases=releases)
             asked.called = self.clock()
         elif isinstance(self._verifier, AwaitingVerifier):
-            asked.batch = replace(asked.batch, time_left_s=self._time_left(plan.deadline))
             asked.verifying = self._verifier.begin_verify(asked.batch)
         return asked
 

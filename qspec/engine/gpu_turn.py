@@ -9,7 +9,6 @@ it sorts by speed, or a daemon that hides some), what its start took is not list
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,8 +21,6 @@ from qspec.memory.cuda_runtime import CudaRuntime, cuda_runtime
 from qspec.memory.device_usage import DeviceUsage, device_turn, measure_context, out_of_memory_named
 from qspec.models.cache_entry import unwritable
 from qspec.quant.methods import Backend
-
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 @contextmanager
@@ -46,7 +43,7 @@ def _in_its_turn(turn: ExitStack, progress: Progress) -> DeviceUsage | None:
     """Enter the ``turn`` of the GPU that CUDA is expected to start on; None where there is none, or no turn to be had:
     starting is not worth an error.
     """
-    usage = DeviceUsage.expected(os.environ.get(VISIBLE))
+    usage = DeviceUsage.expected()
     if usage is not None:
         try:
             turn.enter_context(device_turn(_lock(usage.uuid), progress))

@@ -18,6 +18,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from qspec.errors import InvalidInput, OutOfMemory, QspecError
+from qspec.gpus import visible_gpus
 from qspec.interfaces import MemoryItem, Progress
 from qspec.memory.cuda_runtime import CudaRuntime
 
@@ -48,37 +49,19 @@ class DeviceUsage:
             raise InvalidInput.field("device", f"NVML does not answer for {uuid}: {error}") from error
 
     @classmethod
-    def expected(cls, visible: str | None) -> DeviceUsage | None:
-        """That of the GPU which CUDA will most likely number 0 in this process, found out without CUDA.
-
-        ``visible``: ``CUDA_VISIBLE_DEVICES``. None where it hides all, where there is no GPU, and without the package.
+    def expected(cls) -> DeviceUsage | None:
+        """That of the GPU which CUDA will most likely number 0 in this process, found out without CUDA; None where
+        there is none to be seen.
         """
         try:
-            import pynvml
-        except ImportError:
-            return None
-        try:
-            pynvml.nvmlInit()
-            uuid = _first_visible(pynvml, visible)
-            return None if uuid is None else cls(pynvml, uuid)
-        except pynvml.NVMLError:
+            gpus = visible_gpus()
+            return cls.of(gpus[0]) if gpus else None
+        except InvalidInput:
             return None
 
     def used(self) -> int:
         """Bytes in use on the whole device, by whomever."""
         return int(self._library.nvmlDeviceGetMemoryInfo(self._handle).used)
-
-
-def _first_visible(library: Any, visible: str | None) -> str | None:
-    """UUID of the first GPU that ``visible`` names: by its number, or by the beginning of its UUID."""
-    first = "0" if visible is None else visible.partition(",")[0].strip()
-    count = library.nvmlDeviceGetCount()
-    if first.isdecimal() and int(first) < count:
-        return str(library.nvmlDeviceGetUUID(library.nvmlDeviceGetHandleByIndex(int(first))))
-    if not first.startswith("GPU-"):
-        return None
-    uuids = [str(library.nvmlDeviceGetUUID(library.nvmlDeviceGetHandleByIndex(index))) for index in range(count)]
-    return next((uuid for uuid in uuids if uuid.startswith(first)), None)
 
 
 @contextmanager

@@ -10,11 +10,11 @@ import pytest
 
 import coordinator.pair_source
 from coordinator.agreement import Agreement
-from coordinator.gpus import visible_gpus
 from coordinator.pair_environment import PairEnvironments
 from coordinator.pair_source import PairSource, given_pairs, read_pairs, watch_pairs
 from qspec.config import StackConfig
 from qspec.errors import InvalidInput
+from qspec.gpus import visible_gpus
 from tests.fakes import FakeVerifier
 
 OWN = PairSource()

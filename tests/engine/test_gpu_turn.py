@@ -13,8 +13,9 @@ from filelock import FileLock, Timeout
 
 from qspec.config import StackConfig, cache_directory
 from qspec.engine.backend import check_machine, choose_backend
-from qspec.engine.gpu_turn import VISIBLE, gpu_context, gpu_start, gpu_turn
+from qspec.engine.gpu_turn import gpu_context, gpu_start, gpu_turn
 from qspec.errors import InvalidInput, ModelError
+from qspec.gpus import VISIBLE
 from qspec.interfaces import Progress, unwatched
 from qspec.memory.cuda_runtime import CudaRuntime
 from qspec.memory.device_usage import device_turn

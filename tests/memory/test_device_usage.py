@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from qspec.errors import InvalidInput, OutOfMemory, QspecError
+from qspec.gpus import VISIBLE
 from qspec.interfaces import MemoryItem
 from qspec.memory.cuda_runtime import CudaRuntime
 from qspec.memory.device_usage import DeviceUsage, device_turn, measure_context, out_of_memory_named
@@ -42,7 +43,7 @@ def test_without_the_package_the_error_names_it(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with pytest.raises(InvalidInput, match="nvidia-ml-py.*qspec-serve\\[gpu\\]"):
         DeviceUsage.of(UUIDS[0])
-    assert DeviceUsage.expected(None) is None
+    assert DeviceUsage.expected() is None
 
 
 @pytest.mark.parametrize(("visible", "expected"), [
@@ -53,14 +54,18 @@ def test_the_first_gpu_is_known_before_cuda_is_asked(
     visible: str | None, expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(*map(gpu, UUIDS)))
-    usage = DeviceUsage.expected(visible)
+    if visible is None:
+        monkeypatch.delenv(VISIBLE, raising=False)
+    else:
+        monkeypatch.setenv(VISIBLE, visible)
+    usage = DeviceUsage.expected()
     assert (None if usage is None else usage.uuid) == expected
 
 
 @pytest.mark.parametrize("nvml", [FakeNvml(), FakeNvml(gpu(), driver=False)], ids=["no GPU", "no driver"])
 def test_no_gpu_is_expected_where_nvml_knows_none(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    assert DeviceUsage.expected(None) is None
+    assert DeviceUsage.expected() is None
 
 
 def test_no_context_is_measured_while_another_process_loads(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which GPUs there are for pairs of workers, found out without CUDA: by NVML, which needs no context.
+"""Which GPUs a program sees, found out without CUDA: by NVML, which needs no context.
 
 They are named by UUID. A number means another GPU to a program that sees fewer of them, as do the clients of an MPS
 daemon that was started for a single one.
@@ -19,7 +19,7 @@ def visible_gpus(environment: Mapping[str, str] = os.environ, library: Any = Non
     """UUIDs of the GPUs that programs with this environment see, in their order; ``library`` is the module ``pynvml``.
 
     ``InvalidInput`` without the package, or the library behind it. As CUDA does, the list in the environment is read up
-    to the first entry that means nothing.
+    to the first entry that means nothing; the beginning of a UUID is enough.
     """
     library = library or _nvml()
     try:
@@ -34,10 +34,12 @@ def visible_gpus(environment: Mapping[str, str] = os.environ, library: Any = Non
         return found
     seen: list[str] = []
     for entry in (part.strip() for part in listed.split(",")):
-        if entry.isdigit() and int(entry) < len(found):
+        if entry.isdecimal() and int(entry) < len(found):
             seen.append(found[int(entry)])
-        elif entry.startswith(("GPU-", "MIG-")):
+        elif entry.startswith("MIG-"):
             seen.append(entry)
+        elif entry.startswith("GPU-") and (named := [uuid for uuid in found if uuid.startswith(entry)]):
+            seen.append(named[0])
         else:
             break
     return seen
