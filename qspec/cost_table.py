@@ -29,6 +29,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from qspec.round_overhead import RoundOverhead
+
 Floats = NDArray[np.float64]
 Points = tuple[tuple[int, float], ...]
 """(count, seconds), counts rising."""
@@ -190,6 +192,8 @@ class CostTable:
         """S, by sequences."""
         self.prefill_row = Curve(calibrated.prefill_row)
         """P, by rows of prompts."""
+        self.overhead = RoundOverhead()
+        """What whole rounds take beside their calls."""
         self.draft_call_s = calibrated.draft_call_s
         self.verify_context_s = calibrated.verify_context_s
         self.draft_context_s = calibrated.draft_context_s

@@ -1,12 +1,14 @@
 """How many tokens each sequence drafts: the lengths with the best predicted goodput, 0 included.
 
-    goodput(k_1, …, k_n) = Σ_i (1 + Σ_{j ≤ k_i} S_i(j)) / (draft(n_1 ≥ n_2 ≥ …) + verify(rows + Σ_i k_i))
+    goodput(k_1, …, k_n) = Σ_i (1 + Σ_{j ≤ k_i} S_i(j)) / (f · (draft(n_1 ≥ n_2 ≥ …) + verify(rows + Σ_i k_i)))
 
 S_i(j) is the chance that sequence i's first j drafts all stand, n_j the number of sequences with at least j drafts; the
-seconds come from ``qspec.cost_table``. Every draft adds one row to the verify pass, and S_i falls with j: for a given
-number of rows, and a given longest draft, the best lengths are those of the largest S. So for every longest draft the
-drafts are taken in order of S, and every prefix is priced. That is the optimum wherever a draft step costs a fixed part
-and a part per sequence, whatever shape the cost of rows has; ``tests/test_draft_length.py`` holds it to brute force.
+seconds come from ``qspec.cost_table``, and with them f, what a round takes over the price of its calls, which depends
+on whether anybody drafts (``qspec.round_overhead``). Every draft adds one row to the verify pass, and S_i falls with j:
+for a given number of rows, and a given longest draft, the best lengths are those of the largest S. So for every longest
+draft the drafts are taken in order of S, and every prefix is priced. That is the optimum wherever a draft step costs a
+fixed part and a part per sequence, whatever shape the cost of rows has; ``tests/test_draft_length.py`` holds it to
+brute force.
 
 There is no hysteresis: with one KV cache, a round without drafts leaves nothing behind that the next one would have to
 make up for, so that changing one's mind costs nothing. The estimates themselves change slowly.
@@ -94,7 +96,8 @@ def price(
     drafting = load.context * fed[0] / len(outlooks) if fed else 0
     seconds = costs.draft_seconds(fed, drafting) + costs.verify_seconds(rows, load.context)
     seconds -= _entering_seconds(len(outlooks), costs, load)
-    return Plan(lengths=tuple(lengths), tokens=tokens, seconds=seconds)
+    return Plan(
+        lengths=tuple(lengths), tokens=tokens, seconds=seconds * costs.overhead.factor(drafting=bool(fed)))
 
 
 def _entering_seconds(count: int, costs: CostTable, load: Load) -> float:
@@ -133,7 +136,8 @@ def best_plan(
     first_row = load.rows + count + sum(fixed)
     verify = costs.verify.table(np.arange(first_row, first_row + len(depths) + 1, dtype=np.float64))
     seconds = draft + verify[drafted] + load.context * costs.verify_context_s
-    seconds -= _entering_seconds(count, costs, load)
+    factor = costs.overhead.factor(drafting=True)
+    seconds = factor * (seconds - _entering_seconds(count, costs, load))
     goodput = np.divide(tokens, seconds, out=np.zeros_like(tokens), where=seconds > 0)
     deepest, last = np.unravel_index(int(goodput.argmax()), goodput.shape)
     if goodput[deepest, last] <= none.goodput * (1 + 1e-9):
@@ -145,6 +149,7 @@ def best_plan(
     return Plan(
         lengths=tuple(int(length) for length in lengths),
         tokens=float(tokens[deepest, last]), seconds=float(seconds[deepest, last]),
-        row_s=max(float(verify[rows] - verify[0]) / rows, 0.0),
-        step_s=max(float(step_costs[drafting] - step_costs[min(1, drafting - 1)]) / max(drafting - 1, 1), 0.0),
+        row_s=factor * max(float(verify[rows] - verify[0]) / rows, 0.0),
+        step_s=factor * max(
+            float(step_costs[drafting] - step_costs[min(1, drafting - 1)]) / max(drafting - 1, 1), 0.0),
     )

@@ -229,7 +229,7 @@ class SpeculationLoop:
             raise
         this = asked.this
         rows = BatchRows.of(batch)
-        self._observe_verify(batch, rows, answer, this)
+        self._observe(asked, batch, rows, answer)
         self._ledger.confirm(batch.releases, answer.free_blocks)
         self.prefill_rows += answer.prefill_rows
         commits = self._apply(this, answer)
@@ -349,10 +349,6 @@ class SpeculationLoop:
             this.verified_meanwhile(answer, self._answered - asked.called)
         else:
             this.verified(answer, self._answered - asked.called)
-        if this.fed:
-            drafted = {item.slot for item in asked.drafts.items}
-            context = sum(v.committed_len - 1 for v in batch.verifications if v.slot in drafted)
-            self._costs.observe_draft(this.fed, context, this.draft_s)
         return batch, answer
 
     def _take_drafts(self, asked: AskedRound, answer: DraftAnswer) -> None:
@@ -452,24 +448,27 @@ class SpeculationLoop:
         return self.description.asked_ahead and isinstance(self._verifier, AwaitingVerifier) and (
             self._drafter is None or self._both is not None) and this.draft_s + this.verify_s < AHEAD_BELOW_S
 
-    def _observe_verify(self, batch: VerifyBatch, rows: BatchRows, answer: VerifyAnswer, this: OpenRound) -> None:
-        """Learn what rows cost, if the verifier computed just those that it was asked for, and decided on them."""
-        asked = {verification.slot for verification in batch.verifications}
-        if not asked.issuperset(result.slot for result in answer.results if result.token_ids):
-            return  # rows of texts that have ended meanwhile
-        done = all(
-            result.outcome is SlotOutcome.DEAD_END or (
-                result.outcome is SlotOutcome.OK and (bool(result.token_ids) or result.slot not in asked))
-            for result in answer.results)
-        if not rows.decided or not done or answer.prefill_rows != rows.entered:
-            return
-        seconds = this.verify_s
-        if self._follows_at_once(this):
-            seconds = (answer.timings.total_ns + (answer.idle_ns if this.ahead else 0)) * 1e-9
-        if rows.entered:
-            self._costs.observe_prefill(rows.entered, rows.attended, rows.decided, rows.context, seconds)
-        else:
-            self._costs.observe_verify(rows.decided, rows.context, seconds)
+    def _observe(self, asked: AskedRound, batch: VerifyBatch, rows: BatchRows, answer: VerifyAnswer) -> None:
+        """Learn what the calls of a round cost, and the round beside them."""
+        this = asked.this
+        drafted = {item.slot for item in asked.drafts.items}
+        context = sum(v.committed_len - 1 for v in batch.verifications if v.slot in drafted) if this.fed else 0
+        usual = _did_what_was_asked(batch, rows, answer)
+        if usual and not rows.entered and self.cost_recorder is None:
+            costs = self.policy.costs
+            price_s = costs.verify_seconds(rows.decided, rows.context) + costs.draft_seconds(this.fed, context)
+            costs.overhead.observe(
+                drafting=bool(this.fed), price_s=price_s, seconds=self._answered - this.started)
+        if this.fed:
+            self._costs.observe_draft(this.fed, context, this.draft_s)
+        if usual:
+            seconds = this.verify_s
+            if self._follows_at_once(this):
+                seconds = (answer.timings.total_ns + (answer.idle_ns if this.ahead else 0)) * 1e-9
+            if rows.entered:
+                self._costs.observe_prefill(rows.entered, rows.attended, rows.decided, rows.context, seconds)
+            else:
+                self._costs.observe_verify(rows.decided, rows.context, seconds)
 
     @property
     def _costs(self) -> CostObserver:
@@ -487,3 +486,15 @@ class SpeculationLoop:
             if isinstance(self._verifier, AwaitingVerifier):
                 self._verifier.give_up_drafts(ahead.batch.epoch, ahead.batch.round)
         self._drafter, self.drafter, self.drafter_error, self._both = None, None, error, None
+
+
+def _did_what_was_asked(batch: VerifyBatch, rows: BatchRows, answer: VerifyAnswer) -> bool:
+    """Whether the verifier computed just the rows that it was asked for, and decided on them."""
+    asked = {verification.slot for verification in batch.verifications}
+    if not asked.issuperset(result.slot for result in answer.results if result.token_ids):
+        return False  # rows of texts that have ended meanwhile
+    done = all(
+        result.outcome is SlotOutcome.DEAD_END or (
+            result.outcome is SlotOutcome.OK and (bool(result.token_ids) or result.slot not in asked))
+        for result in answer.results)
+    return bool(rows.decided) and done and answer.prefill_rows == rows.entered
