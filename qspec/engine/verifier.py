@@ -190,7 +190,10 @@ class LocalVerifier:
             left = [work for work in decided if work.slot not in verdicts]
             targets = self._targets(left, self._decided_hidden(computed, left, hidden)) if left else []
             forwarded = time.perf_counter_ns()
-            self._decide(decided, targets, verdicts, batch.round)
+            self._decide(decided, targets, verdicts)
+            for work in decided:
+                if work.result is not None and work.tenancy is not None:
+                    work.tenancy.answered_round = batch.round
         results = tuple(work.result or self._result(work) for work in works)
         if FUTEX_AVAILABLE:
             self._decisions.put(batch.round, results)
@@ -265,8 +268,7 @@ class LocalVerifier:
         return self._forward.logits(hidden)
 
     def _decide(
-        self, works: list[Work], targets: list[int] | Tensor, verdicts: Mapping[int, Sequence[RowVerdict]],
-        round_number: int,
+        self, works: list[Work], targets: list[int] | Tensor, verdicts: Mapping[int, Sequence[RowVerdict]]
     ) -> None:
         """Accept or reject; commits. ``targets``: of the rows of all ``works`` without ``verdicts``, in order.
 
@@ -307,7 +309,7 @@ class LocalVerifier:
                 reused_len=tenancy.reused_len,
                 drafted=len(drafts),
             )
-            tenancy.answered_len, tenancy.answer, tenancy.answered_round = length, work.result, round_number
+            tenancy.answered_len, tenancy.answer = length, work.result
 
     def _result(self, work: Work) -> VerifyResult:
         """The result of a slot on which nothing was decided."""
