@@ -16,8 +16,6 @@ class OpenRound:
 
     number: int
     started: float
-    ahead: bool = False
-    """Whether it was asked for before the round before was answered."""
     drafts: dict[int, tuple[int, ...]] = field(default_factory=dict)
     """Drafted tokens by slot."""
     confidences: dict[int, tuple[float, ...]] = field(default_factory=dict)

@@ -251,20 +251,25 @@ class SpeculationLoop:
                 self._ledger, self.description, self.policy.costs, self._max_prefill_s, before=asked.batch)
             with contextlib.suppress(WorkerLost):  # which this round's answer will tell
                 self._ahead = self._ask(
-                    OpenRound(self._next_round(), 0.0, ahead=True), plan, sent=len(asked.batch.releases))
+                    OpenRound(self._next_round(), 0.0), plan, sent=len(asked.batch.releases))
                 self.rounds_asked_ahead += 1
         return asked
 
     def _asks_ahead(self, asked: AskedRound) -> bool:
         """Whether to ask for the round after ``asked`` before that is answered."""
         ledger, last = self._ledger, self.report
-        if asked.verifying is None or not self.description.asked_ahead or self.cost_recorder is not None:
-            return False
-        if self._drafter is not None and self._both is None:  # it has to know where to begin
+        if asked.verifying is None or not self._workers_go_on or self.cost_recorder is not None:
             return False
         if last is None or last.seconds > AHEAD_BELOW_S or ledger.waiting:
             return False
         return goes_on(ledger.running, asked.batch, self.description)
+
+    @property
+    def _workers_go_on(self) -> bool:
+        """Whether the workers can be asked before they have answered: a drafter elsewhere has to know where to begin.
+        """
+        return self.description.asked_ahead and isinstance(self._verifier, AwaitingVerifier) and (
+            self._drafter is None or self._both is not None)
 
     def _drop_ahead(self) -> None:
         """Nobody waits for the round that was asked for ahead."""
@@ -445,14 +450,13 @@ class SpeculationLoop:
         read says little of when it came, and a call that was believed to be shorter than it can be would have its like
         chosen from then on.
         """
-        return self.description.asked_ahead and isinstance(self._verifier, AwaitingVerifier) and (
-            self._drafter is None or self._both is not None) and this.draft_s + this.verify_s < AHEAD_BELOW_S
+        return self._workers_go_on and this.draft_s + this.verify_s < AHEAD_BELOW_S
 
     def _observe(self, asked: AskedRound, batch: VerifyBatch, rows: BatchRows, answer: VerifyAnswer) -> None:
         """Learn what the calls of a round cost, and the round beside them."""
         this = asked.this
-        drafted = {item.slot for item in asked.drafts.items}
-        context = sum(v.committed_len - 1 for v in batch.verifications if v.slot in drafted) if this.fed else 0
+        drafted = {item.slot for item in asked.drafts.items} if this.fed else set()
+        context = sum(part.committed_len - 1 for part in batch.verifications if part.slot in drafted)
         usual = _did_what_was_asked(batch, rows, answer)
         if usual and not rows.entered and self.cost_recorder is None:
             costs = self.policy.costs
@@ -464,7 +468,7 @@ class SpeculationLoop:
         if usual:
             seconds = this.verify_s
             if self._follows_at_once(this):
-                seconds = (answer.timings.total_ns + (answer.idle_ns if this.ahead else 0)) * 1e-9
+                seconds = (answer.timings.total_ns + (answer.idle_ns if asked.plan.after_round else 0)) * 1e-9
             if rows.entered:
                 self._costs.observe_prefill(rows.entered, rows.attended, rows.decided, rows.context, seconds)
             else:

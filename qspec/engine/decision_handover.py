@@ -12,22 +12,17 @@ drafts nothing.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from dataclasses import replace
 
 from qspec.engine.batch_state import numbers
 from qspec.engine.regions import DECIDED_BELL, DECIDED_ROUND, SLOT_CACHED, SLOT_LEASES, SLOT_PENDING, SLOT_ROUNDS
+from qspec.engine.round_bell import RoundBell
 from qspec.interfaces import DraftItem, SlotOutcome, VerifyResult
 from qspec.memory.attachment import Arena
-from qspec.memory.futex import futex_wait, futex_wake
 
 DECISION_TIMEOUT_S = 30.0
 """A verifier is given up long before; then the coordinator is gone, too."""
-_LOOK_AGAIN_S = 0.05
-"""``give_up`` does not ring: the bell is the verifier's. So it is noticed within this time."""
-_REMEMBERED = 8
-"""Rounds that were given up and may not have begun."""
 
 
 class DecisionHandover:
@@ -37,9 +32,7 @@ class DecisionHandover:
     def __init__(self, arena: Arena) -> None:
         self._leases, self._cached = numbers(arena, SLOT_LEASES), numbers(arena, SLOT_CACHED)
         self._pending, self._rounds = numbers(arena, SLOT_PENDING), numbers(arena, SLOT_ROUNDS)
-        self._last, self._bell = numbers(arena, DECIDED_ROUND), numbers(arena, DECIDED_BELL)
-        self._bell_address = self._bell.ctypes.data
-        self._given_up: tuple[int, ...] = ()
+        self._last, self._bell = numbers(arena, DECIDED_ROUND), RoundBell(arena, DECIDED_BELL)
 
     def put(self, round_number: int, results: Iterable[VerifyResult]) -> None:
         """Say what was decided in a round."""
@@ -47,17 +40,11 @@ class DecisionHandover:
             if result.token_ids and result.outcome is SlotOutcome.OK:
                 self._pending[result.slot], self._rounds[result.slot] = result.token_ids[-1], round_number
         self._last[0] = round_number
-        self._bell[0] += 1
-        futex_wake(self._bell_address)
+        self._bell.ring()
 
     def wait(self, round_number: int, asking: int) -> None:
         """Return when this round has been decided, or a later one, or when round ``asking`` was given up."""
-        end = time.monotonic() + DECISION_TIMEOUT_S
-        while (left := end - time.monotonic()) > 0 and asking not in self._given_up:
-            bell = int(self._bell[0])
-            if int(self._last[0]) >= round_number:
-                return
-            futex_wait(self._bell_address, bell & 0xFFFFFFFF, min(left, _LOOK_AGAIN_S))
+        self._bell.wait(lambda: int(self._last[0]) >= round_number, asking, DECISION_TIMEOUT_S)
 
     def placed(self, item: DraftItem) -> DraftItem | None:
         """The item with committed length and pending token; None where its round did not decide on it, or where its
@@ -76,4 +63,4 @@ class DecisionHandover:
 
     def give_up(self, asking: int) -> None:
         """Nobody wants the drafts of round ``asking``."""
-        self._given_up = (*self._given_up[1 - _REMEMBERED :], asking)
+        self._bell.give_up(asking)

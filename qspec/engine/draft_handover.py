@@ -13,21 +13,16 @@ tokens that nobody has to believe, as drafts never are.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
 
 from qspec.engine.batch_state import numbers
 from qspec.engine.regions import DRAFT_BELL, DRAFT_COUNTS, DRAFT_HANDED, DRAFT_LEASES, DRAFT_TOKENS
+from qspec.engine.round_bell import RoundBell
 from qspec.interfaces import DraftResult, Verification
 from qspec.memory.attachment import Arena
-from qspec.memory.futex import futex_wait, futex_wake
 
 HANDOVER_TIMEOUT_S = 30.0
 """A drafter is given up long before; then the coordinator is gone, too."""
-_LOOK_AGAIN_S = 0.05
-"""``give_up`` does not ring: the bell is the drafter's. So it is noticed within this time."""
-_REMEMBERED = 8
-"""Rounds that were given up and may not have begun."""
 
 
 class DraftHandover:
@@ -36,10 +31,8 @@ class DraftHandover:
     def __init__(self, arena: Arena, vocab_size: int) -> None:
         self._tokens, self._counts = numbers(arena, DRAFT_TOKENS), numbers(arena, DRAFT_COUNTS)
         self._leases = numbers(arena, DRAFT_LEASES)
-        self._handed, self._bell = numbers(arena, DRAFT_HANDED), numbers(arena, DRAFT_BELL)
-        self._bell_address = self._bell.ctypes.data
+        self._handed, self._bell = numbers(arena, DRAFT_HANDED), RoundBell(arena, DRAFT_BELL)
         self._vocab_size = vocab_size
-        self._given_up: tuple[int, ...] = ()
 
     def put(self, round_number: int, results: Iterable[DraftResult]) -> None:
         """Leave a round's drafts."""
@@ -47,8 +40,7 @@ class DraftHandover:
             self._tokens[result.slot, : len(result.draft_tokens)] = result.draft_tokens
             self._counts[result.slot], self._leases[result.slot] = len(result.draft_tokens), result.lease
         self._handed[0] = round_number
-        self._bell[0] += 1
-        futex_wake(self._bell_address)
+        self._bell.ring()
 
     def take(self, round_number: int, awaited: Iterable[Verification]) -> Mapping[int, tuple[int, ...]]:
         """The drafts of a round by slot, once all are there; none at all when they were given up.
@@ -56,17 +48,18 @@ class DraftHandover:
         Of a slot with more drafts than it awaits, or such as are no tokens, there are none.
         """
         awaiting = tuple(v for v in awaited if v.slot < len(self._leases))  # of others the planner says what is wrong
-        end = time.monotonic() + HANDOVER_TIMEOUT_S
-        while (left := end - time.monotonic()) > 0 and round_number not in self._given_up:
-            bell = int(self._bell[0])
-            if int(self._handed[0]) == round_number and all(int(self._leases[v.slot]) == v.lease for v in awaiting):
-                return {v.slot: self._read(v.slot, v.awaited_drafts) for v in awaiting}
-            futex_wait(self._bell_address, bell & 0xFFFFFFFF, min(left, _LOOK_AGAIN_S))
-        return {}
+
+        def there() -> bool:
+            return int(self._handed[0]) == round_number and all(
+                int(self._leases[v.slot]) == v.lease for v in awaiting)
+
+        if not self._bell.wait(there, round_number, HANDOVER_TIMEOUT_S):
+            return {}
+        return {v.slot: self._read(v.slot, v.awaited_drafts) for v in awaiting}
 
     def give_up(self, round_number: int) -> None:
         """There will be no drafts of this round."""
-        self._given_up = (*self._given_up[1 - _REMEMBERED :], round_number)
+        self._bell.give_up(round_number)
 
     def _read(self, slot: int, most: int) -> tuple[int, ...]:
         count = int(self._counts[slot])

@@ -33,6 +33,16 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield directory / "model"
 
 
+@pytest.fixture(scope="module")
+def agreeing(tiny_model: Path) -> Iterator[Workers]:
+    """Real engines behind gRPC; draft and verifier have the same weights, so that every draft stands."""
+    with (
+        tempfile.TemporaryDirectory(prefix="qspec-") as directory,
+        over_grpc(local_source(tiny_model, draft_quantization="none", kernels="torch"), Path(directory)) as pair,
+    ):
+        yield pair
+
+
 @pytest.fixture(params=_SOURCES)
 def source(request: pytest.FixtureRequest, tiny_model: Path) -> Source:
     """Which engines."""

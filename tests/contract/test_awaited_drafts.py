@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
-import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from qspec.interfaces import DraftBatch, EarlyStop, Sampling, SlotOutcome, VerifyBatch, VerifyResult
 from qspec.overlap import AwaitingVerifier, HandingDrafter
 from qspec.rpc.remote_verifier import RemoteVerifier
+from tests.contract.agreeing import LEASES, ROUNDS, begin
 from tests.contract.sequences import Sequence, decode, only, verify_batch
-from tests.contract.sources import EPOCH, MAX_DRAFT_LENGTH, Workers, local_source, over_grpc
-from tests.contract.test_worker_contract import PROMPT, SAMPLINGS, started
+from tests.contract.sources import EPOCH, MAX_DRAFT_LENGTH, Workers
+from tests.contract.test_worker_contract import PROMPT, SAMPLINGS
 
 
-@pytest.fixture(scope="module")
-def workers(tiny_model: Path) -> Iterator[Workers]:
-    """Real engines behind gRPC; draft and verifier have the same weights, so that every draft stands."""
-    with (
-        tempfile.TemporaryDirectory(prefix="qspec-") as directory,
-        over_grpc(local_source(tiny_model, draft_quantization="none", kernels="torch"), Path(directory)) as pair,
-    ):
-        yield pair
-
-
-LEASES, ROUNDS = itertools.count(1), itertools.count(100)
-"""All tests use the same workers: leases and rounds go on from one to the next."""
-
-
-def begin(workers: Workers, slot: int = 0, sampling: Sampling = Sampling()) -> Sequence:
-    """A prefilled sequence, in the place of an earlier one."""
-    return started(workers, slot, next(LEASES), sampling)
+@pytest.fixture
+def workers(agreeing: Workers) -> Workers:
+    return agreeing
 
 
 def awaiting(number: int, sequence: Sequence, most: int) -> VerifyBatch:
