@@ -4,6 +4,9 @@ A block is a number of requests, served to the end before the next begins. Every
 before any serves the next one, and the order moves on by one each time, so that drift of the machine hits all alike.
 Every load has had its first block before any has its second: a run that is stopped early has something of everything.
 
+Prompts that were entered in one block are not found again in another, where a later configuration would profit from an
+earlier one.
+
 The unit of the loads is measured first: the arrivals per second that the fastest configuration keeps up with when all
 requests are there at once.
 """
@@ -79,7 +82,7 @@ async def measure_loads(
         load = await generate_load(channel, [
             TimedRequest(arrival.at_s, pb.GenerateRequest(
                 tokens=pb.TokenPrompt(token_ids=prompts[arrival.prompt]), max_tokens=plan.max_tokens, temperature=0.0,
-                draft_length=configuration.draft_length))
+                draft_length=configuration.draft_length, cache_salt=f"{key.configuration}, {key.load}, {key.index}"))
             for arrival in arrivals
         ])
         log.add(key, load)

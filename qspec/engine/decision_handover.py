@@ -29,10 +29,10 @@ class DecisionHandover:
     """One end of it: ``put`` is the verifier's, ``wait`` and ``placed`` are the drafter's; any thread may ``give_up``.
     """
 
-    def __init__(self, arena: Arena) -> None:
+    def __init__(self, arena: Arena, *, watches: bool = False) -> None:
         self._leases, self._cached = numbers(arena, SLOT_LEASES), numbers(arena, SLOT_CACHED)
         self._pending, self._rounds = numbers(arena, SLOT_PENDING), numbers(arena, SLOT_ROUNDS)
-        self._last, self._bell = numbers(arena, DECIDED_ROUND), RoundBell(arena, DECIDED_BELL)
+        self._last, self._bell = numbers(arena, DECIDED_ROUND), RoundBell(arena, DECIDED_BELL, watches=watches)
 
     def put(self, round_number: int, results: Iterable[VerifyResult]) -> None:
         """Say what was decided in a round."""

@@ -28,10 +28,10 @@ HANDOVER_TIMEOUT_S = 30.0
 class DraftHandover:
     """One end of it: ``put`` is the drafter's, ``take`` the verifier's, and ``give_up`` may be called by any thread."""
 
-    def __init__(self, arena: Arena, vocab_size: int) -> None:
+    def __init__(self, arena: Arena, vocab_size: int, *, watches: bool = False) -> None:
         self._tokens, self._counts = numbers(arena, DRAFT_TOKENS), numbers(arena, DRAFT_COUNTS)
         self._leases = numbers(arena, DRAFT_LEASES)
-        self._handed, self._bell = numbers(arena, DRAFT_HANDED), RoundBell(arena, DRAFT_BELL)
+        self._handed, self._bell = numbers(arena, DRAFT_HANDED), RoundBell(arena, DRAFT_BELL, watches=watches)
         self._vocab_size = vocab_size
 
     def put(self, round_number: int, results: Iterable[DraftResult]) -> None:

@@ -162,7 +162,8 @@ class LocalDrafter:
             arena, self._model.config, weights.methods, weights.store, parts, weights.packed, verifier, weights.threads,
             self._progress)
         handover = DraftHandover(arena, self._model.config.vocab_size) if verifier.awaits_drafts else None
-        decisions = DecisionHandover(arena) if verifier.asked_ahead else None
+        watches = self._backend is Backend.CUDA
+        decisions = DecisionHandover(arena, watches=watches) if verifier.asked_ahead else None
         self._attached = _Attached(arena, forward, parts, handover, decisions)
         return forward
 

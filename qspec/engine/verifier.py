@@ -58,7 +58,7 @@ from qspec.models.decoder import linear_names
 from qspec.models.tokenizer import Tokenizer, vocab_fingerprint
 from qspec.overlap import with_drafts
 from qspec.quant.method_plan import MethodPlan, check_methods, plan_verify
-from qspec.quant.methods import Role
+from qspec.quant.methods import Backend, Role
 from qspec.token_logprobs import token_logprobs
 
 
@@ -83,7 +83,8 @@ class LocalVerifier:
         self._deciding = self._forward if isinstance(self._forward, DecidingForward) else None
         self._keys, self._values = self.arena.tensor(KV_KEYS), self.arena.tensor(KV_VALUES)
         self._draft_probs = self.arena.tensor(DRAFT_PROBS)
-        self._handover = DraftHandover(self.arena, model.config.vocab_size)
+        self._handover = DraftHandover(
+            self.arena, model.config.vocab_size, watches=plan.backend is Backend.CUDA)
         self._decisions = DecisionHandover(self.arena)
         self._ended_ns = 0  # the last call
         self._constraints = ConstraintCompiler(Grammars(
