@@ -79,7 +79,7 @@ def further_runs(longest: int, description: VerifierDescription) -> tuple[WarmUp
     ]
     held = min(description.max_model_len, description.num_blocks * description.block_size)
     prompts = [
-        [WarmUpRun(draft_length=length, prompt=long) for length in sorted({0, min(1, longest)})]
+        [WarmUpRun(draft_length=length, prompt=long) for length in sorted({0, longest})]
         for long in _LONG_PROMPTS if long + made <= held
     ]
     by_turns: Iterable[tuple[list[WarmUpRun], ...]] = itertools.zip_longest(batches, prompts, fillvalue=[])
@@ -132,13 +132,13 @@ class CostRecorder:
 
     def fit(self) -> CalibratedCosts:
         """The costs behind the measurements."""
-        verify_context_s = _context_rate([(1.0 * rows, context, s) for (rows, context), s in self.verify.items()])
+        verify_context_s = _context_rate([(1, context, s) for (rows, context), s in self.verify.items() if rows == 1])
         verify: dict[int, float] = {}
         for (rows, context), seconds in self.verify.items():
             alone = max(seconds - context * verify_context_s, 0.1 * seconds)
             verify[rows] = min(alone, verify.get(rows, alone))
         even = [(fed[0], len(fed), context, s) for (fed, context), s in self.draft.items() if len(set(fed)) == 1]
-        one = [(1.0 * steps, context, s) for sequences, steps, context, s in even if sequences == 1]
+        one = [(steps, context, s) for sequences, steps, context, s in even if sequences == 1]
         draft_context_s = _context_rate(one)
         call = _intercept([(steps, s - steps * context * draft_context_s) for steps, context, s in one])
         step: dict[int, tuple[int, float]] = {}
@@ -164,17 +164,18 @@ class CostRecorder:
         return tuple(sorted(each.items()))
 
 
-def _context_rate(measured: Sequence[tuple[float, int, float]]) -> float:
-    """Seconds per cached position and step, from (steps or rows, context, seconds) alike but for their context.
+def _context_rate(measured: Sequence[tuple[int, int, float]]) -> float:
+    """Seconds per cached position and step, from (steps, context, seconds) of calls for one sequence.
 
-    The pair of calls furthest apart decides. Steps multiply what a position costs a draft call; rows do not, since a
-    pass reads the cache once, so that the rate of a verify pass is that of its single rows.
+    Of calls alike but for their context the pair furthest apart decides, and of those the ones with the most steps: a
+    position is read in each of them, and disturbances come once a call.
     """
-    alike = sorted((context, seconds) for count, context, seconds in measured if count == 1)
-    if len(alike) < 2 or alike[-1][0] < 2 * alike[0][0]:
-        return 0.0
-    (near, short), (far, long) = alike[0], alike[-1]
-    return max((long - short) / (far - near), 0.0)
+    for steps in sorted({steps for steps, _, _ in measured}, reverse=True):
+        alike = sorted((context, seconds) for count, context, seconds in measured if count == steps)
+        (near, short), (far, long) = alike[0], alike[-1]
+        if far >= 2 * near and far > near:
+            return max((long - short) / (far - near) / steps, 0.0)
+    return 0.0
 
 
 def _intercept(points: Sequence[tuple[float, float]]) -> float:

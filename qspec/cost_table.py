@@ -10,12 +10,13 @@ attend to, row by row; V, P and S are curves. Seconds are those that the caller 
 in them: what a draft call costs before its first step is ``call``. The curves need not rise: on a CPU four rows can be
 cheaper than three, on a GPU row counts are padded.
 
-Corrections are multiplicative, and small steps on purpose. A measurement moves the whole curve a little (a machine that
-got slower is slower everywhere) and its own place more. Two slow measurements in a row at one place are put down to a
-page fault or another process; only the third counts, and then with a bounded influence. A call that was much faster is
-believed sooner, since nothing makes calls shorter by accident: a drafter that recovered is noticed by a few probes.
-Where nothing is measured any more, the place's own correction fades, so that no bad luck keeps a draft length from ever
-being tried again.
+Corrections are multiplicative, and small steps on purpose. A measurement moves every part of its call by the share that
+the part was predicted to have: the whole curve a little (a machine that got slower is slower everywhere), the curve's
+own place more, and what a cached position adds, which one call of warm-up against another tells badly. Two slow
+measurements in a row at one place are put down to a page fault or another process; only the third counts, and then with
+a bounded influence. A call that was much faster is believed sooner, since nothing makes calls shorter by accident: a
+drafter that recovered is noticed by a few probes. Where nothing is measured any more, the place's own correction fades,
+so that no bad luck keeps a draft length from ever being tried again.
 """
 
 from __future__ import annotations
@@ -229,8 +230,9 @@ class CostTable:
         if not self.verify.known or predicted <= 0.0:
             self.verify.observe(rows, max(seconds - read, 0.1 * seconds))
             return
-        curve = self.verify.at(rows)
-        self.verify.observe(rows, curve * seconds / predicted, curve / predicted)
+        curve, ratio = self.verify.at(rows), seconds / predicted
+        self.verify.observe(rows, curve * ratio, curve / predicted)
+        self.verify_context_s *= _moved(ratio, read / predicted)
 
     def observe_prefill(self, entered: int, attended: int, rows: int, context: int, seconds: float) -> None:
         """Take a verify pass with prefill in: what it says of the rows of prompts, the rest being known."""
@@ -253,12 +255,13 @@ class CostTable:
         if not self.draft_step.known or predicted <= 0.0:
             self.draft_step.observe(fed[0], seconds / len(fed))
             return
-        ratio = seconds / predicted
+        ratio, read = seconds / predicted, self._draft_context(fed, context)
         for sequences in dict.fromkeys(fed):
             step = self.draft_step.at(sequences)
             share = step * fed.count(sequences) / predicted
             self.draft_step.observe(sequences, step * ratio, share)
         self.draft_call_s *= _moved(ratio, self.draft_call_s / predicted)
+        self.draft_context_s *= _moved(ratio, read / predicted)
 
     def _draft_context(self, fed: Sequence[int], context: float) -> float:
         return context * self.draft_context_s * sum(fed) / fed[0]

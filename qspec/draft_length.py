@@ -3,7 +3,7 @@
     goodput(k_1, …, k_n) = Σ_i (1 + Σ_{j ≤ k_i} S_i(j)) / (f · (draft(n_1 ≥ n_2 ≥ …) + verify(rows + Σ_i k_i)))
 
 S_i(j) is the chance that sequence i's first j drafts all stand, n_j the number of sequences with at least j drafts; the
-seconds come from ``qspec.cost_table``, and with them f, what a round takes over the price of its calls, which depends
+seconds come from ``qspec.cost_table``, and with them f, what a round takes over its calls, which depends
 on whether anybody drafts (``qspec.round_overhead``). Every draft adds one row to the verify pass, and S_i falls with j:
 for a given number of rows, and a given longest draft, the best lengths are those of the largest S. So for every longest
 draft the drafts are taken in order of S, and every prefix is priced. That is the optimum wherever a draft step costs a

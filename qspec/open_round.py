@@ -44,17 +44,20 @@ class OpenRound:
         self.verify_s, self.verify_timings = seconds, answer.timings
         self.rpc_s += max(seconds - answer.timings.total_ns * 1e-9, 0.0)
 
-    def verified_meanwhile(self, answer: VerifyAnswer, seconds: float) -> None:
+    def verified_meanwhile(self, answer: VerifyAnswer, seconds: float, *, ahead: bool) -> None:
         """The verifier has answered, ``seconds`` after both workers were asked, or after its last answer.
 
-        What it waited for drafts in between is what they cost the round, messages to the drafter included. Where the
-        drafter keeps the processor busy the verifier may get its question late, and waits for less than was drafted.
+        What it waited for drafts in between is what they cost the round, messages to the drafter included. Where both
+        were not asked ``ahead``, and the drafter keeps the processor busy, the verifier may get its question late, and
+        waits for less than was drafted.
         """
         drafting_s = self.draft_timings.total_ns * 1e-9 if self.draft_timings is not None else 0.0
-        beside_s = max(seconds - answer.timings.total_ns * 1e-9, 0.0)
-        self.draft_s = min(max(answer.waited_ns * 1e-9, drafting_s), beside_s)
+        self.draft_s = answer.waited_ns * 1e-9
+        if not ahead:
+            beside_s = max(seconds - answer.timings.total_ns * 1e-9, 0.0)
+            self.draft_s = min(max(self.draft_s, drafting_s), beside_s)
         self.rpc_s = max(self.draft_s - drafting_s, 0.0)
-        self.verified(answer, seconds - self.draft_s)
+        self.verified(answer, max(seconds - self.draft_s, 0.0))
 
     def report(self, rows: BatchRows, now: float) -> RoundReport:
         """For whoever counts."""

@@ -351,7 +351,8 @@ class SpeculationLoop:
         answer = self._call_verifier(batch, plan.deadline, asked.verifying)
         self._answered = self.clock()
         if at_once:
-            this.verified_meanwhile(answer, self._answered - asked.called)
+            this.verified_meanwhile(
+                answer, self._answered - asked.called, ahead=bool(plan.after_round))
         else:
             this.verified(answer, self._answered - asked.called)
         return batch, answer
@@ -457,22 +458,19 @@ class SpeculationLoop:
         this = asked.this
         drafted = {item.slot for item in asked.drafts.items} if this.fed else set()
         context = sum(part.committed_len - 1 for part in batch.verifications if part.slot in drafted)
-        usual = _did_what_was_asked(batch, rows, answer)
-        if usual and not rows.entered and self.cost_recorder is None:
-            costs = self.policy.costs
-            price_s = costs.verify_seconds(rows.decided, rows.context) + costs.draft_seconds(this.fed, context)
-            costs.overhead.observe(
-                drafting=bool(this.fed), price_s=price_s, seconds=self._answered - this.started)
         if this.fed:
             self._costs.observe_draft(this.fed, context, this.draft_s)
-        if usual:
-            seconds = this.verify_s
-            if self._follows_at_once(this):
-                seconds = (answer.timings.total_ns + (answer.idle_ns if asked.plan.after_round else 0)) * 1e-9
-            if rows.entered:
-                self._costs.observe_prefill(rows.entered, rows.attended, rows.decided, rows.context, seconds)
-            else:
-                self._costs.observe_verify(rows.decided, rows.context, seconds)
+        if not _did_what_was_asked(batch, rows, answer):
+            return
+        seconds = this.verify_s
+        if self._follows_at_once(this):
+            seconds = (answer.timings.total_ns + (answer.idle_ns if asked.plan.after_round else 0)) * 1e-9
+        if rows.entered:
+            self._costs.observe_prefill(rows.entered, rows.attended, rows.decided, rows.context, seconds)
+            return
+        self._costs.observe_verify(rows.decided, rows.context, seconds)
+        self.policy.costs.overhead.observe(
+            drafting=bool(this.fed), calls_s=this.draft_s + seconds, seconds=self._answered - this.started)
 
     @property
     def _costs(self) -> CostObserver:
