@@ -444,33 +444,36 @@ class SpeculationLoop:
             self._ledger.vacate(sequence)
         return [Commit(sequence, taken, result.logprobs[: len(taken)])]
 
-    def _follows_at_once(self, this: OpenRound) -> bool:
-        """Whether rounds like this one are asked for ahead, so that they cost what the verifier says.
+    def _call_seconds(self, asked: AskedRound, answer: VerifyAnswer) -> tuple[float, float]:
+        """What drafting and verifying cost a round.
 
-        That is then what is learnt, of a round that was not, too, as far as it tells of the others: when an answer is
-        read says little of when it came, and a call that was believed to be shorter than it can be would have its like
-        chosen from then on.
+        Where rounds are asked for ahead they cost what the verifier's clock says, also those that were not, as far as
+        it tells of the others: when an answer is read says little of when it came, and a call that was believed to be
+        shorter than it can be would have its like chosen from then on. What the verifier idles before it waits for
+        drafts is drafting, too: it may get its question late.
         """
-        return self._workers_go_on and this.draft_s + this.verify_s < AHEAD_BELOW_S
+        this, ahead = asked.this, bool(asked.plan.after_round)
+        if not (self._workers_go_on and this.draft_s + this.verify_s < AHEAD_BELOW_S):
+            return this.draft_s, this.verify_s
+        idle_s, verify_s = answer.idle_ns * 1e-9 if ahead else 0.0, answer.timings.total_ns * 1e-9
+        return (this.draft_s + idle_s, verify_s) if this.fed else (0.0, verify_s + idle_s)
 
     def _observe(self, asked: AskedRound, batch: VerifyBatch, rows: BatchRows, answer: VerifyAnswer) -> None:
         """Learn what the calls of a round cost, and the round beside them."""
         this = asked.this
-        drafted = {item.slot for item in asked.drafts.items} if this.fed else set()
-        context = sum(part.committed_len - 1 for part in batch.verifications if part.slot in drafted)
+        draft_s, verify_s = self._call_seconds(asked, answer)
         if this.fed:
-            self._costs.observe_draft(this.fed, context, this.draft_s)
+            drafted = {item.slot for item in asked.drafts.items}
+            context = sum(part.committed_len - 1 for part in batch.verifications if part.slot in drafted)
+            self._costs.observe_draft(this.fed, context, draft_s)
         if not _did_what_was_asked(batch, rows, answer):
             return
-        seconds = this.verify_s
-        if self._follows_at_once(this):
-            seconds = (answer.timings.total_ns + (answer.idle_ns if asked.plan.after_round else 0)) * 1e-9
         if rows.entered:
-            self._costs.observe_prefill(rows.entered, rows.attended, rows.decided, rows.context, seconds)
+            self._costs.observe_prefill(rows.entered, rows.attended, rows.decided, rows.context, verify_s)
             return
-        self._costs.observe_verify(rows.decided, rows.context, seconds)
+        self._costs.observe_verify(rows.decided, rows.context, verify_s)
         self.policy.costs.overhead.observe(
-            drafting=bool(this.fed), calls_s=this.draft_s + seconds, seconds=self._answered - this.started)
+            drafting=bool(this.fed), calls_s=draft_s + verify_s, seconds=self._answered - this.started)
 
     @property
     def _costs(self) -> CostObserver:

@@ -5,8 +5,10 @@ the ringer's, so ``give_up``, which any thread of the waiting process may call, 
 ``_LOOK_AGAIN_S``.
 
 A processor that has gone to sleep takes 0.1 to 0.5 ms to wake, twice a round, where rounds take 4 to 15. So a worker
-whose processor has nothing else to do is up before the bell usually rings, and watches for it from then on
-(``watches``). Where the two workers compute on the same cores the other one would pay for that.
+whose processor has nothing else to do is up before the bell usually rings, and only naps from then on (``watches``).
+Where the two workers compute on the same cores the other one would pay for that. It does nap: a loop that gives the
+interpreter away and takes it back at once keeps every other thread of the process from it, the one that gets the next
+question among them, and that cost more than it gained.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ from collections.abc import Callable
 from qspec.engine.batch_state import numbers
 from qspec.engine.usual_wait import UsualWait
 from qspec.memory.attachment import Arena
-from qspec.memory.futex import futex_wait, futex_wake, give_way
+from qspec.memory.futex import futex_wait, futex_wake
 
 _LOOK_AGAIN_S = 0.05
 _UP_BEFORE_S, _WATCHES_FOR_S = 0.001, 0.004
 """How long before the bell usually rings somebody who watches is up, and for how long."""
+_NAP_S = 0.00002
+"""Less than what processors are kept awake for before they halt."""
 _REMEMBERED = 8
 """Rounds that were given up and may not have begun."""
 
@@ -50,11 +54,8 @@ class RoundBell:
                 if self._usual is not None:
                     self._usual.observe(now - began)
                 return True
-            if up <= now < up + _WATCHES_FOR_S:
-                give_way()
-            else:
-                wake = up if now < up else end
-                futex_wait(self._address, bell & 0xFFFFFFFF, min(wake - now, _LOOK_AGAIN_S))
+            sleep_s = up - now if now < up else _NAP_S if now < up + _WATCHES_FOR_S else end - now
+            futex_wait(self._address, bell & 0xFFFFFFFF, min(sleep_s, _LOOK_AGAIN_S))
         return False
 
     def give_up(self, round_number: int) -> None:

@@ -35,11 +35,6 @@ def futex_wait(address: int, value: int, timeout_s: float) -> None:
     _call(address, _WAIT, value, ctypes.byref(timeout))
 
 
-def give_way() -> None:
-    """Let others have the processor and the interpreter for a moment, without sleeping."""
-    _C_LIBRARY.sched_yield()
-
-
 def futex_wake(address: int) -> None:
     """Wake everybody who waits for the word at ``address``."""
     _call(address, _WAKE, _EVERYBODY, None)
