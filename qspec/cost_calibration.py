@@ -116,7 +116,7 @@ class CostRecorder:
     draft: dict[tuple[tuple[int, ...], int], float] = field(default_factory=dict)
     """Seconds by the sequences that each step feeds, and context."""
 
-    def observe_verify(self, rows: int, context: int, seconds: float) -> None:
+    def observe_verify(self, rows: int, context: int, seconds: float, *, jitters: bool = False) -> None:
         """Note a verify pass."""
         self.verify[rows, context] = min(seconds, self.verify.get((rows, context), seconds))
 
@@ -125,7 +125,7 @@ class CostRecorder:
         key = entered, attended, rows, context
         self.prefill[key] = min(seconds, self.prefill.get(key, seconds))
 
-    def observe_draft(self, fed: Sequence[int], context: int, seconds: float) -> None:
+    def observe_draft(self, fed: Sequence[int], context: int, seconds: float, *, jitters: bool = False) -> None:
         """Note a draft call."""
         key = tuple(fed), context
         self.draft[key] = min(seconds, self.draft.get(key, seconds))

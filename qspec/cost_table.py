@@ -78,9 +78,12 @@ NOT_CALIBRATED = CalibratedCosts()
 
 
 class CostObserver(Protocol):
-    """Who is told what calls took."""
+    """Who is told what calls took.
 
-    def observe_verify(self, rows: int, context: int, seconds: float) -> None:
+    ``jitters``: whether seconds err to either side, so that a short call says no more than a long one.
+    """
+
+    def observe_verify(self, rows: int, context: int, seconds: float, *, jitters: bool = False) -> None:
         """A verify pass without prefill took ``seconds``; ``context``: cached positions of its sequences."""
         ...
 
@@ -92,7 +95,7 @@ class CostObserver(Protocol):
         """
         ...
 
-    def observe_draft(self, fed: Sequence[int], context: int, seconds: float) -> None:
+    def observe_draft(self, fed: Sequence[int], context: int, seconds: float, *, jitters: bool = False) -> None:
         """A draft call took ``seconds``; ``fed``: sequences by step, ``context``: cached positions of the first's."""
         ...
 
@@ -126,21 +129,21 @@ class Curve:
             seconds += max(float(slope), 0.0) * np.maximum(counts - self._counts[-1], 0.0)
         return seconds
 
-    def observe(self, count: int, seconds: float, share: float = 1.0) -> None:
+    def observe(self, count: int, seconds: float, share: float = 1.0, *, jitters: bool = False) -> None:
         """Correct the curve: a call of which this count's part was predicted as ``at(count)`` took ``seconds``.
 
-        ``share``: how much of the call the part was, at most 1.
+        ``share``: how much of the call the part was, at most 1. ``jitters``: as for ``CostObserver``.
         """
         if seconds <= 0.0:
             return
         place = self._place(count, seconds)
         surprise = math.log(seconds / max(self.at(count), 1e-12))
-        if surprise > _SUSPICIOUS and self._suspicions[place] < _PATIENCE:
+        if surprise > _SUSPICIOUS and self._suspicions[place] < _PATIENCE and not jitters:
             self._suspicions[place] += 1
             return
         if surprise <= _SUSPICIOUS:
             self._suspicions[place] = 0
-        eagerness = _EAGERNESS if surprise < -_FAST else 1.0
+        eagerness = _EAGERNESS if surprise < -_FAST and not jitters else 1.0
         surprise = eagerness * share * max(-_MOST_SURPRISE, min(surprise, _MOST_SURPRISE))
         own = self._correction[place] + _PLACE_GAIN * surprise
         self._correction *= _FADE
@@ -175,9 +178,9 @@ def _close(one: int, other: int) -> bool:
     return max(one, other) < _SAME_PLACE * min(one, other)
 
 
-def _moved(ratio: float, share: float) -> float:
+def _moved(ratio: float, share: float, *, jitters: bool = False) -> float:
     """Factor on a number that had this share in a call which took ``ratio`` times what was predicted."""
-    if ratio >= math.exp(_SUSPICIOUS):
+    if ratio >= math.exp(_SUSPICIOUS) and not jitters:
         return 1.0
     surprise = max(-_MOST_SURPRISE, min(math.log(max(ratio, 1e-9)), _MOST_SURPRISE))
     return math.exp(_PLACE_GAIN * surprise * share)
@@ -223,7 +226,7 @@ class CostTable:
         steps = self.draft_step.table(np.array(sorted(fed), dtype=np.float64))
         return float(self.draft_call_s + steps.sum()) + self._draft_context(fed, context)
 
-    def observe_verify(self, rows: int, context: int, seconds: float) -> None:
+    def observe_verify(self, rows: int, context: int, seconds: float, *, jitters: bool = False) -> None:
         """Take a verify pass without prefill in."""
         read = context * self.verify_context_s
         predicted = self.verify_seconds(rows, context)
@@ -231,8 +234,8 @@ class CostTable:
             self.verify.observe(rows, max(seconds - read, 0.1 * seconds))
             return
         curve, ratio = self.verify.at(rows), seconds / predicted
-        self.verify.observe(rows, curve * ratio, curve / predicted)
-        self.verify_context_s *= _moved(ratio, read / predicted)
+        self.verify.observe(rows, curve * ratio, curve / predicted, jitters=jitters)
+        self.verify_context_s *= _moved(ratio, read / predicted, jitters=jitters)
 
     def observe_prefill(self, entered: int, attended: int, rows: int, context: int, seconds: float) -> None:
         """Take a verify pass with prefill in: what it says of the rows of prompts, the rest being known."""
@@ -247,7 +250,7 @@ class CostTable:
         reading = attended * self.prefill_context_s / predicted
         self.prefill_context_s *= _moved(seconds / predicted, reading)
 
-    def observe_draft(self, fed: Sequence[int], context: int, seconds: float) -> None:
+    def observe_draft(self, fed: Sequence[int], context: int, seconds: float, *, jitters: bool = False) -> None:
         """Take a draft call in."""
         if not fed:
             return
@@ -259,9 +262,9 @@ class CostTable:
         for sequences in dict.fromkeys(fed):
             step = self.draft_step.at(sequences)
             share = step * fed.count(sequences) / predicted
-            self.draft_step.observe(sequences, step * ratio, share)
-        self.draft_call_s *= _moved(ratio, self.draft_call_s / predicted)
-        self.draft_context_s *= _moved(ratio, read / predicted)
+            self.draft_step.observe(sequences, step * ratio, share, jitters=jitters)
+        self.draft_call_s *= _moved(ratio, self.draft_call_s / predicted, jitters=jitters)
+        self.draft_context_s *= _moved(ratio, read / predicted, jitters=jitters)
 
     def _draft_context(self, fed: Sequence[int], context: float) -> float:
         return context * self.draft_context_s * sum(fed) / fed[0]

@@ -462,16 +462,17 @@ class SpeculationLoop:
         """Learn what the calls of a round cost, and the round beside them."""
         this = asked.this
         draft_s, verify_s = self._call_seconds(asked, answer)
+        jitters = bool(asked.plan.after_round)  # what is late in one of its rounds is not there in the next
         if this.fed:
             drafted = {item.slot for item in asked.drafts.items}
             context = sum(part.committed_len - 1 for part in batch.verifications if part.slot in drafted)
-            self._costs.observe_draft(this.fed, context, draft_s)
+            self._costs.observe_draft(this.fed, context, draft_s, jitters=jitters)
         if not _did_what_was_asked(batch, rows, answer):
             return
         if rows.entered:
             self._costs.observe_prefill(rows.entered, rows.attended, rows.decided, rows.context, verify_s)
             return
-        self._costs.observe_verify(rows.decided, rows.context, verify_s)
+        self._costs.observe_verify(rows.decided, rows.context, verify_s, jitters=jitters)
         self.policy.costs.overhead.observe(
             drafting=bool(this.fed), calls_s=draft_s + verify_s, seconds=self._answered - this.started)
 

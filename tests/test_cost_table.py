@@ -169,3 +169,26 @@ def test_calibration_without_a_drafter() -> None:
     recorder = CostRecorder()
     recorder.observe_verify(1, 32, 0.02)
     assert recorder.fit() == CalibratedCosts(verify=((1, 0.02),))
+
+
+def test_seconds_that_jitter_are_believed_alike_to_either_side() -> None:
+    source = random.Random(1)
+    table = CostTable(CALIBRATED)
+    for turn in range(600):
+        late = 0.6 if turn % 2 else -0.6  # what is late in one round is not there in the next
+        table.observe_verify(5, 0, 0.03 * (1 + late + source.uniform(-0.05, 0.05)), jitters=True)
+        table.observe_draft([1, 1], 0, 0.018 * (1 - late + source.uniform(-0.05, 0.05)), jitters=True)
+    assert table.verify_seconds(5) == pytest.approx(0.03, rel=0.15)
+    assert table.draft_seconds([1, 1]) == pytest.approx(0.018, rel=0.15)
+
+
+def test_what_a_position_costs_is_learnt() -> None:
+    truth = CostTable(replace(CALIBRATED, verify_context_s=0.0, draft_context_s=0.0))
+    table, source = CostTable(replace(CALIBRATED, verify_context_s=2e-6, draft_context_s=4e-6)), random.Random(1)
+    for _ in range(2000):
+        context = source.randrange(100, 20_000)
+        table.observe_verify(5, context, truth.verify_seconds(5, context))
+        table.observe_draft([1, 1], context, truth.draft_seconds([1, 1], context))
+    for context in (100, 20_000):
+        assert table.verify_seconds(5, context) == pytest.approx(truth.verify_seconds(5, context), rel=0.15)
+        assert table.draft_seconds([1, 1], context) == pytest.approx(truth.draft_seconds([1, 1], context), rel=0.15)
