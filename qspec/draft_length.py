@@ -10,6 +10,13 @@ draft the drafts are taken in order of S, and every prefix is priced. That is th
 fixed part and a part per sequence, whatever shape the cost of rows has; ``tests/test_draft_length.py`` holds it to
 brute force.
 
+While prompts are on their way in that do not fit into this round, time has another worth: those who wait for them could
+be decoded in the same passes. Then what counts is tokens less the seconds' worth, at the goodput of the batch that
+these texts will be part of; where a large batch makes tokens cheaply, a small one should not hold it up with dear ones.
+
+Drafts have to promise some per cent more than none: of many plans whose costs are estimates, the best seems better than
+it is.
+
 There is no hysteresis: with one KV cache, a round without drafts leaves nothing behind that the next one would have to
 make up for, so that changing one's mind costs nothing. The estimates themselves change slowly.
 """
@@ -46,8 +53,12 @@ class Load:
     does."""
     context: int = 0
     """Cached positions of all sequences."""
+    joining: int = 0
+    """Texts whose prompts are being entered, and not to their ends in this round."""
 
 
+LEAST_GAIN = 0.03
+"""What drafts have to promise, as a share of the goodput without."""
 NO_LOAD = Load()
 
 
@@ -110,7 +121,10 @@ def _entering_seconds(count: int, costs: CostTable, load: Load) -> float:
 def best_plan(
     outlooks: Sequence[Outlook], shape: Sequence[float], costs: CostTable, load: Load = NO_LOAD
 ) -> Plan:
-    """The lengths with the best goodput; the shorter of equals. ``shape`` as for ``survival``."""
+    """The lengths with the best goodput; the shorter of equals. ``shape`` as for ``survival``.
+
+    Of plans that draft, only those count that promise ``LEAST_GAIN`` more than the one that does not.
+    """
     count, longest = len(outlooks), len(shape)
     fixed = [min(outlook.cap, longest) if outlook.fixed else 0 for outlook in outlooks]
     none = price(outlooks, fixed, shape, costs, load)
@@ -138,9 +152,15 @@ def best_plan(
     seconds = draft + verify[drafted] + load.context * costs.verify_context_s
     factor = costs.overhead.factor(drafting=True)
     seconds = factor * (seconds - _entering_seconds(count, costs, load))
-    goodput = np.divide(tokens, seconds, out=np.zeros_like(tokens), where=seconds > 0)
-    deepest, last = np.unravel_index(int(goodput.argmax()), goodput.shape)
-    if goodput[deepest, last] <= none.goodput * (1 + 1e-9):
+    worth = _worth_of_time(outlooks, shape, costs, load)
+    if worth is None:
+        value = np.divide(tokens, seconds, out=np.zeros_like(tokens), where=seconds > 0)
+        least = none.goodput * (1 + LEAST_GAIN)
+    else:
+        value = tokens - worth * seconds
+        least = none.tokens - worth * none.seconds + LEAST_GAIN * none.tokens
+    deepest, last = np.unravel_index(int(value.argmax()), value.shape)
+    if value[deepest, last] <= least:
         return none
     taken = owners[: last + 1][allowed[deepest, : last + 1]]
     lengths = np.bincount(taken, minlength=count) + np.array(fixed)
@@ -153,3 +173,16 @@ def best_plan(
         step_s=factor * max(
             float(step_costs[drafting] - step_costs[min(1, drafting - 1)]) / max(drafting - 1, 1), 0.0),
     )
+
+
+def _worth_of_time(
+    outlooks: Sequence[Outlook], shape: Sequence[float], costs: CostTable, load: Load
+) -> float | None:
+    """Tokens per second of the batch that will be decoded once all prompts are in; None where none is left over."""
+    if not load.joining:
+        return None
+    count = len(outlooks)
+    mean = sum(outlook.acceptance for outlook in outlooks) / count
+    everybody = (*outlooks, *[Outlook(mean, len(shape))] * load.joining)
+    context = round(load.context * len(everybody) / count)
+    return best_plan(everybody, shape, costs, Load(context=context)).goodput

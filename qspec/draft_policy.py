@@ -93,7 +93,7 @@ class DraftLengthPolicy:
 
     def _best(self, outlooks: Sequence[Outlook], shape: Sequence[float], load: Load) -> Plan:
         """``best_plan``, kept for some rounds while the same sequences may draft as much beside as many other rows."""
-        room = (load.rows, *((min(outlook.cap, self.longest), outlook.fixed) for outlook in outlooks))
+        room = (load.rows, load.joining, *((min(outlook.cap, self.longest), outlook.fixed) for outlook in outlooks))
         self._rounds_planned += 1
         if self._planned is None or room != self._room or self._rounds_planned >= self._plan_every:
             self._planned, self._room, self._rounds_planned = best_plan(outlooks, shape, self.costs, load), room, 0

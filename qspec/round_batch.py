@@ -70,6 +70,15 @@ class RoundPlan:
         return [text for text in self.texts if text.admitted and text.ready and not text.undecided]
 
     @property
+    def joining(self) -> int:
+        """Texts whose prompts are not at their ends after this round."""
+        left, joining = self.prefill_rows, 0
+        for text in self.texts:
+            joining += text.missing > left
+            left -= min(text.missing, left)
+        return joining
+
+    @property
     def draft_caps(self) -> list[int]:
         """Most tokens to draft for each of ``drafting``."""
         holdings = [

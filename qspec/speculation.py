@@ -282,7 +282,8 @@ class SpeculationLoop:
         if self._drafter is None:
             return ()
         texts = plan.drafting
-        load = Load(rows=plan.prefill_rows, context=sum(text.cached_len for text in texts))
+        load = Load(
+            rows=plan.prefill_rows, context=sum(text.cached_len for text in texts), joining=plan.joining)
         lengths = self.policy.choose([
             Candidate(acceptance=text.acceptance, cap=cap, draft_length=text.draft_length)
             for text, cap in zip(texts, plan.draft_caps, strict=True)

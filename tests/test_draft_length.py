@@ -8,7 +8,7 @@ import random
 import pytest
 
 from qspec.cost_table import CalibratedCosts, CostTable
-from qspec.draft_length import Load, Outlook, best_plan, expected_tokens, price
+from qspec.draft_length import LEAST_GAIN, Load, Outlook, best_plan, expected_tokens, price
 
 LONGEST = 4
 FLAT = [1.0] * LONGEST
@@ -52,10 +52,42 @@ def test_no_lengths_are_better_than_those_chosen(affine: bool) -> None:
         assert (plan.tokens, plan.seconds) == (pytest.approx(priced.tokens), pytest.approx(priced.seconds))
         every = itertools.product(*[range(o.cap if o.fixed else 0, o.cap + 1) for o in outlooks])
         best = max(price(outlooks, lengths, shape, costs, load).goodput for lengths in every)
-        assert plan.goodput >= best * (1 - (1e-9 if affine else 5e-3))
+        none = price(outlooks, [o.cap if o.fixed else 0 for o in outlooks], shape, costs, load).goodput
+        least = best if best > none * (1 + LEAST_GAIN) * 1.01 else none
+        assert plan.goodput >= least * (1 - (1e-9 if affine else 5e-3))
+        assert plan.goodput == pytest.approx(none) or plan.goodput > none * (1 + LEAST_GAIN)
         assert all(k == o.cap if o.fixed else 0 <= k <= o.cap for k, o in zip(plan.lengths, outlooks, strict=True))
         drafted += sum(plan.lengths)
     assert drafted > 100, "or nothing was put to the test"
+
+
+def test_while_prompts_are_on_their_way_time_is_worth_what_everybody_makes_of_it() -> None:
+    source = random.Random(2)
+    drafted = 0
+    for _ in range(200):
+        outlooks, costs = random_outlooks(source), random_costs(source, affine=True)
+        joining, context = source.randint(1, 3), source.randint(0, 2000)
+        plan = best_plan(outlooks, FLAT, costs, Load(context=context, joining=joining))
+        mean = sum(outlook.acceptance for outlook in outlooks) / len(outlooks)
+        everybody = [*outlooks, *[Outlook(mean, LONGEST)] * joining]
+        load = Load(context=round(context * len(everybody) / len(outlooks)))
+        worth = best_plan(everybody, FLAT, costs, load).goodput
+        every = itertools.product(*[range(o.cap if o.fixed else 0, o.cap + 1) for o in outlooks])
+        plans = [price(outlooks, lengths, FLAT, costs, Load(context=context)) for lengths in every]
+        values = [each.tokens - worth * each.seconds for each in plans]
+        none = plans[0].tokens - worth * plans[0].seconds
+        best = max(values) if max(values) > none + LEAST_GAIN * plans[0].tokens else none
+        assert plan.tokens - worth * plan.seconds == pytest.approx(best, abs=1e-6)
+        drafted += sum(plan.lengths)
+    assert drafted > 50, "or nothing was put to the test"
+
+
+def test_a_few_texts_do_not_hold_up_a_batch_that_makes_tokens_cheaply() -> None:
+    costs = CostTable(CalibratedCosts(
+        verify=((1, 0.020), (4, 0.023), (16, 0.09)), draft_step=((1, 0.006), (4, 0.012)), draft_call_s=0.001))
+    outlooks = [Outlook(0.97, 4)]
+    assert best_plan(outlooks, FLAT, costs).lengths != (0,)
+    assert best_plan(outlooks, FLAT, costs, Load(joining=3)).lengths == (0,)
 
 
 def linear(*, call: float = 0.001, step: float = 0.002, verify: float = 0.03, row: float = 0.001) -> CostTable:
