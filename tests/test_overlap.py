@@ -41,8 +41,7 @@ def test_text_and_counts_are_those_of_asking_in_turn(workers: tuple[Awaiting, Ha
         assert text.tokens == other.tokens == text.prompt + text_of(text, 12)
         assert (text.stats.rounds, text.stats.drafted, text.stats.accepted) == (
             other.stats.rounds, other.stats.drafted, other.stats.accepted)
-        drafted_rounds = text.stats.draft_s / 1e-6
-        assert drafted_rounds == pytest.approx(round(drafted_rounds)) and drafted_rounds >= 3, "what was waited for"
+        assert 0 < text.stats.draft_s < text.stats.round_s, "what was drafted, or waited for"
 
 
 @pytest.mark.parametrize("kind", ["fails_before", "fails_after", "fails_at_once"])
