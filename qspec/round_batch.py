@@ -60,6 +60,11 @@ class RoundPlan:
             undecided={} if before is None else most_committed(before))
 
     @property
+    def ahead(self) -> bool:
+        """Whether the round is asked for before the one before is answered."""
+        return bool(self.after_round)
+
+    @property
     def deadline(self) -> float | None:
         """When nobody wants the round's outcome any more; None: never, or there is nobody anyway."""
         return latest_deadline(self.texts)
@@ -91,7 +96,7 @@ class RoundPlan:
 
         Every sequence has its share of the rows, so that drafts never keep a prompt from being entered.
         """
-        least = 1 if self.after_round else 0  # is committed before
+        least = 1 if self.ahead else 0  # is committed before
         room = self.about.max_model_len - len(text.tokens) - least
         rows = self.about.max_batch_rows // self.running - 1
         return max(min(text.remaining - least - 1, self.about.max_draft_length, room, rows), 0)
@@ -127,7 +132,7 @@ class RoundPlan:
 
     def end_len(self, text: Text) -> int:
         """Committed length at which a text ends at the latest, where its length is not known; else 0."""
-        return min(len(text.tokens) + text.remaining, self.about.max_model_len) if self.after_round else 0
+        return min(len(text.tokens) + text.remaining, self.about.max_model_len) if self.ahead else 0
 
     def _admission(self, text: Text) -> Admission:
         return Admission(

@@ -352,8 +352,7 @@ class SpeculationLoop:
         answer = self._call_verifier(batch, plan.deadline, asked.verifying)
         self._answered = self.clock()
         if at_once:
-            this.verified_meanwhile(
-                answer, self._answered - asked.called, ahead=bool(plan.after_round))
+            this.verified_meanwhile(answer, self._answered - asked.called, ahead=plan.ahead)
         else:
             this.verified(answer, self._answered - asked.called)
         return batch, answer
@@ -366,7 +365,7 @@ class SpeculationLoop:
     def _settled(self, asked: AskedRound) -> VerifyBatch:
         """What a round decides on, with all that is known by now: the drafts, and what the round before left."""
         batch = with_drafts(asked.batch, asked.this.drafts)
-        if not asked.plan.after_round:
+        if not asked.plan.ahead:
             return batch
         running = {(text.slot, text.lease): text.tokens for text in self._ledger.running}
         return replace(batch, verifications=tuple(
@@ -453,17 +452,17 @@ class SpeculationLoop:
         shorter than it can be would have its like chosen from then on. What the verifier idles before it waits for
         drafts is drafting, too: it may get its question late.
         """
-        this, ahead = asked.this, bool(asked.plan.after_round)
+        this = asked.this
         if not (self._workers_go_on and this.draft_s + this.verify_s < AHEAD_BELOW_S):
             return this.draft_s, this.verify_s
-        idle_s, verify_s = answer.idle_ns * 1e-9 if ahead else 0.0, answer.timings.total_ns * 1e-9
+        idle_s, verify_s = answer.idle_ns * 1e-9 if asked.plan.ahead else 0.0, answer.timings.total_ns * 1e-9
         return (this.draft_s + idle_s, verify_s) if this.fed else (0.0, verify_s + idle_s)
 
     def _observe(self, asked: AskedRound, batch: VerifyBatch, rows: BatchRows, answer: VerifyAnswer) -> None:
         """Learn what the calls of a round cost, and the round beside them."""
         this = asked.this
         draft_s, verify_s = self._call_seconds(asked, answer)
-        jitters = bool(asked.plan.after_round)  # what is late in one of its rounds is not there in the next
+        jitters = asked.plan.ahead  # what is late in one of its rounds is not there in the next
         if this.fed:
             drafted = {item.slot for item in asked.drafts.items}
             context = sum(part.committed_len - 1 for part in batch.verifications if part.slot in drafted)

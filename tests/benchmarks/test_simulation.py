@@ -102,7 +102,7 @@ def test_confidence_that_tells_something_helps_and_other_does_not_harm() -> None
     with_it = served("memory-bound", telling, 1, None, requests=30, early_stop=True)
     best = max(served("memory-bound", blind, 1, k, requests=30).throughput for k in FIXED)
     assert without.throughput >= 0.97 * best
-    assert with_it.throughput >= 1.005 * without.throughput
+    assert with_it.throughput >= 1.01 * without.throughput
     assert with_it.accepted / with_it.drafted > without.accepted / without.drafted
 
 
