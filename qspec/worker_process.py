@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from qspec.cli import EXIT_ERROR
 from qspec.config import StackConfig
+from qspec.device import configured_backend
 from qspec.engine.backend import machine_backend
 from qspec.errors import InvalidInput, QspecError
 from qspec.lifeline import watch_lifeline
@@ -55,7 +56,7 @@ class WorkerProcess:
         configure_logging(args)
         quieten_grpc()
         sys.setswitchinterval(_SWITCH_S)
-        configure_threads(config.threads, bind=config.kernels == "torch" or machine_backend() is Backend.CPU)
+        configure_threads(config.threads, bind=computes_by_torch(config))
         status = Status(args.status_fd, as_log=LogFormat(args.log_format) is LogFormat.JSON)
         return cls(
             config=config, listen=args.listen, runtime_dir=runtime_dir, status=status,
@@ -86,6 +87,17 @@ class WorkerProcess:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def computes_by_torch(config: StackConfig) -> bool:
+    """Whether a worker is meant to compute with torch's own threads. Found out before torch is loaded.
+
+    A worker on a GPU does not, with native kernels for the CPU or without: its one thread would be bound to the first
+    CPU, as the other worker's would, and whoever wakes the other one would wait behind it.
+    """
+    if configured_backend(config) is Backend.CUDA:
+        return False
+    return config.kernels == "torch" or machine_backend() is Backend.CPU
 
 
 def _directory_of(listen: str) -> Path:
