@@ -22,6 +22,7 @@ from qspec.errors import FieldViolation, InvalidInput, QspecError
 from qspec.log_format import LogFormat, configure_logging, log_options
 from qspec.rpc.options import quieten_grpc
 from qspec.status import Status
+from qspec.threads import share_interpreter
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
 DEFAULT_GRACE_S = 25.0
@@ -76,6 +77,7 @@ def main() -> int:
     status = Status(args.status_fd, as_log=log_json)
     configure_logging(args)
     quieten_grpc()
+    share_interpreter()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # texts come one by one, and the cores are the workers'
 
     from coordinator.program import Options, serve_coordinator  # late: gRPC reads the environment that was just set

@@ -90,6 +90,8 @@ class Engine:
         self._drafter: Drafter | None = None
         self._costs = Costs()
         self._costs_taken = 0.0
+        self._untold: tuple[Collection[Stream], Mapping[str, int]] | None = None
+        """What the last round gave to whom, if the router has not been told."""
         self._closing = False
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -215,6 +217,7 @@ class Engine:
 
     def _end(self, error: QspecError) -> None:
         """Take no more requests, and fail those that came."""
+        self._tell()
         self._seats.publish(None)
         while (command := self._commands.next(block=False)) is not None:
             with contextlib.suppress(Exception):  # the loop may be in no state to obey
@@ -230,6 +233,7 @@ class Engine:
             command = self._commands.next(block=wait and not self._has_work)
             if command is None:
                 break
+            self._tell()
             command()
             self._publish()
         self._texts.begin(self._seats.take())
@@ -259,8 +263,9 @@ class Engine:
     def _round(self) -> None:
         assert self._verifier is not None
         try:
-            commits = self._loop.step()
+            commits = self._loop.step(self._tell)
         except QspecError as error:  # dead, hung, of another epoch, or talking nonsense
+            self._tell()
             verifier = self._verifier
             self._loop.note_loss()
             self._lose_verifier()
@@ -268,13 +273,24 @@ class Engine:
             return
         if self._loop.report is not None:
             self.metrics.round_ended(self._loop.report, self._loop.policy)
-        changed, made = self._texts.deliver(commits)
-        self._home.committed(self, changed, made)
+        self._untold = self._texts.deliver(commits)
+        if not self._loop.asked_ahead:
+            self._tell()
         if self._drafter is not None and not self._loop.drafter_attached:
             drafter, self._drafter = self._drafter, None
             self._observer.drafter_lost(drafter, self._loop.drafter_error or WorkerLost("the drafter is gone"))
         if time.monotonic() - self._costs_taken > COSTS_EVERY_S:
             self._take_costs()
+
+    def _tell(self) -> None:
+        """Have the texts go on.
+
+        Where rounds are asked for ahead that is for the time after the next question: the event loop would be at work
+        while the workers wait for it.
+        """
+        untold, self._untold = self._untold, None
+        if untold is not None:
+            self._home.committed(self, *untold)
 
     @property
     def _has_work(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence as ReadOnlySequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from coordinator.request_times import RequestTimes
@@ -73,6 +73,16 @@ class Piece:
     choice: int = 0
     """Which of the request's texts it is of."""
     ending: Ending | None = None
+
+    @classmethod
+    def joined(cls, pieces: ReadOnlySequence[Piece]) -> Piece:
+        """At least one piece of one text, in order, as a single one."""
+        if len(pieces) == 1:
+            return pieces[0]
+        return replace(
+            pieces[0], text="".join(piece.text for piece in pieces), ending=pieces[-1].ending,
+            token_ids=tuple(token for piece in pieces for token in piece.token_ids),
+            logprobs=tuple(of for piece in pieces for of in piece.logprobs))
 
 
 class Generation:

@@ -21,6 +21,9 @@ MAX_BUFFERED_TOKENS = 1024
 UNREAD_S = 30.0
 """Default for the seconds for which the end of a text is kept: many such ends would be much, too."""
 
+_JOINED_TOKENS = 1024
+"""Tokens behind which no more are joined to a piece: with all that may be asked of them it has to be one message."""
+
 
 class Stream:
     """An asynchronous iterator over the pieces of a request, the last with an ending.
@@ -134,17 +137,28 @@ class Stream:
         return piece
 
     def poll(self) -> Piece | None:
-        """The next piece, if it is there; raises the error that the stream was failed with."""
-        piece = self._next_piece()
-        if piece is None:
-            return None
-        if isinstance(piece, QspecError):
+        """What has come since the last time, as one piece; None where nothing has.
+
+        Raises the error that the stream was failed with, behind what came before it.
+        """
+        pieces: list[Piece] = []
+        tokens = 0
+        while tokens < _JOINED_TOKENS and (piece := self._next_piece()) is not None:
+            if isinstance(piece, Piece):
+                pieces.append(piece)
+                tokens += len(piece.token_ids)
+                continue
+            if pieces:
+                self._pieces.append(piece)  # the last that there is: nothing is put behind an error
+                break
             self._read = True
-            self._pieces.clear()
             raise piece
-        self._taken_tokens += len(piece.token_ids)
-        self._read = piece.ending is not None
-        return piece
+        if not pieces:
+            return None
+        joined = Piece.joined(pieces)
+        self._taken_tokens += tokens
+        self._read = joined.ending is not None
+        return joined
 
     def _drop_unread(self) -> None:
         if self._pieces:

@@ -1,7 +1,7 @@
 """Warm-up: which calls to time on made-up sequences, and the cost table that follows from the times.
 
-One sequence shows what a row, a draft step and a row of its prompt cost, several what they cost in a batch, and one
-with a long prompt what a cached position adds. The first are always measured; batches and long prompts as far as a
+One sequence shows what a row, a draft step and a row of its prompt cost, several what they cost in a batch, and long
+prompts what a cached position adds. The first are always measured; batches and long prompts as far as a
 fraction of a second goes, so that a small machine does not keep anyone waiting. Everything is measured twice, since the
 first call of its kind warms kernels up or captures a graph, and of several times of one call the smallest counts:
 whatever else happens on a machine makes calls longer, never shorter.
@@ -26,6 +26,9 @@ _PROMPT = 32
 """Tokens of a made-up prompt."""
 _SHORT_PROMPT = 4
 _LONG_PROMPTS = (256, 1024)
+_LONG_BATCH = 16
+"""Sequences with the shorter of these at once, last of all: where calls take milliseconds and jitter as much, a single
+one does not tell what cached positions cost."""
 _BATCHES = (4, 16)
 """Sequences at once, besides all that there are slots for."""
 
@@ -83,16 +86,31 @@ def further_runs(longest: int, description: VerifierDescription) -> tuple[WarmUp
         for long in _LONG_PROMPTS if long + made <= held
     ]
     by_turns: Iterable[tuple[list[WarmUpRun], ...]] = itertools.zip_longest(batches, prompts, fillvalue=[])
-    return tuple(run for pair in by_turns for runs in pair for run in runs)
+    return (*(run for pair in by_turns for runs in pair for run in runs), *_long_batches(longest, made, description))
+
+
+def _long_batches(longest: int, made: int, description: VerifierDescription) -> tuple[WarmUpRun, ...]:
+    """Many long prompts at once; ``made``: the most tokens that each may go on for."""
+    prompt = _LONG_PROMPTS[0]
+    blocks = -(-(prompt + made) // description.block_size)
+    if min(description.max_slots, description.num_blocks // blocks) < _LONG_BATCH or (
+            prompt + made > description.max_model_len):
+        return ()
+    return tuple(
+        WarmUpRun(sequences=_LONG_BATCH, draft_length=length, prompt=prompt) for length in sorted({0, longest}))
 
 
 def _run(loop: SpeculationLoop, run: WarmUpRun) -> None:
-    """The prompts with their first tokens, then a round with drafts."""
+    """The prompts with their first tokens, then a round with drafts.
+
+    Sequences share no blocks with each other, only with themselves in later runs: what is read twice comes from a cache
+    of the processor's.
+    """
     about = loop.description
     prompt = [1 + index % (about.vocab_size - 1) for index in range(min(run.prompt, about.max_model_len - 1))]
     most = min(2 * (run.draft_length + 1) + 1, about.max_model_len - len(prompt))
     made_up = [
-        Text(f"warm-up {index}", prompt, most, Sampling(), draft_length=run.draft_length)
+        Text(f"warm-up {index}", prompt, most, Sampling(), draft_length=run.draft_length, cache_salt=str(index))
         for index in range(run.sequences)
     ]
     for text in made_up:
@@ -132,14 +150,14 @@ class CostRecorder:
 
     def fit(self) -> CalibratedCosts:
         """The costs behind the measurements."""
-        verify_context_s = _context_rate([(1, context, s) for (rows, context), s in self.verify.items() if rows == 1])
+        verify_context_s = _context_rate([(rows, 1, context, s) for (rows, context), s in self.verify.items()])
         verify: dict[int, float] = {}
         for (rows, context), seconds in self.verify.items():
             alone = max(seconds - context * verify_context_s, 0.1 * seconds)
             verify[rows] = min(alone, verify.get(rows, alone))
         even = [(fed[0], len(fed), context, s) for (fed, context), s in self.draft.items() if len(set(fed)) == 1]
         one = [(steps, context, s) for sequences, steps, context, s in even if sequences == 1]
-        draft_context_s = _context_rate(one)
+        draft_context_s = _context_rate(even)
         call = _intercept([(steps, s - steps * context * draft_context_s) for steps, context, s in one])
         step: dict[int, tuple[int, float]] = {}
         for sequences, steps, context, seconds in even:
@@ -164,18 +182,20 @@ class CostRecorder:
         return tuple(sorted(each.items()))
 
 
-def _context_rate(measured: Sequence[tuple[int, int, float]]) -> float:
-    """Seconds per cached position and step, from (steps, context, seconds) of calls for one sequence.
+def _context_rate(measured: Sequence[tuple[int, int, int, float]]) -> float:
+    """Seconds per cached position and step, from (sequences or rows, steps, context, seconds) of calls.
 
-    Of calls alike but for their context the pair furthest apart decides, and of those the ones with the most steps: a
-    position is read in each of them, and disturbances come once a call.
+    Of calls alike but for their context the pair decides that read most positions more: a position is read in each
+    step, and disturbances come once a call.
     """
-    for steps in sorted({steps for steps, _, _ in measured}, reverse=True):
-        alike = sorted((context, seconds) for count, context, seconds in measured if count == steps)
-        (near, short), (far, long) = alike[0], alike[-1]
-        if far >= 2 * near and far > near:
-            return max((long - short) / (far - near) / steps, 0.0)
-    return 0.0
+    most, rate = 0, 0.0
+    for alike in {(count, steps) for count, steps, _, _ in measured}:
+        calls = sorted((context, seconds) for *other, context, seconds in measured if tuple(other) == alike)
+        (near, short), (far, long) = calls[0], calls[-1]
+        more = (far - near) * alike[1]
+        if far >= 2 * near and more > most:
+            most, rate = more, max((long - short) / more, 0.0)
+    return rate
 
 
 def _intercept(points: Sequence[tuple[float, float]]) -> float:

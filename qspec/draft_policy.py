@@ -2,8 +2,9 @@
 
 ``qspec.draft_length`` says which lengths are best for given costs and chances. The policy holds what is known of both,
 and sees to it that it stays known: where drafting does not pay, one round in a hundred at most drafts all the same, for
-a few sequences and so few tokens that it costs half a per cent of the time; where others draft, a sequence that has not
-for long drafts one token. A request that fixes its draft length gets it, and is part of the price of the others.
+a few sequences and so few tokens that it costs a quarter of a per cent of the time; where others draft, a sequence that
+has not for long drafts one token. A request that fixes its draft length gets it, and is part of the price of the
+others.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ PROBE_EVERY = 100
 PLAN_EVERY = 4
 """Rounds for which a plan is kept where nothing but estimates changes, and they change slowly; planning takes as long
 as a message."""
-_PROBE_SHARE = 0.005
-"""Share of the time that probing may cost."""
+_IDLE_PLAN_EVERY = 4
+"""How many times longer a plan without drafts is kept: hardly any estimate changes in its rounds."""
+_PROBE_SHARE = 0.0025
+"""Share of the time that probing may cost, as far as costs tell: a single round of another kind takes up to twice as
+much more than the others as they do."""
 _PROBED_SEQUENCES = 4
 _PROBE_LENGTHS = (4, 2, 1)
 _IDLE_ROUNDS = 200
@@ -41,6 +45,16 @@ class Candidate:
     """Most tokens that are worth drafting; see ``Outlook``."""
     draft_length: int | None = None
     """The request's own draft length; None leaves it to the policy."""
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the request has its own."""
+        return self.draft_length is not None
+
+    @property
+    def most(self) -> int:
+        """Most tokens to draft; all of them where ``fixed``."""
+        return self.cap if self.draft_length is None else min(self.draft_length, self.cap)
 
 
 class DraftLengthPolicy:
@@ -67,37 +81,38 @@ class DraftLengthPolicy:
         self.population.age()
         if not candidates:
             return ()
-        if all(candidate.draft_length is not None for candidate in candidates):
-            return tuple(min(candidate.draft_length or 0, candidate.cap) for candidate in candidates)
-        prior = self.population.probability
-        outlooks = [
-            Outlook(
-                acceptance=candidate.acceptance.probability(prior),
-                cap=min(candidate.cap if candidate.draft_length is None else candidate.draft_length, candidate.cap),
-                fixed=candidate.draft_length is not None,
-            )
-            for candidate in candidates
-        ]
-        shape = self.population.shape(self.longest)
+        if all(candidate.fixed for candidate in candidates):
+            return tuple(candidate.most for candidate in candidates)
         if not self.costs.known:
-            return self._learn_costs(outlooks)
-        plan = self._best(outlooks, shape, load)
-        if any(length and not outlook.fixed for length, outlook in zip(plan.lengths, outlooks, strict=True)):
+            return self._learn_costs(candidates)
+        plan = self._best(candidates, load)
+        if any(length and not candidate.fixed for length, candidate in zip(plan.lengths, candidates, strict=True)):
             self._rounds_without_draft = 0
             plan = _with_idle(plan, candidates)
-        elif any(outlook.cap and not outlook.fixed for outlook in outlooks):
+        elif any(candidate.most and not candidate.fixed for candidate in candidates):
             self._rounds_without_draft += 1
-            plan = self._probe(plan, candidates, outlooks, shape, load)
+            plan = self._probe(plan, candidates, load)
         self._plan = plan
         return plan.lengths
 
-    def _best(self, outlooks: Sequence[Outlook], shape: Sequence[float], load: Load) -> Plan:
+    def _best(self, candidates: Sequence[Candidate], load: Load) -> Plan:
         """``best_plan``, kept for some rounds while the same sequences may draft as much beside as many other rows."""
-        room = (load.rows, load.joining, *((min(outlook.cap, self.longest), outlook.fixed) for outlook in outlooks))
+        room = (load.rows, load.joining, *((min(one.most, self.longest), one.fixed) for one in candidates))
         self._rounds_planned += 1
-        if self._planned is None or room != self._room or self._rounds_planned >= self._plan_every:
-            self._planned, self._room, self._rounds_planned = best_plan(outlooks, shape, self.costs, load), room, 0
+        drafts = self._planned is not None and any(self._planned.lengths)
+        kept = self._plan_every if drafts else _IDLE_PLAN_EVERY * self._plan_every
+        if self._planned is None or room != self._room or self._rounds_planned >= kept:
+            self._planned = best_plan(self._outlooks(candidates), self._shape, self.costs, load)
+            self._room, self._rounds_planned = room, 0
         return self._planned
+
+    def _outlooks(self, candidates: Sequence[Candidate]) -> list[Outlook]:
+        prior = self.population.probability
+        return [Outlook(one.acceptance.probability(prior), one.most, one.fixed) for one in candidates]
+
+    @property
+    def _shape(self) -> list[float]:
+        return self.population.shape(self.longest)
 
     def early_stop(self, estimate: AcceptanceEstimate, *, greedy: bool) -> EarlyStop:
         """When a sequence's draft of this round should end early: where its chance is worth less than row or step."""
@@ -114,21 +129,21 @@ class DraftLengthPolicy:
     ) -> None:
         """Take the outcome of one sequence's round in, and note it in its ``estimate``."""
         if drafted:
+            if self._planned is not None and not any(self._planned.lengths):
+                self._planned = None  # a probe: what came of it counts at once
             self.population.update(drafted, accepted, estimate.probability(self.population.probability))
             self.worth[greedy].update(confidences, drafted, accepted)
         estimate.update(drafted, accepted)
 
-    def _learn_costs(self, outlooks: Sequence[Outlook]) -> tuple[int, ...]:
+    def _learn_costs(self, candidates: Sequence[Candidate]) -> tuple[int, ...]:
         """Without calibration, the first rounds draft one token and no other than that."""
-        return tuple(outlook.cap if outlook.fixed else min(outlook.cap, 1) for outlook in outlooks)
+        return tuple(one.most if one.fixed else min(one.most, 1) for one in candidates)
 
-    def _probe(
-        self, plan: Plan, candidates: Sequence[Candidate], outlooks: Sequence[Outlook], shape: Sequence[float],
-        load: Load,
-    ) -> Plan:
+    def _probe(self, plan: Plan, candidates: Sequence[Candidate], load: Load) -> Plan:
         """The plan, or every hundredth time at most one that drafts for those who have not for longest."""
         if self._rounds_without_draft <= PROBE_EVERY:
             return plan
+        outlooks, shape = self._outlooks(candidates), self._shape
         free = [index for index, outlook in enumerate(outlooks) if outlook.cap and not outlook.fixed]
         free.sort(key=lambda index: -candidates[index].acceptance.idle_rounds)
         saved = self._rounds_without_draft * plan.seconds * _PROBE_SHARE
@@ -149,7 +164,7 @@ def _with_idle(plan: Plan, candidates: Sequence[Candidate]) -> Plan:
     """The plan, with one token for the sequence that has not drafted for longest, if that is long."""
     idle = [
         index for index, candidate in enumerate(candidates)
-        if not plan.lengths[index] and candidate.cap and candidate.draft_length is None
+        if not plan.lengths[index] and candidate.cap and not candidate.fixed
         and candidate.acceptance.idle_rounds >= _IDLE_ROUNDS
     ]
     if not idle:

@@ -170,6 +170,11 @@ class SpeculationLoop:
         return bool(self._ledger.running or self._ledger.waiting or self._ledger.releases or self._ahead)
 
     @property
+    def asked_ahead(self) -> bool:
+        """Whether the workers have been asked for the next round already: a step then does not wait before it asks."""
+        return self._ahead is not None
+
+    @property
     def free_blocks(self) -> int:
         """KV blocks that no sequence holds, as of the last round."""
         return self._ledger.free_blocks
@@ -212,8 +217,10 @@ class SpeculationLoop:
 
     # ---- one round --------------------------------------------------------------------------------------------------
 
-    def step(self) -> list[Commit]:
+    def step(self, meanwhile: Callable[[], None] = lambda: None) -> list[Commit]:
         """Run one round for everyone; returns what was committed.
+
+        ``meanwhile`` is called once the workers have been asked, before their answer is waited for.
 
         Raises ``WorkerLost`` when the verifier is lost: sequences are kept, and the next ``attach_verifier`` goes on
         with them. A lost drafter is noted in ``drafter_error``, and the round goes on without drafts.
@@ -221,6 +228,7 @@ class SpeculationLoop:
         asked: AskedRound | None = None
         try:
             asked = self._ask_next()
+            meanwhile()
             batch, answer = self._await(asked)
         except BaseException:
             self._drop_ahead()

@@ -25,11 +25,7 @@ from qspec.rpc.addresses import parse_address
 from qspec.rpc.options import quieten_grpc
 from qspec.socket_path import make_private_directory
 from qspec.status import Status
-from qspec.threads import configure_threads
-
-_SWITCH_S = 0.0005
-"""How long a thread that computes may wait for Python's lock. Whoever reads the next question holds it meanwhile, and
-with Python's own 5 ms the other worker waited for that, too."""
+from qspec.threads import configure_threads, share_interpreter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +51,7 @@ class WorkerProcess:
             watch_lifeline(args.lifeline_fd, runtime_dir=args.runtime_dir)
         configure_logging(args)
         quieten_grpc()
-        sys.setswitchinterval(_SWITCH_S)
+        share_interpreter()
         configure_threads(config.threads, bind=computes_by_torch(config))
         status = Status(args.status_fd, as_log=LogFormat(args.log_format) is LogFormat.JSON)
         return cls(

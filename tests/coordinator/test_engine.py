@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from concurrent.futures import Future
 from dataclasses import replace
 
 import pytest
 
+from coordinator.engine import Engine
 from coordinator.generation import Piece
 from coordinator.messages import piece_messages
 from coordinator.router import Router
+from coordinator.stream import Stream
 from coordinator.valid_request import ValidRequest
 from qspec.errors import DeadlineExceeded, InvalidInput, QspecError, QueueFull, Unavailable, WorkerLost
 from qspec.interfaces import DraftAnswer, DraftBatch, Sampling, VerifyAnswer, VerifyBatch
@@ -20,6 +23,7 @@ from qspec.rpc.logprobs_codec import logprobs_from_pb
 from qspec.sequence import FinishReason
 from tests.coordinator.stack_in_memory import request, running_engine
 from tests.fakes import FakeDrafter, FakeVerifier, fake_logprobs
+from tests.overlapping_fakes import Awaiting, Place
 from tests.toy_model import continue_text
 
 
@@ -260,7 +264,7 @@ def test_request_id_is_one_request_s_at_a_time() -> None:
             stream.cancel()
             again = engine.submit(named, client="a")
             for one in (other, again):
-                assert len([piece async for piece in one]) == 20
+                assert sum([len(piece.token_ids) async for piece in one]) == 20
     run(test)
 
 
@@ -467,4 +471,35 @@ def test_an_echo_goes_ahead_and_nothing_is_looked_for_in_it(draft_length: int) -
                 assert [piece.prompt_token_ids for piece in pieces] == [(1, 2, 3)] + [()] * (len(pieces) - 1)
                 ending = pieces[-1].ending
                 assert ending is not None and ending.usage.completion_tokens == len(tokens)
+    run(test)
+
+
+def test_texts_go_on_once_the_next_question_is_asked() -> None:
+    """Where rounds are asked for ahead the event loop, which sends texts, would be at work while workers wait."""
+    async def test() -> None:
+        verifier = Awaiting(Place(), asked_ahead=True)
+        asked, ahead = 0, []
+
+        def begin_verify(batch: VerifyBatch) -> Future[VerifyAnswer]:
+            nonlocal asked
+            asked += 1
+            return Awaiting.begin_verify(verifier, batch)
+
+        verifier.begin_verify = begin_verify  # type: ignore[method-assign]
+        async with running_engine(verifier, None) as (router, _):
+            told, committed = 0, router.committed
+
+            def count(engine: Engine, streams: Collection[Stream], made: Mapping[str, int]) -> None:
+                nonlocal told
+                if made:
+                    told += 1
+                    ahead.append(asked - told)
+                committed(engine, streams, made)
+
+            router.committed = count  # type: ignore[method-assign]
+            asked = 0
+            assert sum(len(piece.token_ids) for piece in await collect(router, request(max_tokens=12))) == 12
+        assert told == 12, ahead
+        # The first rounds are asked for one by one; of the last two nobody asks what comes next.
+        assert ahead[2:9] == [2] * 7 and ahead[-1] == 0, ahead
     run(test)

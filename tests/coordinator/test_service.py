@@ -82,7 +82,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def test_generate_streams_deltas_and_ends_with_the_figures(tmp_path: Path) -> None:
     async def test() -> None:
-        verifier = FakeVerifier()
+        verifier = FakeVerifier(delay_s=0.01)
         async with served(tmp_path, verifier, FakeDrafter(verifier)) as (stub, _, _):
             request = pb.GenerateRequest(text="1 2 3", max_tokens=20, draft_length=4)
             pieces = [piece async for piece in stub.Generate(request)]
