@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,8 @@ class Sample:
     """As the caller sees it: from the request to the end of the answer."""
     speculation: Speculation | None = None
     """None for other engines."""
+    arrivals: tuple[tuple[float, int], ...] = ()
+    """When tokens came to the caller, by a clock that texts share, and how many; none of other engines."""
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Sample:
@@ -69,6 +71,20 @@ class Sample:
     def digest(self) -> str:
         """Hash of the tokens, to compare texts between runs."""
         return hashlib.sha256(" ".join(map(str, self.token_ids)).encode()).hexdigest()[:16]
+
+
+def rate_together(samples: Sequence[Sample]) -> float:
+    """Tokens per second of texts that were asked for at once, while all of them were being decoded.
+
+    That is from the last one's first token to the first one's last. Texts of one length end together where nobody
+    drafts, and one by one where somebody does: until the very last token there would be fewer of them in a pass.
+    """
+    begun = max(sample.arrivals[0][0] for sample in samples)
+    ended = min(sample.arrivals[-1][0] for sample in samples)
+    if ended <= begun:
+        raise ValueError("a text ended before the last one began")
+    tokens = sum(count for sample in samples for at, count in sample.arrivals if begun < at <= ended)
+    return tokens / (ended - begun)
 
 
 def first_difference(left: tuple[int, ...], right: tuple[int, ...]) -> int | None:

@@ -20,6 +20,7 @@ from benchmarks.stream_run import StreamRun, run_streams
 from coordinator.client.generate import wait_until_serving
 from coordinator.private_stack import PrivateStack
 from qspec.client import AsyncClient, Message
+from qspec.client.completion import CompletionBuilder
 from qspec.client.retry import NEVER
 from qspec.config import StackConfig
 from qspec.errors import QspecError
@@ -153,9 +154,15 @@ async def stack_text(
     request = pb.GenerateRequest(
         tokens=pb.TokenPrompt(token_ids=prompt), max_tokens=max_tokens, temperature=0.0,
         draft_length=configuration.draft_length, ignore_eos=ignore_eos)
+    builder, arrivals = CompletionBuilder(1), []
     started = time.perf_counter()
-    completion = await client.complete(request)
+    async with contextlib.aclosing(client.generate(request)) as deltas:
+        async for delta in deltas:
+            builder.add(delta)
+            if delta.token_ids:
+                arrivals.append((time.perf_counter(), len(delta.token_ids)))
     wall_s = time.perf_counter() - started
+    (completion,) = builder.build()
     usage, stats = completion.finish.usage, completion.finish.speculation
     if stats.rounds_without_drafter or stats.recomputations:
         raise QspecError(f"{configuration.name}: a worker was lost meanwhile, so this run says nothing")
@@ -177,4 +184,5 @@ async def stack_text(
             rpc_s=stats.rpc_s,
             round_s=stats.round_s,
         ),
+        arrivals=tuple(arrivals),
     )

@@ -38,6 +38,12 @@ def report_lines(records: Mapping[str, Mapping[str, Any]], against: Path | None 
         yield each.line()
 
 
+def _to_the_end(found: Mapping[str, Any]) -> str:
+    """The ratio to the last text's end, which older results have in the place of the other."""
+    ratios = sorted(found.get("ratios_to_the_end", ()))
+    return f", to the last text's end {ratios[len(ratios) // 2]:.3f}" if ratios else ""
+
+
 def _stack_table(name: str, cells: Mapping[str, Any]) -> Iterator[str]:
     yield f"## {name}, over gRPC"
     for cell, found in cells.items():
@@ -47,7 +53,7 @@ def _stack_table(name: str, cells: Mapping[str, Any]) -> Iterator[str]:
         elif "ratio" in found:
             rates = {part: sorted(values)[len(values) // 2] for part, values in found["tokens_per_s"].items()}
             yield (f"{cell}: {rates['auto']:.1f} and {rates['plain']:.1f} tok/s, {found['ratio']:.3f} "
-                   f"({min(found['ratios']):.3f} to {max(found['ratios']):.3f})")
+                   f"({min(found['ratios']):.3f} to {max(found['ratios']):.3f}){_to_the_end(found)}")
         elif "lines" in found:
             yield (f"{cell}: {found['listed_bytes'] / 1e9:.3f} GB listed, NVML sees "
                    f"{found['device_bytes_at_start'] / 1e9:.3f} GB at the start and "

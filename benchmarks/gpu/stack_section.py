@@ -4,7 +4,8 @@ Of a round's wall-clock time, from one token to the next as the coordinator coun
 of their own calls, *RPC* what calls take beyond that, *scheduling* what the loop takes beyond its calls, *between* what
 lies between two rounds. Turns between the processes hide in what the workers report: ``verdicts`` compares it with the
 same calls in one process. Every text has its full length (``ignore_eos``), and each cell is run once before it counts:
-that captures its graphs. Repeats of plain decoding and of the controller's draft lengths take turns.
+that captures its graphs. Repeats of plain decoding and of the controller's draft lengths take turns; they are compared
+while all texts of a batch are being decoded.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from benchmarks.gpu.decode_cells import AUTO
 from benchmarks.gpu.in_process import benchmark_prompts
 from benchmarks.gpu.results_file import Section
 from benchmarks.gpu.stack_processes import serving_stack
-from benchmarks.samples import Sample
+from benchmarks.samples import Sample, rate_together
 from benchmarks.stack_run import Configuration, stack_text, stack_tokens
 from qspec.client import AsyncClient
 from qspec.config import StackConfig
@@ -132,8 +133,9 @@ class _Texts:
                 "decode_tokens_per_s": batch * statistics.median(sample.decode_rate for sample in samples)}
 
     async def compared(self, batch: int, repeats: int) -> dict[str, Any]:
-        """The controller against plain decoding, by turns."""
+        """The controller against plain decoding, by turns: while all texts are being decoded, and to the last's end."""
         rates: dict[str, list[float]] = {AUTO: [], "plain": []}
+        to_the_end: dict[str, list[float]] = {AUTO: [], "plain": []}
         lengths: dict[str, int | None] = {AUTO: None, "plain": 0}
         drafted = accepted = 0
         for repeat in range(-1, repeats):
@@ -141,12 +143,16 @@ class _Texts:
                 samples = await self._together(batch, lengths[name])
                 if repeat < 0:
                     continue  # graphs
-                rates[name].append(sum(each.decode_tokens for each in samples) / max(each.decode_s for each in samples))
+                rates[name].append(rate_together(samples))
+                to_the_end[name].append(
+                    sum(each.decode_tokens for each in samples) / max(each.decode_s for each in samples))
                 if name == AUTO:
                     drafted += sum(each.speculation.drafted for each in samples if each.speculation)
                     accepted += sum(each.speculation.accepted for each in samples if each.speculation)
-        ratios = [auto / plain for auto, plain in zip(rates[AUTO], rates["plain"], strict=True)]
+        ratios, ratios_to_the_end = ([auto / plain for auto, plain in zip(of[AUTO], of["plain"], strict=True)]
+                                     for of in (rates, to_the_end))
         return {"stack_batch": batch, "tokens_per_s": rates, "ratios": ratios, "ratio": statistics.median(ratios),
+                "ratios_to_the_end": ratios_to_the_end,
                 "accepted_share": accepted / drafted if drafted else None}
 
     async def _together(self, batch: int, length: int | None, first: int = 0) -> list[Sample]:

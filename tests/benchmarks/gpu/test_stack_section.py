@@ -22,7 +22,7 @@ def test_a_widened_stack_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
     results = ResultsFile(tmp_path / "results.json")
     run = BenchRun(output=tmp_path, results=results, model=str(tmp_path / "model"), draft="fp8", verify="none")
     plan = StackPlan(
-        factor=2, rounds=((1, 2),), compared=(2,), repeats=2, tokens=8, positions=128, conditions=("MPS",))
+        factor=2, rounds=((1, 2),), compared=(2,), repeats=2, tokens=48, positions=128, conditions=("MPS",))
     section = results.section("stack-x2", {}, deadline=1e18, tell=lambda line: None)
     measure_stack(section, run, plan, device="cpu")
     section.finish()
@@ -31,6 +31,8 @@ def test_a_widened_stack_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
     parts = ("workers", "rpc", "scheduling", "between")
     assert sum(rounds["seconds"][part] for part in parts) == pytest.approx(rounds["seconds"]["wall"], rel=0.2)
     assert 0 < rounds["accepted_share"] <= 1
-    assert len(compared["ratios"]) == 2 and all(rate > 0 for rate in compared["tokens_per_s"][AUTO])
+    assert len(compared["ratios"]) == len(compared["ratios_to_the_end"]) == 2
+    assert all(rate > 0 for rate in compared["tokens_per_s"][AUTO])
     assert {line["owner"] for line in memory["lines"]} >= {"arena", "drafter"}
-    assert any("listed" in line for line in report_lines(results.sections))
+    lines = list(report_lines(results.sections))
+    assert any("listed" in line for line in lines) and any("to the last text's end" in line for line in lines)
