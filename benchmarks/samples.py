@@ -76,15 +76,19 @@ class Sample:
 def rate_together(samples: Sequence[Sample]) -> float:
     """Tokens per second of texts that were asked for at once, while all of them were being decoded.
 
-    That is from the last one's first token to the first one's last. Texts of one length end together where nobody
-    drafts, and one by one where somebody does: until the very last token there would be fewer of them in a pass.
+    That is from the last one's first token to the first one's last; each text counts by its own messages in between.
+    Texts of one length end together where nobody drafts, and one by one where somebody does: until the very last token
+    there would be fewer of them in a pass. ``ValueError`` where a text has fewer than two messages then.
     """
     begun = max(sample.arrivals[0][0] for sample in samples)
     ended = min(sample.arrivals[-1][0] for sample in samples)
-    if ended <= begun:
-        raise ValueError("a text ended before the last one began")
-    tokens = sum(count for sample in samples for at, count in sample.arrivals if begun < at <= ended)
-    return tokens / (ended - begun)
+    rate = 0.0
+    for sample in samples:
+        (first, _), *others = [(at, count) for at, count in sample.arrivals if begun <= at <= ended] or [(begun, 0)]
+        if not others:
+            raise ValueError("the texts were not decoded together for long enough: ask for longer ones")
+        rate += sum(count for _, count in others) / (others[-1][0] - first)
+    return rate
 
 
 def first_difference(left: tuple[int, ...], right: tuple[int, ...]) -> int | None:

@@ -273,8 +273,8 @@ class Engine:
             return
         if self._loop.report is not None:
             self.metrics.round_ended(self._loop.report, self._loop.policy)
-        self._untold = self._texts.deliver(commits)
-        if not self._loop.asked_ahead:
+        changed, _ = self._untold = self._texts.deliver(commits)
+        if not self._loop.asked_ahead or any(stream.complete or stream.pressed for stream in changed):
             self._tell()
         if self._drafter is not None and not self._loop.drafter_attached:
             drafter, self._drafter = self._drafter, None

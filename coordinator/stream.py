@@ -83,6 +83,11 @@ class Stream:
         return self._put_tokens - self._taken_tokens
 
     @property
+    def pressed(self) -> bool:
+        """Whether half of what is kept for the client is there: it has to hear of it before it is cut off."""
+        return 2 * self.buffered_tokens >= self._max_buffered_tokens
+
+    @property
     def complete(self) -> bool:
         """Whether the last piece, or an error, is there."""
         return self._complete

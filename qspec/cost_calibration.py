@@ -1,10 +1,11 @@
 """Warm-up: which calls to time on made-up sequences, and the cost table that follows from the times.
 
 One sequence shows what a row, a draft step and a row of its prompt cost, several what they cost in a batch, and long
-prompts what a cached position adds. The first are always measured; batches and long prompts as far as a
-fraction of a second goes, so that a small machine does not keep anyone waiting. Everything is measured twice, since the
-first call of its kind warms kernels up or captures a graph, and of several times of one call the smallest counts:
-whatever else happens on a machine makes calls longer, never shorter.
+prompts what a cached position adds. The first are always measured; batches and long prompts as far as a fraction of a
+second goes, and many long prompts at once where they take no more than that by themselves, so that a small machine does
+not keep anyone waiting. Everything is measured twice, since the first call of its kind warms kernels up or captures a
+graph, and of several times of one call the smallest counts: whatever else happens on a machine makes calls longer,
+never shorter.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ _PROMPT = 32
 """Tokens of a made-up prompt."""
 _SHORT_PROMPT = 4
 _LONG_PROMPTS = (256, 1024)
+_FURTHER = 1.5
+"""By how many times more positions a pair of calls has to differ to tell better what one costs."""
 _LONG_BATCH = 16
 """Sequences with the shorter of these at once, last of all: where calls take milliseconds and jitter as much, a single
 one does not tell what cached positions cost."""
@@ -41,6 +44,16 @@ class WarmUpRun:
     draft_length: int
     prompt: int = _PROMPT
 
+    @property
+    def rows(self) -> int:
+        """Rows that its prompts have."""
+        return self.sequences * self.prompt
+
+    @property
+    def many_positions(self) -> bool:
+        """Whether it is there to tell what cached positions cost, where that is quick."""
+        return self.sequences > 1 and self.prompt > _PROMPT
+
 
 def calibrate(loop: SpeculationLoop, progress: Callable[[str, float | None], None]) -> None:
     """Measure draft and verify calls, and give the loop's policy a new cost table. Must run while no sequence does."""
@@ -53,11 +66,12 @@ def calibrate(loop: SpeculationLoop, progress: Callable[[str, float | None], Non
         for index, run in enumerate(runs):
             if index == len(necessary):
                 deadline = loop.clock() + _BUDGET_S
-            if loop.clock() > deadline:
-                break
+            quick = run.rows * recorder.prefill_row_s <= _BUDGET_S
+            if not quick if run.many_positions else loop.clock() > deadline:
+                continue
             progress("measuring draft and verify steps", index / len(runs))
             for _ in range(_TIMES):
-                _run(loop, run)
+                make_run(loop, run)
         loop.policy.costs = CostTable(recorder.fit())
     finally:
         loop.cost_recorder = None
@@ -92,6 +106,7 @@ def further_runs(longest: int, description: VerifierDescription) -> tuple[WarmUp
 def _long_batches(longest: int, made: int, description: VerifierDescription) -> tuple[WarmUpRun, ...]:
     """Many long prompts at once; ``made``: the most tokens that each may go on for."""
     prompt = _LONG_PROMPTS[0]
+    made += -(-_LONG_BATCH * prompt // description.max_batch_rows)  # while others are being entered
     blocks = -(-(prompt + made) // description.block_size)
     if min(description.max_slots, description.num_blocks // blocks) < _LONG_BATCH or (
             prompt + made > description.max_model_len):
@@ -100,24 +115,29 @@ def _long_batches(longest: int, made: int, description: VerifierDescription) -> 
         WarmUpRun(sequences=_LONG_BATCH, draft_length=length, prompt=prompt) for length in sorted({0, longest}))
 
 
-def _run(loop: SpeculationLoop, run: WarmUpRun) -> None:
-    """The prompts with their first tokens, then a round with drafts.
+def make_run(loop: SpeculationLoop, run: WarmUpRun) -> None:
+    """The prompts with their first tokens, until all are in, then a round with drafts. Leaves nothing behind.
 
     Sequences share no blocks with each other, only with themselves in later runs: what is read twice comes from a cache
     of the processor's.
     """
     about = loop.description
     prompt = [1 + index % (about.vocab_size - 1) for index in range(min(run.prompt, about.max_model_len - 1))]
-    most = min(2 * (run.draft_length + 1) + 1, about.max_model_len - len(prompt))
+    passes = -(-run.sequences * len(prompt) // about.max_batch_rows) + 1
+    most = min(passes + 2 * (run.draft_length + 1) + 1, about.max_model_len - len(prompt))
     made_up = [
-        Text(f"warm-up {index}", prompt, most, Sampling(), draft_length=run.draft_length, cache_salt=str(index))
+        Text(f"warm-up {index}", prompt, most, Sampling(), draft_length=0, cache_salt=str(index))
         for index in range(run.sequences)
     ]
     for text in made_up:
         loop.add(text)
-    for _ in range(1 + -(-run.sequences * len(prompt) // about.max_batch_rows)):
-        if any(text.finish is None for text in made_up):
+    for _ in range(passes):
+        if any(len(text.tokens) == len(prompt) for text in made_up):
             loop.step()
+    for text in made_up:
+        text.draft_length = run.draft_length
+    if any(text.finish is None for text in made_up):
+        loop.step()
     for text in made_up:
         loop.remove(text)
     loop.step()
@@ -147,6 +167,11 @@ class CostRecorder:
         """Note a draft call."""
         key = tuple(fed), context
         self.draft[key] = min(seconds, self.draft.get(key, seconds))
+
+    @property
+    def prefill_row_s(self) -> float:
+        """Seconds that a row of a prompt takes at the least, the pass included; 0 where none was entered."""
+        return min((seconds / entered for (entered, _, _, _), seconds in self.prefill.items()), default=0.0)
 
     def fit(self) -> CalibratedCosts:
         """The costs behind the measurements."""
@@ -185,15 +210,16 @@ class CostRecorder:
 def _context_rate(measured: Sequence[tuple[int, int, int, float]]) -> float:
     """Seconds per cached position and step, from (sequences or rows, steps, context, seconds) of calls.
 
-    Of calls alike but for their context the pair decides that read most positions more: a position is read in each
-    step, and disturbances come once a call.
+    Of calls alike but for their context the pair decides that read most positions more, and of those about as far apart
+    the one with the fewest rows: a position is read in each step, disturbances come once a call, and the rows of one
+    sequence read the same positions.
     """
     most, rate = 0, 0.0
-    for alike in {(count, steps) for count, steps, _, _ in measured}:
+    for alike in sorted({(count, steps) for count, steps, _, _ in measured}):
         calls = sorted((context, seconds) for *other, context, seconds in measured if tuple(other) == alike)
         (near, short), (far, long) = calls[0], calls[-1]
         more = (far - near) * alike[1]
-        if far >= 2 * near and more > most:
+        if far >= 2 * near and more > _FURTHER * most:
             most, rate = more, max((long - short) / more, 0.0)
     return rate
 

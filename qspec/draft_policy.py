@@ -2,9 +2,8 @@
 
 ``qspec.draft_length`` says which lengths are best for given costs and chances. The policy holds what is known of both,
 and sees to it that it stays known: where drafting does not pay, one round in a hundred at most drafts all the same, for
-a few sequences and so few tokens that it costs a quarter of a per cent of the time; where others draft, a sequence that
-has not for long drafts one token. A request that fixes its draft length gets it, and is part of the price of the
-others.
+a few sequences and so few tokens that it costs half a per cent of the time; where others draft, a sequence that has not
+for long drafts one token. A request that fixes its draft length gets it, and is part of the price of the others.
 """
 
 from __future__ import annotations
@@ -27,9 +26,8 @@ PLAN_EVERY = 4
 as a message."""
 _IDLE_PLAN_EVERY = 4
 """How many times longer a plan without drafts is kept: hardly any estimate changes in its rounds."""
-_PROBE_SHARE = 0.0025
-"""Share of the time that probing may cost, as far as costs tell: a single round of another kind takes up to twice as
-much more than the others as they do."""
+_PROBE_SHARE = 0.005
+"""Share of the time that probing may cost."""
 _PROBED_SEQUENCES = 4
 _PROBE_LENGTHS = (4, 2, 1)
 _IDLE_ROUNDS = 200
@@ -73,6 +71,7 @@ class DraftLengthPolicy:
         self._rounds_without_draft = 0
         self._plan: Plan | None = None
         self._planned: Plan | None = None
+        self._drafts = False  # for anybody who leaves that to the policy
         self._room: tuple[object, ...] = ()
         self._rounds_planned = 0
 
@@ -86,7 +85,7 @@ class DraftLengthPolicy:
         if not self.costs.known:
             return self._learn_costs(candidates)
         plan = self._best(candidates, load)
-        if any(length and not candidate.fixed for length, candidate in zip(plan.lengths, candidates, strict=True)):
+        if self._drafts:
             self._rounds_without_draft = 0
             plan = _with_idle(plan, candidates)
         elif any(candidate.most and not candidate.fixed for candidate in candidates):
@@ -97,13 +96,14 @@ class DraftLengthPolicy:
 
     def _best(self, candidates: Sequence[Candidate], load: Load) -> Plan:
         """``best_plan``, kept for some rounds while the same sequences may draft as much beside as many other rows."""
-        room = (load.rows, load.joining, *((min(one.most, self.longest), one.fixed) for one in candidates))
+        room = (load.rows, load.joining, *(
+            (id(one.acceptance), min(one.most, self.longest), one.fixed) for one in candidates))
         self._rounds_planned += 1
-        drafts = self._planned is not None and any(self._planned.lengths)
-        kept = self._plan_every if drafts else _IDLE_PLAN_EVERY * self._plan_every
+        kept = self._plan_every if self._drafts else _IDLE_PLAN_EVERY * self._plan_every
         if self._planned is None or room != self._room or self._rounds_planned >= kept:
             self._planned = best_plan(self._outlooks(candidates), self._shape, self.costs, load)
             self._room, self._rounds_planned = room, 0
+            self._drafts = _drafts(self._planned, candidates)
         return self._planned
 
     def _outlooks(self, candidates: Sequence[Candidate]) -> list[Outlook]:
@@ -129,8 +129,6 @@ class DraftLengthPolicy:
     ) -> None:
         """Take the outcome of one sequence's round in, and note it in its ``estimate``."""
         if drafted:
-            if self._planned is not None and not any(self._planned.lengths):
-                self._planned = None  # a probe: what came of it counts at once
             self.population.update(drafted, accepted, estimate.probability(self.population.probability))
             self.worth[greedy].update(confidences, drafted, accepted)
         estimate.update(drafted, accepted)
@@ -155,9 +153,14 @@ class DraftLengthPolicy:
                 probe = price(outlooks, lengths, shape, self.costs, load)
                 if probe.seconds - plan.seconds <= saved:
                     self._rounds_without_draft = 0
+                    self._rounds_planned = _IDLE_PLAN_EVERY * self._plan_every - 2  # what comes of it is known then
                     self.probes += 1
                     return probe
         return plan
+
+
+def _drafts(plan: Plan, candidates: Sequence[Candidate]) -> bool:
+    return any(length and not candidate.fixed for length, candidate in zip(plan.lengths, candidates, strict=True))
 
 
 def _with_idle(plan: Plan, candidates: Sequence[Candidate]) -> Plan:

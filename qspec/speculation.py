@@ -251,17 +251,22 @@ class SpeculationLoop:
             this = OpenRound(self._next_round(), self.clock())
             self._ledger.admit()
             asked = self._ask(this, RoundPlan.of(
-                self._ledger, self.description, self.policy.costs, self._max_prefill_s))
+                self._ledger, self.description, self.policy.costs, self._prefill_bound_s))
         else:
             asked.called = asked.this.started = self._answered
         if self._asks_ahead(asked):
             plan = RoundPlan.of(
-                self._ledger, self.description, self.policy.costs, self._max_prefill_s, before=asked.batch)
+                self._ledger, self.description, self.policy.costs, self._prefill_bound_s, before=asked.batch)
             with contextlib.suppress(WorkerLost):  # which this round's answer will tell
                 self._ahead = self._ask(
                     OpenRound(self._next_round(), 0.0), plan, sent=len(asked.batch.releases))
                 self.rounds_asked_ahead += 1
         return asked
+
+    @property
+    def _prefill_bound_s(self) -> float:
+        """Seconds that prompts may add to the next round; while costs are measured nobody reads along."""
+        return self._max_prefill_s if self.cost_recorder is None else math.inf
 
     def _asks_ahead(self, asked: AskedRound) -> bool:
         """Whether to ask for the round after ``asked`` before that is answered."""

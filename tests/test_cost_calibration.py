@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from qspec.cost_calibration import CostRecorder, WarmUpRun, further_runs, necessary_runs
+from qspec.cost_calibration import CostRecorder, WarmUpRun, calibrate, further_runs, make_run, necessary_runs
+from qspec.cost_table import CalibratedCosts
 from qspec.interfaces import VerifierDescription
-from tests.fakes import FakeVerifier
+from qspec.speculation import SpeculationLoop
+from tests.fakes import FakeDrafter, FakeVerifier
 
 
 def about(**limits: int) -> VerifierDescription:
@@ -43,3 +45,45 @@ def test_where_they_do_not_fit_there_are_none(limits: dict[str, int]) -> None:
 
 def test_without_a_drafter_nothing_is_drafted() -> None:
     assert {run.draft_length for run in (*necessary_runs(0), *further_runs(0, about()))} == {0}
+
+
+@pytest.fixture
+def loop() -> SpeculationLoop:
+    """Over workers that have room for the dearest runs, and prompts that may add no time to a round."""
+    loop = SpeculationLoop(max_prefill_s=1e-9)
+    verifier = FakeVerifier(max_slots=16, num_blocks=512, block_size=16, max_model_len=512, max_batch_rows=512)
+    loop.attach_verifier(verifier)
+    loop.attach_drafter(FakeDrafter(verifier))
+    return loop
+
+
+@pytest.mark.parametrize("length", [0, 8])
+def test_all_of_a_batch_of_long_prompts_is_measured_at_once(loop: SpeculationLoop, length: int) -> None:
+    loop.cost_recorder = recorder = CostRecorder()
+    make_run(loop, WarmUpRun(sequences=16, draft_length=length, prompt=256))
+    assert not loop.has_work
+    if length:
+        assert [context >= 16 * 256 for fed, context in recorder.draft if fed == (16,) * 8] == [True]
+    rows = 16 * (1 + length)
+    assert any(context >= 16 * 256 for decided, context in recorder.verify if decided == rows), recorder.verify
+
+
+@pytest.mark.parametrize(("row_s", "measured"), [(1e-5, True), (2e-3, False)])
+def test_many_positions_are_only_read_where_that_is_quick(
+    loop: SpeculationLoop, row_s: float, measured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CostRecorder, "prefill_row_s", property(lambda _: row_s))
+    made: list[WarmUpRun] = []
+    monkeypatch.setattr("qspec.cost_calibration.make_run", lambda _, run: made.append(run))
+    monkeypatch.setattr(CostRecorder, "fit", lambda _: CalibratedCosts())
+    calibrate(loop, lambda _what, _share: None)
+    assert any(run.many_positions for run in made) is measured
+
+
+def test_the_costs_of_a_pass_are_those_of_one_row_a_sequence() -> None:
+    """Where attention is dear, nine rows of a sequence that read the same positions cost nine times as much."""
+    recorder, rate = CostRecorder(), 1e-6
+    for rows, near, far in ((1, 32, 256), (9, 33, 258)):
+        for context in (near, far):
+            recorder.observe_verify(rows, context, 0.01 + rows * context * rate)
+    assert recorder.fit().verify_context_s == pytest.approx(rate)

@@ -67,7 +67,7 @@ def test_no_cap_is_exceeded_and_no_wish_ignored(draft_step: float) -> None:
 @pytest.mark.parametrize("sequences", [1, 8, 64])
 def test_where_drafting_cannot_pay_at_most_one_round_in_a_hundred_probes(sequences: int) -> None:
     made, running = policy(draft_step=0.05), candidates(sequences)
-    rounds = 3000
+    rounds = 1500
     chosen = play(made, running, rounds, acceptance=0.9)
     drafting = [lengths for lengths in chosen if any(lengths)]
     assert 3 <= len(drafting) == made.probes <= rounds / PROBE_EVERY

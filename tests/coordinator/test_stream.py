@@ -69,3 +69,13 @@ def test_what_is_joined_stays_small_enough_for_a_message() -> None:
     while (read := kept.poll()) is not None:
         sizes.append(len(read.token_ids))
     assert sizes == [1200, 1200, 600]
+
+
+def test_a_reader_is_pressed_once_half_of_what_is_kept_for_it_is_there() -> None:
+    kept = stream(max_buffered_tokens=6)
+    kept.put(piece(1, 2))
+    assert not kept.pressed
+    kept.put(piece(3))
+    assert kept.pressed
+    kept.poll()
+    assert not kept.pressed
