@@ -27,13 +27,13 @@ _PROMPT = 32
 """Tokens of a made-up prompt."""
 _SHORT_PROMPT = 4
 _LONG_PROMPTS = (256, 1024)
-_FURTHER = 1.5
-"""By how many times more positions a pair of calls has to differ to tell better what one costs."""
 _LONG_BATCH = 16
 """Sequences with the shorter of these at once, last of all: where calls take milliseconds and jitter as much, a single
 one does not tell what cached positions cost."""
 _BATCHES = (4, 16)
 """Sequences at once, besides all that there are slots for."""
+_FURTHER = 1.5
+"""By how many times more positions a pair of calls has to differ to tell better what one costs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +48,10 @@ class WarmUpRun:
     def rows(self) -> int:
         """Rows that its prompts have."""
         return self.sequences * self.prompt
+
+    def passes(self, about: VerifierDescription) -> int:
+        """Verify passes that enter its prompts, at the least."""
+        return -(-self.rows // about.max_batch_rows)
 
     @property
     def many_positions(self) -> bool:
@@ -66,8 +70,11 @@ def calibrate(loop: SpeculationLoop, progress: Callable[[str, float | None], Non
         for index, run in enumerate(runs):
             if index == len(necessary):
                 deadline = loop.clock() + _BUDGET_S
-            quick = run.rows * recorder.prefill_row_s <= _BUDGET_S
-            if not quick if run.many_positions else loop.clock() > deadline:
+            if run.many_positions:
+                in_time = run.rows * recorder.prefill_row_s <= _BUDGET_S
+            else:
+                in_time = loop.clock() <= deadline
+            if not in_time:
                 continue
             progress("measuring draft and verify steps", index / len(runs))
             for _ in range(_TIMES):
@@ -87,8 +94,7 @@ def further_runs(longest: int, description: VerifierDescription) -> tuple[WarmUp
     """Batches and long prompts, by turns and growing, as the verifier's limits allow."""
     made = 4 * (longest + 1)  # more than the rounds can make, drafts included
     prompt = max(min(_SHORT_PROMPT, description.max_model_len - 1), 1)
-    blocks = -(-(prompt + made) // description.block_size)
-    most = min(description.max_slots, description.num_blocks // blocks)
+    most = _room(prompt + made, description)
     sizes = sorted({size for size in (*_BATCHES, most) if 1 < size <= most})
     batches = [
         [WarmUpRun(sequences=size, draft_length=length, prompt=prompt) for length in sorted({0, longest})]
@@ -106,13 +112,17 @@ def further_runs(longest: int, description: VerifierDescription) -> tuple[WarmUp
 def _long_batches(longest: int, made: int, description: VerifierDescription) -> tuple[WarmUpRun, ...]:
     """Many long prompts at once; ``made``: the most tokens that each may go on for."""
     prompt = _LONG_PROMPTS[0]
-    made += -(-_LONG_BATCH * prompt // description.max_batch_rows)  # while others are being entered
-    blocks = -(-(prompt + made) // description.block_size)
-    if min(description.max_slots, description.num_blocks // blocks) < _LONG_BATCH or (
-            prompt + made > description.max_model_len):
-        return ()
-    return tuple(
+    runs = tuple(
         WarmUpRun(sequences=_LONG_BATCH, draft_length=length, prompt=prompt) for length in sorted({0, longest}))
+    tokens = prompt + made + runs[0].passes(description)  # one in each pass in which others are being entered
+    fit = _room(tokens, description) >= _LONG_BATCH and tokens <= description.max_model_len
+    return runs if fit else ()
+
+
+def _room(tokens: int, description: VerifierDescription) -> int:
+    """Sequences of so many tokens that the verifier has slots and blocks for."""
+    blocks = -(-tokens // description.block_size)
+    return min(description.max_slots, description.num_blocks // blocks)
 
 
 def make_run(loop: SpeculationLoop, run: WarmUpRun) -> None:
@@ -123,7 +133,7 @@ def make_run(loop: SpeculationLoop, run: WarmUpRun) -> None:
     """
     about = loop.description
     prompt = [1 + index % (about.vocab_size - 1) for index in range(min(run.prompt, about.max_model_len - 1))]
-    passes = -(-run.sequences * len(prompt) // about.max_batch_rows) + 1
+    passes = run.passes(about) + 1
     most = min(passes + 2 * (run.draft_length + 1) + 1, about.max_model_len - len(prompt))
     made_up = [
         Text(f"warm-up {index}", prompt, most, Sampling(), draft_length=0, cache_salt=str(index))

@@ -103,7 +103,7 @@ class DraftLengthPolicy:
         if self._planned is None or room != self._room or self._rounds_planned >= kept:
             self._planned = best_plan(self._outlooks(candidates), self._shape, self.costs, load)
             self._room, self._rounds_planned = room, 0
-            self._drafts = _drafts(self._planned, candidates)
+            self._drafts = _any_chosen(self._planned, candidates)
         return self._planned
 
     def _outlooks(self, candidates: Sequence[Candidate]) -> list[Outlook]:
@@ -159,7 +159,8 @@ class DraftLengthPolicy:
         return plan
 
 
-def _drafts(plan: Plan, candidates: Sequence[Candidate]) -> bool:
+def _any_chosen(plan: Plan, candidates: Sequence[Candidate]) -> bool:
+    """Whether the plan drafts for anybody who leaves that to the policy."""
     return any(length and not candidate.fixed for length, candidate in zip(plan.lengths, candidates, strict=True))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,9 @@ def report_lines(records: Mapping[str, Mapping[str, Any]], against: Path | None 
 
 
 def _to_the_end(found: Mapping[str, Any]) -> str:
-    """The ratio to the last text's end, which older results have in the place of the other."""
-    ratios = sorted(found.get("ratios_to_the_end", ()))
-    return f", to the last text's end {ratios[len(ratios) // 2]:.3f}" if ratios else ""
+    """The ratio to the last text's end; older results have no other, and call it the ratio."""
+    ratios = found.get("ratios_to_the_end")
+    return f", to the last text's end {statistics.median(ratios):.3f}" if ratios else ""
 
 
 def _stack_table(name: str, cells: Mapping[str, Any]) -> Iterator[str]:

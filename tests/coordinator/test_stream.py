@@ -9,21 +9,12 @@ from coordinator.stream import Stream
 from qspec.errors import Unavailable
 from qspec.interfaces import Sampling, TokenLogprobs
 from qspec.sequence import Sequence
-
-
-class Letters:
-    """A ``TextSource`` of one letter per token."""
-
-    def push(self, token_ids: object) -> str:
-        return ""
-
-    def flush(self) -> str:
-        return ""
+from tests.coordinator.stack_in_memory import NumberText
 
 
 def stream(**options: int) -> Stream:
-    generation = Generation(Sequence(request_id="r", prompt=[1], sampling=Sampling(), max_tokens=10_000), Letters(), ())
-    return Stream(generation, lambda _: None, client="a", request_id="r", **options)
+    sequence = Sequence(request_id="r", prompt=[1], sampling=Sampling(), max_tokens=10_000)
+    return Stream(Generation(sequence, NumberText(), ()), lambda _: None, client="a", request_id="r", **options)
 
 
 def piece(*tokens: int, text: str = "") -> Piece:
