@@ -26,8 +26,10 @@ class OpenRound:
     draft_timings: StageTimings | None = None
     verify_s: float = 0.0
     verify_timings: StageTimings = field(default_factory=StageTimings)
-    rpc_s: float = 0.0
-    """Of both calls, less what the workers say that they worked."""
+    draft_rpc_s: float = 0.0
+    """Of ``draft_s``, what the drafter does not say that it worked; 0 where it worked beside the verifier."""
+    verify_rpc_s: float = 0.0
+    """Of ``verify_s``, what the verifier does not say that it worked."""
     outcomes: list[tuple[int, int]] = field(default_factory=list)
     """Drafted and accepted tokens of each sequence that was decided on."""
 
@@ -37,12 +39,12 @@ class OpenRound:
         self.confidences = {result.slot: result.confidences for result in answer.results}
         self.fed = sequences_fed(answer)
         self.draft_s, self.draft_timings = seconds, answer.timings
-        self.rpc_s += max(seconds - answer.timings.total_ns * 1e-9, 0.0)
+        self.draft_rpc_s = _besides(seconds, answer.timings)
 
     def verified(self, answer: VerifyAnswer, seconds: float) -> None:
         """The verifier has answered."""
         self.verify_s, self.verify_timings = seconds, answer.timings
-        self.rpc_s += max(seconds - answer.timings.total_ns * 1e-9, 0.0)
+        self.verify_rpc_s = _besides(seconds, answer.timings)
 
     def verified_meanwhile(self, answer: VerifyAnswer, seconds: float, *, ahead: bool) -> None:
         """The verifier has answered, ``seconds`` after both workers were asked, or after its last answer.
@@ -51,17 +53,22 @@ class OpenRound:
         were not asked ``ahead``, and the drafter keeps the processor busy, the verifier may get its question late, and
         waits for less than was drafted.
         """
-        drafting_s = self.draft_timings.total_ns * 1e-9 if self.draft_timings is not None else 0.0
+        drafting = self.draft_timings or StageTimings()
         self.draft_s = answer.waited_ns * 1e-9
         if not ahead:
-            beside_s = max(seconds - answer.timings.total_ns * 1e-9, 0.0)
-            self.draft_s = min(max(self.draft_s, drafting_s), beside_s)
-        self.rpc_s = max(self.draft_s - drafting_s, 0.0)
+            self.draft_s = min(max(self.draft_s, drafting.total_ns * 1e-9), _besides(seconds, answer.timings))
+        self.draft_rpc_s = _besides(self.draft_s, drafting)
         self.verified(answer, max(seconds - self.draft_s, 0.0))
 
     def report(self, rows: BatchRows, now: float) -> RoundReport:
         """For whoever counts."""
         return RoundReport(
-            seconds=now - self.started, draft_s=self.draft_s, verify_s=self.verify_s, draft_timings=self.draft_timings,
+            seconds=now - self.started, draft_s=self.draft_s, draft_rpc_s=self.draft_rpc_s,
+            draft_timings=self.draft_timings, verify_s=self.verify_s, verify_rpc_s=self.verify_rpc_s,
             verify_timings=self.verify_timings, outcomes=tuple(self.outcomes), context=rows.context,
             prefill_tokens=rows.entered)
+
+
+def _besides(seconds: float, timings: StageTimings) -> float:
+    """What a call of ``seconds`` took besides the worker's own time."""
+    return max(seconds - timings.total_ns * 1e-9, 0.0)

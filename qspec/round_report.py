@@ -18,13 +18,17 @@ class RoundReport:
     seconds: float
     """From the choice of draft lengths to the commit."""
     draft_s: float
-    """The draft call; 0 where nothing was drafted."""
+    """What drafts cost the round: the draft call, less what ran beside the verifier; 0 where nothing was drafted."""
+    draft_rpc_s: float
+    """Of it, what the drafter does not account for."""
+    draft_timings: StageTimings | None
+    """The drafter's own account of its call; None where nothing was drafted."""
     verify_s: float
     """The verify call."""
-    draft_timings: StageTimings | None
-    """The drafter's own account of it; None where nothing was drafted."""
+    verify_rpc_s: float
+    """Of it, what the verifier does not account for."""
     verify_timings: StageTimings
-    """The verifier's."""
+    """The verifier's own account."""
     outcomes: tuple[tuple[int, int], ...]
     """Drafted and accepted tokens of each sequence that was decided on."""
     context: int

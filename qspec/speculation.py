@@ -429,7 +429,7 @@ class SpeculationLoop:
                 sequence.stats.round_s += round_s
                 sequence.stats.verify_s += this.verify_s
                 sequence.stats.draft_s += this.draft_s
-                sequence.stats.rpc_s += this.rpc_s
+                sequence.stats.rpc_s += this.draft_rpc_s + this.verify_rpc_s
                 commits.extend(self._commit(this, sequence, result))
         if short_of_blocks:
             self._ledger.preempt()

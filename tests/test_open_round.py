@@ -29,3 +29,5 @@ def test_what_drafts_cost_does_not_depend_on_when_the_verifier_began_to_wait(
         waited_ns=round(waited * 1e6)), whole * 1e-3, ahead=ahead)
     assert this.draft_s == pytest.approx(draft * 1e-3)
     assert this.verify_s == pytest.approx((whole - draft) * 1e-3)
+    assert this.draft_rpc_s == pytest.approx(max(draft - 45, 0) * 1e-3)
+    assert this.verify_rpc_s == pytest.approx(max(whole - draft - worked, 0) * 1e-3)

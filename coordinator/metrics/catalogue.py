@@ -68,7 +68,7 @@ METRICS: tuple[MetricSpec, ...] = (
     _like(_H, "request_queue_time_seconds", "From a text's being queued to its slot", PAIR),
     _like(_H, "request_prefill_time_seconds", "From a text's slot to its first token", PAIR),
     _spec(_H, "round_time_seconds", "Rounds, from the choice of draft lengths to the commit", PAIR),
-    _spec(_H, "draft_time_seconds", "Draft calls, RPC included", PAIR),
+    _spec(_H, "draft_time_seconds", "Draft calls as far as the verifier waited for them, RPC included", PAIR),
     _spec(_H, "verify_time_seconds", "Verify calls, RPC included", PAIR),
     _spec(_H, "rpc_time_seconds", "What a call takes besides the worker's own time", PAIR, "worker"),
     _spec(_C, "worker_stage_seconds_total", "A worker's own time: prepare, forward, sample", PAIR, "worker", "stage"),

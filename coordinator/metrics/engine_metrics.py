@@ -82,15 +82,14 @@ class EngineMetrics:
 
     def round_ended(self, report: RoundReport, policy: DraftLengthPolicy) -> None:
         """Count one round."""
-        verify, draft = report.verify_timings, report.draft_timings
         self.round_time.observe(report.seconds)
         self.verify_time.observe(report.verify_s)
-        self.rpc_time["verifier"].observe(report.verify_s - verify.total_ns * 1e-9)
-        self.stages["verifier"].add(verify)
-        if draft is not None:
+        self.rpc_time["verifier"].observe(report.verify_rpc_s)
+        self.stages["verifier"].add(report.verify_timings)
+        if report.draft_timings is not None:
             self.draft_time.observe(report.draft_s)
-            self.rpc_time["drafter"].observe(report.draft_s - draft.total_ns * 1e-9)
-            self.stages["drafter"].add(draft)
+            self.rpc_time["drafter"].observe(report.draft_rpc_s)
+            self.stages["drafter"].add(report.draft_timings)
         self.prefill_tokens += report.prefill_tokens
         by_drafted, by_accepted = self._rounds_by_drafted, self._rounds_by_accepted
         for drafted, accepted in report.outcomes:

@@ -57,7 +57,7 @@ async def blocking(directory: Path, use: Callable[[Client], _Value], **options: 
 
 def test_both_clients_stream_the_same_deltas(tmp_path: Path) -> None:
     async def test() -> None:
-        verifier = FakeVerifier()
+        verifier = FakeVerifier(delay_s=0.02)  # rounds that are not worth a message each become one
         async with served(tmp_path, verifier, FakeDrafter(verifier)):
             ours = await blocking(tmp_path, lambda client: list(client.generate("1 2 3", **OPTIONS)))
             async with AsyncClient(address(tmp_path)) as client:

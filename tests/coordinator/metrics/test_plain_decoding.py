@@ -21,8 +21,8 @@ def policy(verify_context_s: float = 0.0) -> DraftLengthPolicy:
 
 
 DRAFTED = RoundReport(
-    seconds=0.030, draft_s=0.012, verify_s=0.016, draft_timings=StageTimings(), verify_timings=StageTimings(),
-    outcomes=((4, 3),), context=100, prefill_tokens=0)
+    seconds=0.030, draft_s=0.012, draft_rpc_s=0.001, draft_timings=StageTimings(), verify_s=0.016,
+    verify_rpc_s=0.001, verify_timings=StageTimings(), outcomes=((4, 3),), context=100, prefill_tokens=0)
 
 
 def test_a_drafted_round_is_priced_as_plain_rounds_of_one_token() -> None:
